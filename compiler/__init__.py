@@ -1,0 +1,1 @@
+"""The compiler: IR, tracing, passes, constraints, lowering. Knows no tensors and no engine."""

@@ -1,0 +1,314 @@
+"""The IR: a program as a small closed set of frozen ops.
+
+The tracer makes Programs, passes rewrite them, `lower` reads them last; the executor runs the same ops one by one when
+a program is interpreted. A Program prints as text (`printer`), parses back to an equal Program (`parser`), saves as
+versioned JSON (`serial`) and is checked by `verifier`.
+
+Values are `Ref`s, defined once by the op whose `out` they are. Every op acts on one text stream (`stream`; 0 is the
+program's own; `Fork` and `Copy` make others, and a Join ends the ones it names). Ops stand in the order of the user's
+source; two ops on different streams depend on each other only through values. Regions (the `body` of Role, Scope and
+the cases of Switch) nest; a value is used only where it is defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from ..core.constraint import Constraint, ConstraintKind
+from ..core.errors import SourceLoc
+from ..core.request import LogprobWish
+
+IR_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A value of the program; printed `%id`. Ids number the values of a Program in the order of definition."""
+
+    id: int
+
+
+Const: TypeAlias = "str | int | float | bool | None"
+# A literal, a value, or a tuple of operands (printed `[a, b]`).
+Operand: TypeAlias = "Const | Ref | tuple[Operand, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintSpec:
+    """A constraint whose source may depend on a value. `resolve(source)` gives the core Constraint."""
+
+    kind: ConstraintKind
+    source: Operand
+    options: tuple[tuple[str, str], ...] = ()
+
+    def resolve(self, source: str) -> Constraint:
+        """The Constraint with its source text now known."""
+        return Constraint(self.kind, source, self.options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """Base of all ops. `where` is the user's line, for errors; it takes no part in equality."""
+
+    name: ClassVar[str] = ""
+    stream: int = 0
+    where: SourceLoc | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text(Op):
+    """Append plain text. Special tokens in it are not parsed."""
+
+    name: ClassVar[str] = "text"
+    text: Operand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens(Op):
+    """Append constant text whose ids are final. Made by the tokenise-constants pass from Text and Special.
+
+    `ids` are the ids of `text`, special tokens included. The pass cuts only where no later text can change them
+    (`Tokenizer.safe_cut`), so what follows is tokenised by itself.
+    """
+
+    name: ClassVar[str] = "tokens"
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Special(Op):
+    """Append template text in which special tokens are parsed."""
+
+    name: ClassVar[str] = "special"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Media(Op):
+    """Append a picture or a video. `source` is a path, URL or handle; `options` such as ("num_frames", 8)."""
+
+    name: ClassVar[str] = "media"
+    kind: Literal["image", "video"]
+    source: Operand
+    options: tuple[tuple[str, Operand], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arg(Op):
+    """Define the value of a parameter. One per parameter, at the head of the program."""
+
+    name: ClassVar[str] = "arg"
+    out: Ref
+    param: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gen(Op):
+    """Generate text into the variable `var` (None: unnamed) and append it.
+
+    `sampling` holds only the options given at this gen, sorted by name, under the names of `SamplingParams`; the
+    rest comes from the run. The value is a str, or a tuple of `n` strings.
+    """
+
+    name: ClassVar[str] = "gen"
+    out: Ref
+    var: str | None = None
+    sampling: tuple[tuple[str, Operand], ...] = ()
+    constraint: ConstraintSpec | None = None
+    logprobs: LogprobWish | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select(Op):
+    """Choose one of `choices` by log-prob, store it in `var` and append it. `method` names a choice method."""
+
+    name: ClassVar[str] = "select"
+    out: Ref
+    choices: Operand
+    var: str | None = None
+    method: str = "token_length_normalized"
+    temperature: Operand = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role(Op):
+    """A chat turn: what `body` appends on this stream is the message of `role`."""
+
+    name: ClassVar[str] = "role"
+    role: str
+    body: tuple[AnyOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope(Op):
+    """`var_scope`: after `body`, `var` holds the text that body appended on this stream."""
+
+    name: ClassVar[str] = "scope"
+    out: Ref
+    var: str
+    body: tuple[AnyOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork(Op):
+    """Start `streams`, each beginning with a copy of this stream's text and variables."""
+
+    name: ClassVar[str] = "fork"
+    streams: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(Op):
+    """`s.copy()`: start one stream beginning with a copy of this stream; it is never joined."""
+
+    name: ClassVar[str] = "copy"
+    target: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join(Op):
+    """End `streams` (made by one Fork of this stream).
+
+    "gather_variable": for each variable set in a branch, this stream's variable of that name becomes the tuple of the
+    branches' values. "concate_and_append": the text each branch added is appended here, in order.
+    """
+
+    name: ClassVar[str] = "join"
+    streams: tuple[int, ...]
+    mode: Literal["gather_variable", "concate_and_append"] = "gather_variable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Set(Op):
+    """Set the variable `var` of this stream."""
+
+    name: ClassVar[str] = "set"
+    var: str
+    value: Operand
+
+
+# Pure functions of an Expr, and what they mean in Python. "get" reads variable args[0] of the op's stream by name;
+# "text" is the stream's text so far; "has" whether the variable is set.
+EXPR_FUNCTIONS: frozenset[str] = frozenset(
+    {
+        "get", "has", "text",
+        "format",  # format(value, spec)
+        "str", "repr", "concat", "join", "slice", "index", "replace", "split",
+        "strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize",
+        "startswith", "endswith", "find", "count",
+        "eq", "ne", "lt", "le", "gt", "ge", "contains",
+        "len", "int", "float", "bool", "parse_json",
+        "and", "or", "not", "add", "sub", "mul", "neg", "mod",
+        "is_none",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expr(Op):
+    """A pure computation from the closed list `EXPR_FUNCTIONS`."""
+
+    name: ClassVar[str] = "expr"
+    out: Ref
+    fn: str
+    args: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One branch of a Switch: taken when the value equals `value`."""
+
+    value: Const
+    body: tuple[AnyOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch(Op):
+    """Go into the first case whose value equals `on` (same type and value); into none if no case fits.
+
+    The tracer gives a branch on a truth value the cases true and false. A value defined in a case is used only there;
+    a variable set there is read afterwards with Expr "get".
+    """
+
+    name: ClassVar[str] = "switch"
+    on: Operand
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opaque(Op):
+    """A break: from here on only the Python body knows what happens. Always the last op of its region path."""
+
+    name: ClassVar[str] = "opaque"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Return(Op):
+    """The program returns `value` (as `state.ret_value`). Ends the program, wherever it stands."""
+
+    name: ClassVar[str] = "return"
+    value: Operand = None
+
+
+AnyOp: TypeAlias = (
+    "Text | Tokens | Special | Media | Arg | Gen | Select | Role | Scope | Fork | Copy | Join | Set | Expr | Switch"
+    " | Opaque | Return"
+)
+OP_CLASSES: dict[str, type[Any]] = {
+    cls.name: cls
+    for cls in (
+        Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr, Switch, Opaque, Return,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A parameter of a program. `default` counts only where `has_default`; a non-constant default is a guard."""
+
+    name: str
+    has_default: bool = False
+    default: Operand = None
+    keyword_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A traced program. Made by `tracing.trace`, rewritten by passes, read last by `lower`.
+
+    `num_api_spec_tokens` as in SGLang's decorator. `guards` are sorted (name, fingerprint) pairs of the globals,
+    closure cells and defaults the trace depended on: with another value the function is traced anew.
+    """
+
+    title: str
+    params: tuple[Param, ...] = ()
+    body: tuple[AnyOp, ...] = ()
+    guards: tuple[tuple[str, str], ...] = ()
+    num_api_spec_tokens: int | None = None
+    where: SourceLoc | None = field(default=None, compare=False)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the program has no break, so that it can run without its Python body."""
+        return not any(isinstance(op, Opaque) for op in walk(self.body))
+
+
+def regions(op: AnyOp) -> tuple[tuple[AnyOp, ...], ...]:
+    """The regions of an op, in order; empty for a leaf."""
+    if isinstance(op, (Role, Scope)):
+        return (op.body,)
+    if isinstance(op, Switch):
+        return tuple(case.body for case in op.cases)
+    return ()
+
+
+def walk(body: tuple[AnyOp, ...]) -> Iterator[AnyOp]:
+    """Every op of a region and of the regions inside it, in program order."""
+    for op in body:
+        yield op
+        for region in regions(op):
+            yield from walk(region)

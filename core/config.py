@@ -1,0 +1,90 @@
+"""One frozen engine configuration under SGLang's option names. Engine and CLI only fill it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How an engine runs. `EngineConfig.of(**options)` refuses unknown names; `verify` refuses impossible values.
+
+    `model_path` None is the built-in model. `dtype` "auto" takes the checkpoint's on a GPU and float32 on the CPU.
+    `max_total_tokens` None sizes the KV pool from `mem_fraction_static` of the free memory (GPU) or to
+    `max_running_requests` contexts, at most 1 GiB (CPU). `chunked_prefill_size` -1 prefills whole prompts.
+    `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
+    """
+
+    model_path: str | None = None
+    tokenizer_path: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    context_length: int | None = None
+    random_seed: int | None = None
+    max_running_requests: int = 256
+    max_queued_requests: int | None = None
+    max_total_tokens: int | None = None
+    max_prefill_tokens: int = 16384
+    chunked_prefill_size: int = 8192
+    enable_mixed_chunk: bool = True
+    mem_fraction_static: float = 0.85
+    page_size: int = 1
+    disable_radix_cache: bool = False
+    radix_eviction_policy: str = "lru"
+    schedule_policy: str = "lpm"
+    schedule_conservativeness: float = 1.0
+    attention_backend: str = "auto"
+    grammar_backend: str = "auto"
+    deterministic: bool = False
+    disable_overlap_schedule: bool = False
+    stream_interval: int = 1
+
+    @classmethod
+    def of(cls, **options: Any) -> EngineConfig:
+        """From keyword options. Raises ConfigError for an unknown name (with the nearest known one) or a bad value."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known options: {', '.join(known)}"
+                raise ConfigError(f"unknown engine option{hint}", field=name)
+        config = cls(**options)
+        config.verify()
+        return config
+
+    def verify(self) -> None:
+        """Raise ConfigError naming the first impossible value."""
+        for name in ("max_running_requests", "max_prefill_tokens", "page_size", "stream_interval"):
+            self._positive(name)
+        for name in ("context_length", "max_queued_requests", "max_total_tokens"):
+            if getattr(self, name) is not None:
+                self._positive(name)
+        if (
+            type(self.chunked_prefill_size) is not int
+            or self.chunked_prefill_size == 0
+            or self.chunked_prefill_size < -1
+        ):
+            raise ConfigError(
+                f"must be a positive number of tokens, or -1 for whole prompts, not {self.chunked_prefill_size!r}",
+                field="chunked_prefill_size",
+            )
+        if not 0.0 < self.mem_fraction_static <= 1.0:
+            raise ConfigError(
+                f"must be above 0 and at most 1, not {self.mem_fraction_static}", field="mem_fraction_static"
+            )
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"must be auto, float32, bfloat16 or float16, not {self.dtype!r}", field="dtype")
+        if not self.schedule_conservativeness > 0:
+            raise ConfigError(
+                f"must be above 0, not {self.schedule_conservativeness}", field="schedule_conservativeness"
+            )
+
+    def _positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"must be a positive integer, not {value!r}", field=name)

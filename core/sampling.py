@@ -1,0 +1,129 @@
+"""How tokens are drawn, as one frozen value that travels whole from `gen(...)` to the sampler."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import RequestError
+
+MAX_N = 1024  # parallel samples of one request
+MAX_STOP_STRINGS = 256
+MAX_TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling options under SGLang's names. Made once (by `gen`, `run(...)` or `Engine.generate`), never altered.
+
+    A temperature below 1e-6 means greedy. `top_k=-1` and `top_p=1.0` mean "off". Filters apply in the order
+    top-k, top-p, min-p, on the distribution after penalties and temperature. `frequency_penalty` and
+    `presence_penalty` count output tokens; `repetition_penalty` counts prompt and output tokens
+    (divides positive logits, multiplies negative ones; Keskar et al., arXiv 1909.05858).
+    `seed` makes the draw reproducible: token t of choice c is drawn from (seed, c, t), whatever the batch.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    no_stop_trim: bool = False
+
+    def __post_init__(self) -> None:
+        """Bring the convenient spellings (a single stop string, a list, a dict) into the one stored form."""
+        for name in ("stop", "stop_regex"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple):
+                value = (value,) if isinstance(value, str) else tuple(value or ())
+                object.__setattr__(self, name, value)
+        if not isinstance(self.stop_token_ids, tuple):
+            ids: Any = self.stop_token_ids
+            object.__setattr__(self, "stop_token_ids", (ids,) if isinstance(ids, int) else tuple(ids or ()))
+        if not isinstance(self.logit_bias, tuple):
+            bias: Any = self.logit_bias
+            items = sorted((int(k), float(v)) for k, v in dict(bias or {}).items())
+            object.__setattr__(self, "logit_bias", tuple(items))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken (ties: the lowest id)."""
+        return self.temperature < 1e-6 or self.top_k == 1
+
+    def verify(self, vocab_size: int | None = None) -> None:
+        """Raise RequestError naming the first field whose value is impossible (type, range, or beyond the vocabulary)."""
+        for name in ("max_new_tokens", "min_new_tokens", "n", "top_k"):
+            if type(getattr(self, name)) is not int:
+                raise RequestError(f"must be an integer, not {getattr(self, name)!r}", field=name)
+        if not 0 <= self.max_new_tokens <= 2**31:
+            raise RequestError(f"must be between 0 and 2**31, not {self.max_new_tokens}", field="max_new_tokens")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise RequestError(
+                f"must be between 0 and max_new_tokens={self.max_new_tokens}, not {self.min_new_tokens}",
+                field="min_new_tokens",
+            )
+        if not 1 <= self.n <= MAX_N:
+            raise RequestError(f"must be between 1 and {MAX_N}, not {self.n}", field="n")
+        if self.top_k != -1 and self.top_k < 1:
+            raise RequestError(f"must be -1 (off) or at least 1, not {self.top_k}", field="top_k")
+        _check_range(self, "temperature", 0.0, math.inf)
+        _check_range(self, "top_p", 0.0, 1.0, open_low=True)
+        _check_range(self, "min_p", 0.0, 1.0)
+        _check_range(self, "frequency_penalty", -2.0, 2.0)
+        _check_range(self, "presence_penalty", -2.0, 2.0)
+        _check_range(self, "repetition_penalty", 0.0, 2.0, open_low=True)
+        self._verify_stops()
+        self._verify_ids(vocab_size)
+        if self.seed is not None and (type(self.seed) is not int or not -(2**63) <= self.seed < 2**64):
+            raise RequestError(f"must be a 64-bit integer, not {self.seed!r}", field="seed")
+
+    def _verify_stops(self) -> None:
+        for name in ("stop", "stop_regex"):
+            value = getattr(self, name)
+            if len(value) > MAX_STOP_STRINGS:
+                raise RequestError(f"at most {MAX_STOP_STRINGS} are allowed, got {len(value)}", field=name)
+            for i, item in enumerate(value):
+                if not isinstance(item, str) or not item:
+                    raise RequestError(f"must be a non-empty string, not {item!r}", field=f"{name}[{i}]")
+
+    def _verify_ids(self, vocab_size: int | None) -> None:
+        for i, token_id in enumerate(self.stop_token_ids):
+            _check_id(token_id, vocab_size, f"stop_token_ids[{i}]")
+        for token_id, value in self.logit_bias:
+            _check_id(token_id, vocab_size, f"logit_bias[{token_id}]")
+            if not -100.0 <= value <= 100.0:  # also refuses NaN
+                raise RequestError(f"must be between -100 and 100, not {value}", field=f"logit_bias[{token_id}]")
+
+
+SAMPLING_FIELDS: frozenset[str] = frozenset(f.name for f in fields(SamplingParams))
+
+
+def _check_range(params: SamplingParams, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    value = getattr(params, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RequestError(f"must be a finite number, not {value!r}", field=name)
+    if value < low or value > high or (open_low and value == low):
+        bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
+            "" if high == math.inf else f" and at most {high:g}"
+        )
+        raise RequestError(f"must be {bounds}, not {value}", field=name)
+
+
+def _check_id(token_id: object, vocab_size: int | None, field: str) -> None:
+    if type(token_id) is not int or token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
+        limit = f"below the vocabulary size {vocab_size}" if vocab_size is not None else "non-negative"
+        raise RequestError(f"must be a token id {limit}, not {token_id!r}", field=field)

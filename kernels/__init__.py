@@ -1,0 +1,1 @@
+"""One operation per file: a plain torch twin and its faster versions, chosen by one registry."""

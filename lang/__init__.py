@@ -1,0 +1,1 @@
+"""What users touch: functions, gens, states; and the executor that walks them against a backend."""

@@ -1,0 +1,1 @@
+"""The pieces models are built from: linear, norm, rotary embedding, attention, logits."""

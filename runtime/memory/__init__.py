@@ -1,0 +1,1 @@
+"""Request table, KV pool, page allocator, radix cache."""

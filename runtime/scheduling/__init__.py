@@ -1,0 +1,1 @@
+"""What runs next: policies, admission, batches, retraction."""
