@@ -70,12 +70,15 @@ class Tokens(Op):
     """Append constant text whose ids are final. Made by the tokenise-constants pass from Text and Special.
 
     `ids` are the ids of `text`, special tokens included. The pass cuts only where no later text can change them
-    (`Tokenizer.safe_cut`), so what follows is tokenised by itself.
+    (`Tokenizer.safe_cut`), so what follows is tokenised by itself. Text that is pending on the stream (appended, but
+    not yet tokenised) ends here and is tokenised by itself too; but where `continues` is set and text is pending (the
+    kept tail of a generation cut by a stop), the executor appends `text` as plain text instead of the ids.
     """
 
     name: ClassVar[str] = "tokens"
     ids: tuple[int, ...]
     text: str
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +138,18 @@ class Select(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role(Op):
-    """A chat turn: what `body` appends on this stream is the message of `role`."""
+    """A chat turn: what `body` appends on this stream is the message of `role`.
+
+    With `prefix` and `suffix` None the executor renders the chat template around it. The lower-chat-template pass sets
+    both and puts them into `body` as its first and last text: then the executor only runs `body`, and the message is
+    what body appended less the two.
+    """
 
     name: ClassVar[str] = "role"
     role: str
     body: tuple[AnyOp, ...] = ()
+    prefix: str | None = None
+    suffix: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
