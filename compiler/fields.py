@@ -6,12 +6,14 @@ and one line in `POSITIONAL`. A field whose annotation no kind covers fails at i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .ir import OP_CLASSES, AnyOp, Case, ConstraintSpec, Op, Operand, Program, Ref
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class Kind(Enum):
@@ -76,7 +78,8 @@ def _read_fields(cls: type[Any]) -> tuple[FieldInfo, ...]:
     for f in fields(cls):
         if f.name in ("stream", "where"):
             continue
-        annotation, words = str(f.type), ()
+        annotation = str(f.type)
+        words: tuple[str, ...] = ()
         if annotation.startswith("Literal["):
             words = tuple(word.strip(" \"'") for word in annotation[len("Literal[") : -1].split(","))
             annotation = "Literal"

@@ -7,15 +7,18 @@ IR text, so that errors about a parsed program point there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.constraint import ConstraintKind
 from ..core.errors import IRSyntaxError, SourceLoc
 from ..core.request import LogprobWish
 from .fields import FIELDS, POSITIONAL, FieldInfo, Kind
 from .ir import EXPR_FUNCTIONS, OP_CLASSES, AnyOp, Case, Const, ConstraintSpec, Operand, Param, Program, Ref
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..core.constraint import ConstraintKind
 
 MAX_DEPTH = 200  # of regions and of nested operands
 CONSTRAINT_KINDS: tuple[ConstraintKind, ...] = ("regex", "json_schema", "ebnf")

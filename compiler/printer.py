@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.errors import SourceLoc
-from ..core.request import LogprobWish
 from .fields import FIELDS, POSITIONAL, FieldInfo, Kind
 from .ir import AnyOp, Case, ConstraintSpec, Operand, Program, Ref
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..core.errors import SourceLoc
+    from ..core.request import LogprobWish
 
 INDENT = "  "
 MAX_INLINE = 100  # a region of one leaf op stays on its line up to this many characters
@@ -126,7 +129,7 @@ _FIELD: dict[Kind, Callable[[Any], str]] = {
 
 
 def _positional(op: AnyOp, infos: dict[str, FieldInfo]) -> tuple[list[str], set[str]]:
-    """The fields printed without names, and which they are: up to the first left at its default (words always stand)."""
+    """The fields printed without names, and which these are: up to the first at its default (words always stand)."""
     parts: list[str] = []
     done: set[str] = set()
     for name in POSITIONAL[op.name]:
@@ -171,9 +174,7 @@ def _op(op: AnyOp, enclosing: int, depth: int, with_lines: bool) -> list[str]:
 
 def _case(case: Case, stream: int, depth: int, with_lines: bool) -> list[str]:
     pad = INDENT * depth
-    return _braced(
-        f"{pad}case {operand_text(case.value)}", _region(case.body, stream, depth + 1, with_lines), pad, ""
-    )
+    return _braced(f"{pad}case {operand_text(case.value)}", _region(case.body, stream, depth + 1, with_lines), pad, "")
 
 
 def _braced(first: str, lines: list[str], pad: str, comment: str) -> list[str]:

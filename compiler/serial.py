@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import IRSyntaxError, SourceLoc
 from ..core.request import LogprobWish
 from .fields import FIELDS, Kind
 from .ir import IR_VERSION, OP_CLASSES, AnyOp, Case, Const, ConstraintSpec, Operand, Param, Program, Ref
 from .parser import CONSTRAINT_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FORMAT = "dslc.program"
 MAX_DEPTH = 200  # of regions and of nested operands
@@ -127,9 +129,8 @@ def check_version(reader: _Reader, form: str, version: int) -> None:
     if data.get("format") != form:
         reader.fail(f"this is not a {form!r} (its format is {data.get('format')!r})")
     if data.get("version") != version:
-        reader.fail(
-            f"written in version {data.get('version')!r} of {form!r}; this dslc reads version {version}: compile it anew"
-        )
+        found = data.get("version")
+        reader.fail(f"written in version {found!r} of {form!r}; this dslc reads version {version}: compile it anew")
 
 
 def _encode_param(param: Param) -> dict[str, Any]:
