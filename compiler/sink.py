@@ -50,7 +50,5 @@ class Sink(Protocol):
         """The body does something that only Python can follow (meta info, a sync point, ...): a tracer stops here, an
         executor does nothing."""
 
-    def call(
-        self, body: Callable[..., Any], state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def call(self, body: Callable[..., Any], state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run another program's body on this state, in line. Returns what it returns."""

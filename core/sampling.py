@@ -65,7 +65,7 @@ class SamplingParams:
         return self.temperature < 1e-6 or self.top_k == 1
 
     def verify(self, vocab_size: int | None = None) -> None:
-        """Raise RequestError naming the first field whose value is impossible (type, range, or beyond the vocabulary)."""
+        """Raise RequestError naming the first field with an impossible value (type, range, beyond the vocabulary)."""
         for name in ("max_new_tokens", "min_new_tokens", "n", "top_k"):
             if type(getattr(self, name)) is not int:
                 raise RequestError(f"must be an integer, not {getattr(self, name)!r}", field=name)

@@ -1,0 +1,304 @@
+"""What the rewritten copy calls in place of Python's own constructs.
+
+Each hook does what the construct would do on plain values, and records an Expr where a Symbol is involved. What it can
+neither compute nor record ends the path with a break that names the construct.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+import types
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .purity import is_pure, is_users_function, mutates
+from .symbols import Symbol
+
+if TYPE_CHECKING:
+    from .tracer import PathTracer
+
+TRACEABLE = "__dslc_traceable__"  # set to True on our own functions, and on classes whose methods are ours
+
+# Calls of one symbolic argument that have an Expr of their own.
+_UNARY: dict[Any, str] = {
+    len: "len", int: "int", float: "float", str: "str", bool: "bool", repr: "repr", json.loads: "parse_json",
+}  # fmt: skip
+# Methods of plain strings that may get symbolic arguments.
+_STRING_METHODS = frozenset(
+    {"strip", "lstrip", "rstrip", "startswith", "endswith", "find", "count", "replace", "split"}
+)
+# Calls that only put their arguments into a container, so that symbols may be among them.
+_STRUCTURAL = frozenset({list, tuple, dict, zip, enumerate, reversed, map, filter, next, iter, all, any, max, min, sum})
+
+
+class Hooks:
+    """Bound as one global of the rewritten copy. Every method may raise TraceStop, through the tracer."""
+
+    def __init__(self, tracer: PathTracer) -> None:
+        self.tracer = tracer
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """`function(*args, **kwargs)`: ours and pure ones run, the user's own are followed, the rest is a break."""
+        tracer = self.tracer
+        tracer.tick()
+        if is_traceable(function):
+            return function(*args, **kwargs)
+        if isinstance(getattr(function, "__self__", None), Symbol):
+            return function(*args, **kwargs)
+        if any(_holds_symbol(arg) for arg in args) or any(_holds_symbol(arg) for arg in kwargs.values()):
+            return self._symbolic_call(function, args, kwargs)
+        if is_users_function(function):
+            return tracer.follow(function, args, kwargs)
+        if not is_pure(function):
+            tracer.break_here(f"call of {_name(function)}, which is neither part of dslc nor known to be pure")
+        if mutates(function) and tracer.is_captured(function.__self__):
+            tracer.break_here(f"{_name(function)} changes a captured object")
+        return function(*args, **kwargs)
+
+    def _symbolic_call(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        tracer = self.tracer
+        if is_users_function(function):
+            return tracer.follow(function, args, kwargs)
+        try:
+            unary = _UNARY.get(function)
+            structural = function in _STRUCTURAL
+        except TypeError:
+            unary, structural = None, False
+        if unary is not None and len(args) == 1 and not kwargs:
+            if isinstance(args[0], Symbol):
+                return tracer.expr(unary, args[0])
+            if function in (len, bool):
+                return function(args[0])  # a plain container that holds symbols
+        if function is format and isinstance(args[0], Symbol) and not kwargs:
+            return tracer.expr("format", args[0], args[1] if len(args) > 1 else "")
+        if isinstance(function, type) and issubclass(function, BaseException):
+            return function(*args, **kwargs)
+        receiver = getattr(function, "__self__", None)
+        if isinstance(receiver, str):
+            return self._string_method(receiver, function.__name__, args, kwargs)
+        if isinstance(receiver, (list, dict, set)):
+            if mutates(function) and tracer.is_captured(receiver):
+                tracer.break_here(f"{_name(function)} changes a captured object")
+            return function(*args, **kwargs)
+        if structural:
+            return function(*args, **kwargs)
+        return tracer.break_here(f"call of {_name(function)} with a value that is not known yet")
+
+    def _string_method(self, receiver: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        tracer = self.tracer
+        if name == "join" and len(args) == 1 and not isinstance(args[0], Symbol):
+            return tracer.expr("join", receiver, tuple(args[0]))
+        if name == "join" and len(args) == 1:
+            return tracer.expr("join", receiver, args[0])
+        if name == "format":
+            return self._str_format(receiver, args, kwargs)
+        if name in _STRING_METHODS and not kwargs:
+            return tracer.expr(name, receiver, *args)
+        return tracer.break_here(f"str.{name} with a value that is not known yet")
+
+    def _str_format(self, template: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        parts: list[Any] = []
+        automatic = 0
+        for literal, field, spec, conversion in string.Formatter().parse(template):
+            if literal:
+                parts.append(literal)
+            if field is None:
+                continue
+            if "{" in (spec or "") or any(c in field for c in ".["):
+                self.tracer.break_here("a nested field in str.format with a value that is not known yet")
+            if field == "" or field.isdigit():
+                index = automatic if field == "" else int(field)
+                automatic += field == ""
+                value = args[index]
+            else:
+                value = kwargs[field]
+            parts.append((value, conversion or "", spec or ""))
+        return self.fstring(*parts)
+
+    def fstring(self, *parts: Any) -> Any:
+        """An f-string: literal strings and (value, conversion, format spec) triples."""
+        pieces: list[Any] = []
+        for part in parts:
+            piece = part if isinstance(part, str) else self._formatted(*part)
+            if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+        if all(isinstance(piece, str) for piece in pieces):
+            return "".join(pieces)
+        return self.tracer.expr("concat", *(piece for piece in pieces if not (isinstance(piece, str) and not piece)))
+
+    def _formatted(self, value: Any, conversion: str, spec: Any) -> Any:
+        if not _holds_symbol(value) and not isinstance(spec, Symbol):
+            if conversion:
+                value = {"r": repr, "s": str, "a": ascii}[conversion](value)
+            return format(value, spec)
+        if not isinstance(value, Symbol):
+            self.tracer.break_here("formatting of a container that holds values not known yet")
+        if conversion == "a":
+            self.tracer.break_here("ascii() of a value that is not known yet")
+        if conversion:
+            value = self.tracer.expr({"r": "repr", "s": "str"}[conversion], value)
+        return self.tracer.expr("format", value, spec) if isinstance(spec, Symbol) or spec else value
+
+    def mod(self, left: Any, right: Any) -> Any:
+        """`left % right`: arithmetic, or a format string with `%s` and `%d` only where symbols are involved."""
+        if not isinstance(left, str) or not _holds_symbol(right):
+            return left % right
+        values = list(right) if isinstance(right, tuple) else [right]
+        parts: list[Any] = []
+        for literal, kind in _percent_parts(left, self.tracer):
+            parts.append(literal)
+            if kind:
+                if not values:
+                    raise TypeError("not enough arguments for format string")
+                value = values.pop(0)
+                parts.append((value, "s", "") if kind == "s" else (value, "", "d"))
+        if values:
+            raise TypeError("not all arguments converted during string formatting")
+        return self.fstring(*parts)
+
+    def contains(self, item: Any, container: Any) -> Any:
+        """`item in container`."""
+        if isinstance(container, Symbol) or isinstance(item, Symbol):
+            if isinstance(container, (set, frozenset, dict)):
+                container = sorted(container, key=repr)
+            if isinstance(container, (list, tuple)):
+                container = tuple(container)
+            elif not isinstance(container, (Symbol, str)):
+                return item in container  # ours: a state
+            return self.tracer.expr("contains", container, item)
+        return item in container
+
+    def is_none(self, value: Any) -> Any:
+        """`value is None`."""
+        return self.tracer.expr("is_none", value) if isinstance(value, Symbol) else value is None
+
+    def negate(self, value: Any) -> Any:
+        """`not value`."""
+        return self.tracer.expr("not", value) if isinstance(value, Symbol) else not value
+
+    def condition(self, value: Any) -> Any:
+        """The test of a `while`: counts rounds, so that a loop without ops cannot run for ever."""
+        self.tracer.tick()
+        return value
+
+    def iterate(self, values: Any) -> Any:
+        """What a `for` goes over: Python data is unrolled."""
+        if isinstance(values, Symbol):
+            self.tracer.break_here("a loop over a value that is not known yet")
+        return self._counted(values)
+
+    def _counted(self, values: Any) -> Any:
+        for value in values:
+            self.tracer.tick()
+            yield value
+
+    def getitem(self, container: Any, key: Any) -> Any:
+        """`container[key]`."""
+        if _holds_symbol(key) and not isinstance(container, Symbol) and not is_traceable(type(container)):
+            if isinstance(container, str):
+                if isinstance(key, slice):
+                    return self.tracer.expr("slice", container, key.start, key.stop, key.step)
+                return self.tracer.expr("index", container, key)
+            if isinstance(container, (list, tuple)) and isinstance(key, Symbol):
+                return self.tracer.expr("index", tuple(container), key)
+            self.tracer.break_here(f"a look-up in a {type(container).__name__} by a value that is not known yet")
+        return container[key]
+
+    def setitem(self, container: Any, key: Any, value: Any) -> None:
+        """`container[key] = value`: on a state, or on a container made by this run of the copy."""
+        if not is_traceable(type(container)):
+            if self.tracer.is_captured(container):
+                self.tracer.break_here("a captured object is changed")
+            if isinstance(key, Symbol):
+                self.tracer.break_here("a store under a key that is not known yet")
+        container[key] = value
+
+    def setattr(self, owner: Any, name: str, value: Any) -> None:
+        """`owner.name = value`."""
+        if self.tracer.is_captured(owner) or not is_traceable(type(owner)):
+            self.tracer.break_here(f"the attribute {name!r} of an object is set")
+        setattr(owner, name, value)
+
+    def augment(self, owner: Any, key: Any, kind: str, operator: str, value: Any) -> None:
+        """`owner[key] += value` or `owner.key += value` (and the other operators)."""
+        before = self.getitem(owner, key) if kind == "item" else getattr(owner, key)
+        if operator == "Add" and isinstance(before, list) and self.tracer.is_captured(before):
+            self.tracer.break_here("a captured object is changed")
+        after = _AUGMENT[operator](before, value)
+        if after is before and is_traceable(type(before)):
+            return
+        if kind == "item":
+            self.setitem(owner, key, after)
+        else:
+            self.setattr(owner, key, after)
+
+    def opaque_store(self) -> None:
+        """A store or delete whose target is not a single name, subscript or attribute."""
+        self.tracer.break_here("a delete, or an assignment to several places of objects at once")
+
+
+def _augments() -> dict[str, Callable[[Any, Any], Any]]:
+    import operator
+
+    names = {
+        "Add": "iadd", "Sub": "isub", "Mult": "imul", "Div": "itruediv", "FloorDiv": "ifloordiv", "Mod": "imod",
+        "Pow": "ipow", "BitOr": "ior", "BitAnd": "iand", "BitXor": "ixor", "LShift": "ilshift", "RShift": "irshift",
+        "MatMult": "imatmul",
+    }  # fmt: skip
+    return {name: getattr(operator, function) for name, function in names.items()}
+
+
+_AUGMENT = _augments()
+
+
+def is_traceable(value: Any) -> bool:
+    """Whether a function, method or class is part of the language, and so may run in a traced copy."""
+    if isinstance(value, types.MethodType):
+        return bool(getattr(type(value.__self__), TRACEABLE, False) or getattr(value.__func__, TRACEABLE, False))
+    if isinstance(value, (types.BuiltinMethodType, types.MethodWrapperType)):
+        return bool(getattr(type(value.__self__), TRACEABLE, False))
+    return bool(getattr(value, TRACEABLE, False) or getattr(type(value), TRACEABLE, False))
+
+
+def _holds_symbol(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, Symbol):
+        return True
+    if depth and isinstance(value, (list, tuple, set)):
+        return any(_holds_symbol(item, depth - 1) for item in value)
+    if depth and isinstance(value, dict):
+        return any(_holds_symbol(item, depth - 1) for item in value.values())
+    if isinstance(value, slice):
+        return any(isinstance(part, Symbol) for part in (value.start, value.stop, value.step))
+    return False
+
+
+def _name(function: Any) -> str:
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or repr(function)
+    return name if module in (None, "builtins", "__main__") else f"{module}.{name}"
+
+
+def _percent_parts(template: str, tracer: PathTracer) -> list[tuple[str, str]]:
+    """(literal, conversion) pairs of a %-format string; only %s, %d and %% have a meaning in the IR."""
+    parts: list[tuple[str, str]] = []
+    literal = ""
+    at = 0
+    while at < len(template):
+        if template[at] != "%":
+            literal += template[at]
+            at += 1
+            continue
+        kind = template[at + 1 : at + 2]
+        if kind == "%":
+            literal += "%"
+        elif kind in ("s", "d"):
+            parts.append((literal, kind))
+            literal = ""
+        else:
+            tracer.break_here(f"the format %{kind} of a value that is not known yet")
+        at += 2
+    parts.append((literal, ""))
+    return parts

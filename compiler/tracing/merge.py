@@ -1,0 +1,306 @@
+"""From explored paths to one Program: a tree of decisions becomes nested Switches, and paths that meet again are one.
+
+Two paths meet where what follows is the same op by op, apart from the numbers of values and streams made on the way,
+and uses nothing that only one of them made. Naive version: every decision doubles all that follows. This one takes the
+longest common ending of both cases out of the Switch, region by region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+from ..ir import (
+    AnyOp,
+    Case,
+    Copy,
+    Expr,
+    Fork,
+    Gen,
+    Join,
+    Opaque,
+    Ref,
+    Return,
+    Role,
+    Scope,
+    Select,
+    Set,
+    Switch,
+    regions,
+    walk,
+)
+from .tracer import Decision, Enter, Leave, PathEvent, renamed
+
+Cursor = tuple["Node", int]
+
+
+@dataclass(slots=True)
+class Node:
+    """What happens up to the next decision, and what happens after it either way (None: not explored)."""
+
+    events: list[PathEvent]
+    decision: Decision | None = None
+    if_true: Node | None = None
+    if_false: Node | None = None
+
+
+def tree_of(paths: Sequence[Sequence[PathEvent]], start: int = 0) -> Node:
+    """The decision tree of paths that are equal up to event `start`."""
+    first = paths[0]
+    at = start
+    while at < len(first) and not isinstance(first[at], Decision):
+        at += 1
+    node = Node(list(first[start:at]))
+    if at == len(first):
+        return node
+    decision = first[at]
+    assert isinstance(decision, Decision)
+    node.decision = decision
+    for taken in (True, False):
+        same = [p for p in paths if isinstance(d := p[at], Decision) and d.taken is taken]
+        child = tree_of(same, at + 1) if same else None
+        if taken:
+            node.if_true = child
+        else:
+            node.if_false = child
+    return node
+
+
+def merge(tree: Node, unexplored: str) -> tuple[AnyOp, ...]:
+    """The body of the Program. A side of a decision that was not explored becomes an Opaque with this reason."""
+    ops, rest = _Merger(unexplored).region((tree, 0))
+    assert rest is None, "a region was closed that nobody opened"
+    return _renumber(_without_dead(_with_known_reads(_renumber(tuple(ops)))))
+
+
+class _Merger:
+    def __init__(self, unexplored: str) -> None:
+        self.unexplored = unexplored
+
+    def region(self, cursor: Cursor) -> tuple[list[AnyOp], Cursor | None]:
+        """The ops up to where the region around `cursor` closes, and the place after that (None: the program ends)."""
+        node, at = cursor
+        ops: list[AnyOp] = []
+        while at < len(node.events):
+            event = node.events[at]
+            at += 1
+            if isinstance(event, Leave):
+                return ops, (node, at)
+            if isinstance(event, Enter):
+                body, rest = self.region((node, at))
+                ops.append(replace(event.op, body=tuple(body)))
+                if rest is None:
+                    return ops, None
+                node, at = rest
+            else:
+                ops.append(event)  # type: ignore[arg-type]
+        if node.decision is None:
+            return ops, None
+        branched, rest = self._branch(node, node.decision)
+        return ops + branched, rest
+
+    def _branch(self, node: Node, decision: Decision) -> tuple[list[AnyOp], Cursor | None]:
+        sides = [self._side(node.if_true, decision), self._side(node.if_false, decision)]
+        rest = self._common_rest(sides, decision)
+        if rest is _NO_COMMON_REST:
+            reason = "what follows the enclosing role or scope depends on this branch"
+            return [Opaque(reason=reason, where=decision.where)], None
+        (yes, _), (no, _) = sides
+        yes, no, common = _split_common_end(yes, no, decision)
+        cases = tuple(Case(value, tuple(body)) for value, body in ((True, yes), (False, no)) if body)
+        switch = [Switch(on=decision.ref, cases=cases, where=decision.where)] if cases else []
+        return [*switch, *common], rest  # type: ignore[return-value]
+
+    def _side(self, child: Node | None, decision: Decision) -> tuple[list[AnyOp], Cursor | None]:
+        if child is None:
+            return [Opaque(reason=self.unexplored, where=decision.where)], None
+        return self.region((child, 0))
+
+    def _common_rest(self, sides: list[tuple[list[AnyOp], Cursor | None]], decision: Decision) -> Any:
+        """Where both sides go on after the region; a side that ends the program there gets a Return and no rest."""
+        open_sides = [i for i, (_, rest) in enumerate(sides) if rest is not None]
+        if not open_sides:
+            return None
+        tails = {i: self._tail(sides[i][1]) for i in open_sides}
+        if len(open_sides) == 2:
+            left, right = (_canonical(tails[i], decision) for i in open_sides)
+            if left is not None and left == right:
+                return sides[0][1]
+            for i in open_sides:
+                if all(isinstance(op, Return) for op in tails[i]):
+                    ops = sides[i][0]
+                    sides[i] = ([*ops, *(tails[i] or [Return(where=decision.where)])], None)
+                    open_sides.remove(i)
+                    break
+            else:
+                return _NO_COMMON_REST
+        (only,) = open_sides
+        return sides[only][1] if _canonical(tails[only], decision) is not None else _NO_COMMON_REST
+
+    def _tail(self, cursor: Cursor | None) -> list[AnyOp]:
+        """All ops from a place to the end of the program, over the closings of the regions around it."""
+        ops: list[AnyOp] = []
+        while cursor is not None:
+            more, cursor = self.region(cursor)
+            ops += more
+        return ops
+
+
+_NO_COMMON_REST: Any = object()
+
+
+def _split_common_end(
+    yes: list[AnyOp], no: list[AnyOp], decision: Decision
+) -> tuple[list[AnyOp], list[AnyOp], list[AnyOp]]:
+    """Take the longest equal ending off both lists; returns what is left of each, and the ending."""
+    limit = 0
+    while limit < min(len(yes), len(no)) and type(yes[-1 - limit]) is type(no[-1 - limit]):
+        limit += 1
+    for k in range(limit, 0, -1):
+        left, right = _canonical(yes[-k:], decision), _canonical(no[-k:], decision)
+        if left is not None and left == right:
+            return yes[:-k], no[:-k], yes[-k:]
+    return yes, no, []
+
+
+def _canonical(ops: Sequence[AnyOp], decision: Decision) -> tuple[AnyOp, ...] | None:
+    """The ops with values and streams made after the decision numbered anew; None if they use others made after it."""
+    try:
+        return _Numbering(decision.first_ref, decision.first_stream).region(ops, {}, {})
+    except _MadeElsewhere:
+        return None
+
+
+class _MadeElsewhere(Exception):
+    """A value or stream is used that was made neither before the numbered ops nor in them."""
+
+
+class _Numbering:
+    """Numbers values and streams from the given numbers on, in the order of definition; smaller ones stay.
+
+    Different paths give different values the same number, so what a case of a Switch defines counts only inside it.
+    """
+
+    def __init__(self, first_ref: int, first_stream: int) -> None:
+        self.first_ref, self.next_ref = first_ref, first_ref
+        self.first_stream, self.next_stream = first_stream, first_stream
+
+    def region(self, ops: Sequence[AnyOp], refs: dict[int, int], streams: dict[int, int]) -> tuple[AnyOp, ...]:
+        return tuple(self._op(op, refs, streams) for op in ops)
+
+    def _op(self, op: AnyOp, refs: dict[int, int], streams: dict[int, int]) -> AnyOp:
+        out = getattr(op, "out", None)
+        self._check((r for r in _refs_in(op)), refs, self.first_ref)
+        made = op.streams if isinstance(op, Fork) else (op.target,) if isinstance(op, Copy) else ()
+        used = (op.stream, *(op.streams if isinstance(op, Join) else ()))
+        self._check(used, streams, self.first_stream)
+        new_body: dict[str, Any] = {}
+        if isinstance(op, Switch):
+            cases = [replace(c, body=self.region(c.body, dict(refs), dict(streams))) for c in op.cases]
+            new_body = {"cases": tuple(cases)}
+        elif isinstance(op, (Role, Scope)):
+            new_body = {"body": self.region(op.body, refs, streams)}
+        for stream in made:
+            streams[stream] = self.next_stream
+            self.next_stream += 1
+        if out is not None:
+            refs[out.id] = self.next_ref
+            self.next_ref += 1
+        shell = replace(op, **dict.fromkeys(new_body, ()))  # type: ignore[arg-type]
+        header: AnyOp = renamed(shell, refs, streams)
+        return replace(header, **new_body) if new_body else header
+
+    @staticmethod
+    def _check(numbers: Iterable[int], known: dict[int, int], first: int) -> None:
+        if any(number >= first and number not in known for number in numbers):
+            raise _MadeElsewhere
+
+
+def _refs_in(value: Any) -> Iterable[int]:
+    if isinstance(value, Ref):
+        yield value.id
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _refs_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for f in fields(value):
+            if f.name not in ("where", "out", "body", "cases"):
+                yield from _refs_in(getattr(value, f.name))
+
+
+def _used(ops: Iterable[AnyOp]) -> set[int]:
+    return {ref for op in walk(tuple(ops)) for ref in _refs_in(op)}
+
+
+def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
+    """Where one op alone can have set a variable that is read by name, use that op's value."""
+    same: dict[int, int] = {}
+    _find_known_reads(body, {}, same)
+    result: tuple[AnyOp, ...] = renamed(body, same, {})
+    return result
+
+
+_Known: TypeAlias = (
+    "dict[tuple[int, str], int | None]"  # (stream, variable) -> the value it holds; None: one of several
+)
+
+
+def _find_known_reads(body: tuple[AnyOp, ...], known: _Known, same: dict[int, int]) -> None:
+    """Fill `same` with read value -> set value; `known` changes as the ops of `body` set variables."""
+    for op in body:
+        if isinstance(op, (Gen, Select, Scope)) and op.var is not None:
+            if isinstance(op, Scope):
+                _find_known_reads(op.body, known, same)
+            known[op.stream, op.var] = op.out.id
+        elif isinstance(op, Role):
+            _find_known_reads(op.body, known, same)
+        elif isinstance(op, Set):
+            known[op.stream, op.var] = same.get(op.value.id, op.value.id) if isinstance(op.value, Ref) else None
+        elif isinstance(op, (Fork, Copy)):
+            for made in op.streams if isinstance(op, Fork) else (op.target,):
+                known.update({(made, var): v for (stream, var), v in list(known.items()) if stream == op.stream})
+        elif isinstance(op, Join):
+            for stream, var in list(known):
+                if stream in op.streams:
+                    known[op.stream, var] = None
+        elif isinstance(op, Switch):
+            ends = [dict(known)]
+            for case in op.cases:
+                ends.append(dict(known))
+                _find_known_reads(case.body, ends[-1], same)
+            for place in {place for end in ends for place in end}:
+                values = {end.get(place) for end in ends}
+                known[place] = values.pop() if len(values) == 1 else None
+        elif isinstance(op, Expr) and op.fn == "get":
+            value = known.get((op.stream, str(op.args[0])))
+            if value is not None:
+                same[op.out.id] = value
+
+
+def _without_dead(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
+    """Drop Exprs whose value nobody uses, until none is left."""
+    while True:
+        used = _used(body)
+        smaller = _filter(body, used)
+        if smaller == body:
+            return body
+        body = smaller
+
+
+def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
+    kept: list[AnyOp] = []
+    for op in body:
+        if isinstance(op, Expr) and op.out.id not in used:
+            continue
+        if isinstance(op, Switch):
+            op = replace(op, cases=tuple(replace(case, body=_filter(case.body, used)) for case in op.cases))
+        elif regions(op):
+            op = replace(op, body=_filter(op.body, used))  # type: ignore[call-arg,union-attr]
+        kept.append(op)
+    return tuple(kept)
+
+
+def _renumber(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
+    """Number values from 0 and streams from 1 in the order in which the program defines them."""
+    return _Numbering(0, 1).region(body, {}, {})

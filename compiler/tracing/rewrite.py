@@ -1,0 +1,249 @@
+"""The rewritten copy of a program's body: the same code, with every place that forces plain values going through hooks.
+
+f-strings, `%`, calls, `in`, `is None`, iteration, subscripts and stores are replaced by calls of the hook object bound
+to `HOOKS` in the copy's globals; line numbers stay the user's. The copy reads a snapshot of the original's globals and
+closure, so that it can change neither.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Callable
+from typing import Any
+
+from ...core.errors import SourceLoc, TraceError
+
+HOOKS = "__dslc_hooks__"
+_FACTORY = "__dslc_factory__"
+
+
+class NoSource(TraceError):
+    """The function's source cannot be read (typed into a plain Python shell, or built by exec)."""
+
+
+class CannotRewrite(TraceError):
+    """The function does something that a copy of it must not do; the message names it."""
+
+
+def location(function: Callable[..., Any]) -> SourceLoc:
+    """Where a Python function begins."""
+    code = function.__code__
+    return SourceLoc(code.co_filename, code.co_firstlineno, code.co_name)
+
+
+def rewrite(function: types.FunctionType, hooks: Any) -> types.FunctionType:
+    """A copy of `function` whose code goes through `hooks`.
+
+    Raises NoSource where there is no source, CannotRewrite for async and generator functions and for those that assign
+    to globals or to variables of an enclosing function.
+    """
+    tree = _parse(function)
+    _refuse(tree, function)
+    name = tree.name
+    defaults = function.__defaults__
+    _strip_header(tree)
+    rewritten = ast.fix_missing_locations(_Rewriter().visit(tree))
+    code = function.__code__
+    free = code.co_freevars
+    factory = ast.FunctionDef(
+        name=_FACTORY,
+        args=ast.arguments(
+            posonlyargs=[], args=[ast.arg(arg=n) for n in free], kwonlyargs=[], kw_defaults=[], defaults=[]
+        ),
+        body=[rewritten, ast.Return(value=ast.Name(id=name, ctx=ast.Load()))],
+        decorator_list=[],
+    )
+    module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
+    namespace: dict[str, Any] = {**function.__globals__, HOOKS: hooks}
+    exec(compile(module, code.co_filename, "exec"), namespace)
+    values = [_cell_value(cell) for cell in function.__closure__ or ()]
+    copy: types.FunctionType = namespace.pop(_FACTORY)(*values)
+    copy.__defaults__ = defaults
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+class _Unset:
+    """Stands for a closure variable that has no value yet."""
+
+
+def _cell_value(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _Unset()
+
+
+def _parse(function: types.FunctionType) -> ast.FunctionDef:
+    try:
+        lines, start = inspect.getsourcelines(function)
+    except (OSError, TypeError) as error:
+        raise NoSource(
+            f"the source of {function.__qualname__} cannot be read ({error})", where=location(function)
+        ) from None
+    try:
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except SyntaxError:  # a lambda or a def inside a larger expression: its lines are no statement by themselves
+        raise NoSource(f"{function.__qualname__} is not a plain def statement", where=location(function)) from None
+    node = tree.body[0]
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise CannotRewrite("an async program runs as it is written", where=location(function))
+    if not isinstance(node, ast.FunctionDef):
+        raise NoSource(f"{function.__qualname__} is not a plain def statement", where=location(function))
+    ast.increment_lineno(node, max(start, 1) - 1)
+    return node
+
+
+def _refuse(tree: ast.FunctionDef, function: types.FunctionType) -> None:
+    """Refuse what would reach outside the copy, or suspend it."""
+
+    def refuse(what: str, node: ast.AST) -> None:
+        line = getattr(node, "lineno", function.__code__.co_firstlineno)
+        raise CannotRewrite(what, where=SourceLoc(function.__code__.co_filename, line, function.__name__))
+
+    local_names = set(function.__code__.co_varnames) | set(function.__code__.co_cellvars)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            refuse(f"it assigns to the global {', '.join(node.names)}", node)
+        if isinstance(node, ast.Nonlocal) and not set(node.names) <= local_names:
+            refuse(f"it assigns to {', '.join(node.names)} of an enclosing function", node)
+        if isinstance(node, (ast.Yield, ast.YieldFrom)) and function.__code__.co_flags & inspect.CO_GENERATOR:
+            refuse("it is a generator", node)
+        if isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)):
+            refuse("it awaits", node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("super", "locals"):
+            refuse(f"it calls {node.func.id}()", node)
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            refuse("it imports a module", node)
+
+
+def _strip_header(tree: ast.FunctionDef) -> None:
+    """Drop decorators, annotations and default expressions: they have been evaluated once already."""
+    tree.decorator_list = []
+    tree.returns = None
+    args = tree.args
+    for arg in [*args.posonlyargs, *args.args, *args.kwonlyargs, *filter(None, (args.vararg, args.kwarg))]:
+        arg.annotation = None
+    args.defaults = [ast.Constant(value=None) for _ in args.defaults]
+    args.kw_defaults = [None if default is None else ast.Constant(value=None) for default in args.kw_defaults]
+
+
+class _Rewriter(ast.NodeTransformer):
+    """Replaces each forcing construct by a hook call at the same place."""
+
+    def _hook(self, name: str, node: ast.AST, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
+        hook = ast.Attribute(value=ast.Name(id=HOOKS, ctx=ast.Load()), attr=name, ctx=ast.Load())
+        call = ast.Call(func=hook, args=list(args), keywords=keywords or [])
+        ast.copy_location(call, node)
+        ast.copy_location(hook, node)
+        ast.copy_location(hook.value, node)
+        return call
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        return self._hook("call", node, node.func, *node.args, keywords=node.keywords)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:
+        parts: list[ast.expr] = []
+        for value in node.values:
+            if isinstance(value, ast.FormattedValue):
+                spec: ast.expr = ast.Constant(value="") if value.format_spec is None else self.visit(value.format_spec)
+                conversion = ast.Constant(value=chr(value.conversion) if value.conversion != -1 else "")
+                parts.append(ast.Tuple(elts=[self.visit(value.value), conversion, spec], ctx=ast.Load()))
+            else:
+                parts.append(value)
+        for part in parts:
+            ast.copy_location(part, node)
+        return self._hook("fstring", node, *parts)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Mod):
+            return self._hook("mod", node, node.left, node.right)
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        self.generic_visit(node)
+        if len(node.ops) != 1:
+            return node  # a chain goes through the values' own operators
+        op, left, right = node.ops[0], node.left, node.comparators[0]
+        if isinstance(op, (ast.In, ast.NotIn)):
+            return self._negated(self._hook("contains", node, left, right), isinstance(op, ast.NotIn))
+        if isinstance(op, (ast.Is, ast.IsNot)) and isinstance(right, ast.Constant) and right.value is None:
+            return self._negated(self._hook("is_none", node, left), isinstance(op, ast.IsNot))
+        return node
+
+    def _negated(self, call: ast.Call, negate: bool) -> ast.expr:
+        return self._hook("negate", call, call) if negate else call
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        self.generic_visit(node)
+        return self._hook("negate", node, node.operand) if isinstance(node.op, ast.Not) else node
+
+    def visit_For(self, node: ast.For) -> ast.stmt:
+        self.generic_visit(node)
+        node.iter = self._hook("iterate", node.iter, node.iter)
+        return node
+
+    def visit_While(self, node: ast.While) -> ast.stmt:
+        self.generic_visit(node)
+        node.test = self._hook("condition", node.test, node.test)
+        return node
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.comprehension:
+        self.generic_visit(node)
+        node.iter = self._hook("iterate", node.iter, node.iter)
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        self.generic_visit(node)
+        if isinstance(node.ctx, ast.Load):
+            return self._hook("getitem", node, node.value, _index(node.slice))
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt | list[ast.stmt]:
+        self.generic_visit(node)
+        target = node.targets[0]
+        if len(node.targets) == 1 and isinstance(target, (ast.Subscript, ast.Attribute)):
+            return ast.copy_location(ast.Expr(value=self._store(target, node.value)), node)
+        if any(isinstance(part, (ast.Subscript, ast.Attribute)) for t in node.targets for part in ast.walk(t)
+               if isinstance(getattr(part, "ctx", None), ast.Store)):  # fmt: skip
+            guard = ast.Expr(value=self._hook("opaque_store", node))
+            return [ast.copy_location(guard, node), node]
+        return node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt | list[ast.stmt]:
+        self.generic_visit(node)
+        if isinstance(node.target, ast.Name):
+            return node
+        # `forks[0] += x`, `d[k] += x`: the object is read once, changed in place or replaced, and stored back.
+        base, key = node.target.value, _key_of(node.target)
+        add = ast.Constant(value=type(node.op).__name__)
+        kind = ast.Constant(value="item" if isinstance(node.target, ast.Subscript) else "attr")
+        return ast.copy_location(ast.Expr(value=self._hook("augment", node, base, key, kind, add, node.value)), node)
+
+    def visit_Delete(self, node: ast.Delete) -> list[ast.stmt]:
+        self.generic_visit(node)
+        if all(isinstance(target, ast.Name) for target in node.targets):
+            return [node]
+        return [ast.copy_location(ast.Expr(value=self._hook("opaque_store", node)), node), node]
+
+    def _store(self, target: ast.Subscript | ast.Attribute, value: ast.expr) -> ast.expr:
+        name = "setitem" if isinstance(target, ast.Subscript) else "setattr"
+        return self._hook(name, target, target.value, _key_of(target), value)
+
+
+def _key_of(target: ast.Subscript | ast.Attribute) -> ast.expr:
+    return _index(target.slice) if isinstance(target, ast.Subscript) else ast.Constant(value=target.attr)
+
+
+def _index(node: ast.expr) -> ast.expr:
+    """A subscript's index as an expression of its own (`a[1:2]` -> slice(1, 2, None))."""
+    if isinstance(node, ast.Slice):
+        parts = [part if part is not None else ast.Constant(value=None) for part in (node.lower, node.upper, node.step)]
+        call = ast.Call(func=ast.Name(id="slice", ctx=ast.Load()), args=parts, keywords=[])
+        return ast.copy_location(call, node)
+    return node
