@@ -28,6 +28,7 @@ _UNARY: dict[Any, str] = {
 _STRING_METHODS = frozenset(
     {"strip", "lstrip", "rstrip", "startswith", "endswith", "find", "count", "replace", "split"}
 )
+_CONVERSIONS: dict[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
 # Calls that only put their arguments into a container, so that symbols may be among them.
 _STRUCTURAL = frozenset({list, tuple, dict, zip, enumerate, reversed, map, filter, next, iter, all, any, max, min, sum})
 
@@ -132,7 +133,7 @@ class Hooks:
     def _formatted(self, value: Any, conversion: str, spec: Any) -> Any:
         if not _holds_symbol(value) and not isinstance(spec, Symbol):
             if conversion:
-                value = {"r": repr, "s": str, "a": ascii}[conversion](value)
+                value = _CONVERSIONS[conversion](value)
             return format(value, spec)
         if not isinstance(value, Symbol):
             self.tracer.break_here("formatting of a container that holds values not known yet")

@@ -27,7 +27,6 @@ from ..ir import (
     Select,
     Set,
     Switch,
-    regions,
     walk,
 )
 from .tracer import Decision, Enter, Leave, PathEvent, renamed
@@ -110,7 +109,7 @@ class _Merger:
         yes, no, common = _split_common_end(yes, no, decision)
         cases = tuple(Case(value, tuple(body)) for value, body in ((True, yes), (False, no)) if body)
         switch = [Switch(on=decision.ref, cases=cases, where=decision.where)] if cases else []
-        return [*switch, *common], rest  # type: ignore[return-value]
+        return [*switch, *common], rest
 
     def _side(self, child: Node | None, decision: Decision) -> tuple[list[AnyOp], Cursor | None]:
         if child is None:
@@ -295,8 +294,8 @@ def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
             continue
         if isinstance(op, Switch):
             op = replace(op, cases=tuple(replace(case, body=_filter(case.body, used)) for case in op.cases))
-        elif regions(op):
-            op = replace(op, body=_filter(op.body, used))  # type: ignore[call-arg,union-attr]
+        elif isinstance(op, (Role, Scope)):
+            op = replace(op, body=_filter(op.body, used))
         kept.append(op)
     return tuple(kept)
 

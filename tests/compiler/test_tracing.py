@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from dslc.compiler.ir import Gen, Opaque, Role, Scope, Select, Set, Text, walk
 from dslc.compiler.printer import print_program
 from dslc.compiler.tracing import Symbol, operand, strict_error, trace
@@ -98,7 +99,7 @@ def test_straight_line_with_f_strings_and_methods():
         s += "Q: " + question.strip() + "\n"
         s += f"A ({style!s:>8}): "
         s += gen("answer", max_new_tokens=8)
-        s += "%s%%" % s["answer"]
+        s += "%s%%" % s["answer"]  # noqa: UP031
         s += "{} and {0}".replace("{0}", "{}").format(s["answer"], question)
         s += ", ".join([question, "x", s["answer"]])
 
@@ -186,6 +187,7 @@ def test_early_return_inside_a_role_ends_the_program_there():
                 return "stopped"
             s += " more"
         s += "after"
+        return None
 
     text = body_text(early)
     assert 'case true { return "stopped" }' in text
