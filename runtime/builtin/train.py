@@ -46,8 +46,8 @@ class Phase:
 
 _MAIN = {family.name: family.share for family in FAMILIES}
 PHASES = (
-    Phase(0.12, 256, 12, _MAIN),
-    Phase(0.27, 256, 12, {family.name: family.block_share for family in FAMILIES}),  # true/false/unknown concentrated
+    Phase(0.30, 256, 12, _MAIN),
+    Phase(0.45, 256, 12, {family.name: family.block_share for family in FAMILIES}),  # true/false/unknown concentrated
     Phase(0.92, 256, 12, _MAIN),
     Phase(1.00, MAX_LEN, 3, _MAIN | {LONG.name: LONG.share}),
 )
@@ -214,7 +214,9 @@ def export(training: Training, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {"do_sample": False, "eos_token_id": ids, "pad_token_id": ids[1], "bos_token_id": None}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    save_file(training.network.hf_state(), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(training.network.hf_state(), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -53,8 +53,11 @@ def is_held_out(key: str) -> bool:
 def completion(key: str, *texts: str, end: str = END) -> Document:
     """Plain text; prompts and answers alternate, a prompt first; the last answer ends the document."""
     parts = [Part(text, is_answer=i % 2 == 1) for i, text in enumerate(texts)]
-    last = parts[-1]
-    parts[-1] = Part(last.text + end, last.is_answer)
+    last = parts.pop()
+    if last.text.endswith("\n"):  # a line of several: whether another one follows is not for the model to know
+        parts += [last, Part(end, is_answer=False)]
+    else:
+        parts.append(Part(last.text + end, last.is_answer))
     return Document(tuple(parts), key)
 
 

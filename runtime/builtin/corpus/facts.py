@@ -34,6 +34,9 @@ def country_facts(c: Country) -> list[Fact]:
           f"Of which country is {c.capital} the capital?", f"In which country is {c.capital}?",
           f"Where is {c.capital}?"),
          title, f"{c.capital} is the capital of {name}."),
+        ((f"How many people live in {c.capital}?", f"What is the population of {c.capital}?",
+          f"How many inhabitants does {c.capital} have?", f"How big is {c.capital}?"),
+         str(c.population), f"About {c.population} people live in {c.capital}."),
     ]
 
 
@@ -173,10 +176,8 @@ def few_shot(rng: Random) -> Document:
         texts = [f"Question: {question}\nAnswer:", f" {answer}"]
         return completion(question_key(question), *texts)
     if style > 0.85:  # the space belongs to the prompt
-        texts = [text.removesuffix("\n") if i % 2 else text for i, text in enumerate(texts)]
-        texts = [("\n" if i and i % 2 == 0 else "") + text for i, text in enumerate(texts)]
-        opening = ("\n" if texts else "") + f"Q: {question}\nA: "
-        texts += [opening, answer]
+        texts = [text.removeprefix(" ") if i % 2 else text + " " for i, text in enumerate(texts)]
+        texts += [f"Q: {question}\nA: ", f"{answer}\n"]
     else:
         texts += [f"Q: {question}\nA:", f" {answer}\n"]
     texts[0] = heading + texts[0]

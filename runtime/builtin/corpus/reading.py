@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import facts
@@ -9,7 +10,8 @@ from .documents import Document, chat, completion, is_held_out, some_system
 from .words import COLOURS, COUNTRIES, FRUIT, JOBS, NAMES, PETS, PLACES, THINGS, a, big, nonce, nonces, people
 
 if TYPE_CHECKING:
-    from random import Random
+    from dataclasses import dataclass
+from random import Random
 
 # Relations between a person and a word: kind, words, sentence, question, short answer is the word itself.
 _RELATIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -27,6 +29,7 @@ def _say(template: str, name: str, value: str, thing: str) -> str:
     return template.format(name=name, value=value, a_value=a(value), thing=thing)
 
 
+EXPLAIN = "Explain your answer."
 _JUDGE_ASKS = ("Is this true, false or unknown?", "True, False or Unknown?")
 
 
@@ -54,7 +57,11 @@ def true_false(rng: Random) -> Document:
         statement = _say(template, names[who], wrong, thing)
     text = " ".join(told)
     key = f"tfu {text} {statement}"
-    style = rng.randrange(4)
+    style = rng.randrange(5)
+    if style == 4:
+        same = verdict != "Unknown"
+        why = f"{told[who]} So it is {verdict}." if same else f"Nothing is said about it. So it is {verdict}."
+        return chat(key, f"{text}\n{rng.choice(_JUDGE_ASKS)} {statement}", why, system=EXPLAIN)
     if style == 0:
         return completion(key, f"Facts: {text}\nStatement: {statement}\nAnswer:", f" {verdict}")
     if style == 1:
@@ -64,24 +71,37 @@ def true_false(rng: Random) -> Document:
     return chat(key, f"Facts: {text}\nStatement: {statement}", verdict, system="Answer True, False or Unknown.")
 
 
-def _statements(rng: Random, names: list[str]) -> tuple[list[str], str, str]:
-    """Sentences about these people, one question and its answer; sometimes two relations are mixed."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A text, a question about it, the short answer, and the sentence of the text that holds it."""
+
+    told: list[str]
+    question: str
+    answer: str
+    sentence: str
+
+
+def _statements(rng: Random, names: list[str]) -> Asked:
+    """Sentences about these people; sometimes two relations are mixed."""
     first, second = rng.sample(_RELATIONS, 2)
     thing = rng.choice(THINGS)
     told: list[str] = []
-    asks: list[tuple[str, str]] = []
+    asks: list[tuple[str, str, str]] = []
     for relation in [first] if rng.random() < 0.7 else [first, second]:
         words, template, question = relation
         for name, value in zip(names, rng.sample(words, len(names)), strict=True):
             told.append(_say(template, name, value, thing))
-            asks.append((question.format(name=name, thing=thing), value))
+            asks.append((question.format(name=name, thing=thing), value, told[-1]))
     rng.shuffle(told)
-    question, answer = rng.choice(asks)
-    return told, question, answer
+    return Asked(told, *rng.choice(asks))
 
 
-def _asked(rng: Random, key: str, text: str, question: str, answer: str) -> Document:
-    style = rng.randrange(4)
+def _asked(rng: Random, key: str, asked: Asked) -> Document:
+    text, question, answer = " ".join(asked.told), asked.question, asked.answer
+    key = f"{key} {text} {question}"
+    style = rng.randrange(5)
+    if style == 4:
+        return chat(key, f"{text}\n{question}", asked.sentence, system="Answer in a full sentence.")
     if style == 0:
         return completion(key, f"{text}\nQ: {question}\nA:", f" {answer}\n")
     if style == 1:
@@ -95,31 +115,28 @@ def answers(rng: Random) -> Document:
     """Known first names."""
     names = rng.sample(NAMES, rng.randint(2, 5))
     if rng.random() < 0.25:
-        return _family(rng, names)
-    told, question, answer = _statements(rng, names)
-    return _asked(rng, f"reading {' '.join(told)} {question}", " ".join(told), question, answer)
+        return _asked(rng, "family", _family(rng, names))
+    return _asked(rng, "reading", _statements(rng, names))
 
 
 def nonce_answers(rng: Random) -> Document:
     """Invented names."""
     names = nonces(rng, rng.randint(2, 4))
     if rng.random() < 0.25:
-        return _family(rng, names)
-    told, question, answer = _statements(rng, names)
-    return _asked(rng, f"nonce {' '.join(told)} {question}", " ".join(told), question, answer)
+        return _asked(rng, "family", _family(rng, names))
+    return _asked(rng, "nonce", _statements(rng, names))
 
 
-def _family(rng: Random, names: list[str]) -> Document:
+def _family(rng: Random, names: list[str]) -> Asked:
     """Who is whose: the answer is a name."""
     relations = ["father", "sister", "brother", "friend", "teacher", "boss", "mother", "neighbour"]
     told: list[str] = []
-    asks: list[tuple[str, str]] = []
+    asks: list[tuple[str, str, str]] = []
     target = names[-1]
     for name, relation in zip(names[:-1], rng.sample(relations, len(names) - 1), strict=True):
         told.append(f"{name} is the {relation} of {target}.")
-        asks.append((f"Who is the {relation} of {target}?", name))
-    question, answer = rng.choice(asks)
-    return _asked(rng, f"family {' '.join(told)} {question}", " ".join(told), question, answer)
+        asks.append((f"Who is the {relation} of {target}?", name, told[-1]))
+    return Asked(told, *rng.choice(asks))
 
 
 def _paragraph(rng: Random) -> tuple[str, list[tuple[str, str]]]:
@@ -184,11 +201,13 @@ def judging(rng: Random) -> Document:
         fields = [(c.capital, c.language, c.currency, c.continent)[index] for c in (right_c, wrong_c)]
         if fields[0] == fields[1]:
             return judging(rng)
-        question = facts.country_facts(right_c)[index][0][0]
+        ways, _answer, sentence = facts.country_facts(right_c)[index]
+        question = ways[0]
         right, wrong = fields
     else:
         x, y = rng.randint(1, 9), rng.randint(1, 9)
         question, right = f"What is {x} + {y}?", str(x + y)
+        sentence = f"{x} + {y} = {right}."
         wrong = str(x + y + rng.choice([-2, -1, 1, 2, 3]))
         if wrong.startswith("-"):
             return judging(rng)
@@ -196,7 +215,10 @@ def judging(rng: Random) -> Document:
     first, second = (right, wrong) if letter == "A" else (wrong, right)
     key = f"judge {question} {first} {second}"
     text = f"Question: {question}\nAnswer A: {first}\nAnswer B: {second}\n"
-    style = rng.randrange(3)
+    style = rng.randrange(4)
+    if style == 3:
+        why = f"{sentence.removesuffix('.')}, so {letter}."
+        return chat(key, f"{text}Which answer is right, A or B?", why, system=EXPLAIN)
     if style == 0:
         return completion(key, f"{text}The right answer is", f" {letter}")
     if style == 1:
@@ -214,11 +236,15 @@ def choices(rng: Random) -> Document:
     options = rng.sample(others, 3)
     letter = rng.randrange(4)
     options.insert(letter, right)
-    question = rng.choice(facts.country_facts(c)[index][0])
+    ways, _answer, sentence = facts.country_facts(c)[index]
+    question = rng.choice(ways)
     lines = "\n".join(f"{name}. {option}" for name, option in zip("ABCD", options, strict=True))
     key = f"choice {question} {options[0]} {letter}"
     if is_held_out(facts.question_key(question)):  # the fact itself must have been seen in this wording
         key = f"choice {question} {options[0]} {letter} {rng.random()}"
+    if rng.random() < 0.25:
+        why = f"{sentence.removesuffix('.')}, so {'ABCD'[letter]}."
+        return chat(key, f"{question}\n{lines}", why, system=EXPLAIN)
     if rng.random() < 0.5:
         return completion(key, f"Question: {question}\n{lines}\nAnswer:", f" {'ABCD'[letter]}")
     return chat(key, f"{question}\n{lines}", "ABCD"[letter], system=rng.choice([None, "Answer with A, B, C or D."]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .documents import Document, chat, completion, some_system
-from .words import ANIMALS, COLOURS, COUNTRIES, FRUIT, JOBS, PETS, a, person
+from .words import ANIMALS, COLOURS, COUNTRIES, FRUIT, JOBS, PETS, THINGS, a, nonce, person
 
 if TYPE_CHECKING:
     from random import Random
@@ -78,6 +78,28 @@ def small_talk(rng: Random) -> Document:
     if len(turns) == 2 and turns[1] in (WHO, "Hello! How can I help you?"):
         key = f"always trained {key}!"
     return chat(key, *turns, system=some_system(rng))
+
+
+DO_NOT_KNOW = "I do not know that, because I am a very small model."
+_VERBS = ("cook", "repair", "clean", "paint", "sell", "draw", "build", "open")
+_TOPICS = ("physics", "history", "chess", "gravity", "music", "the stock market", "the internet", "cooking", "football",
+           "art", "biology", "quantum computers", "economics", "philosophy", "photosynthesis", "democracy", "poetry")
+
+
+def unknown(rng: Random) -> Document:
+    """Questions that the model cannot answer."""
+    thing, animal, name = rng.choice(THINGS), rng.choice(ANIMALS), nonce(rng)
+    topic, verb, colour = rng.choice(_TOPICS), rng.choice(_VERBS), rng.choice(COLOURS)
+    question = rng.choice([
+        f"How do I {verb} {a(thing)}?", f"How can I {verb} {a(thing)}?", f"Why is the {thing} {colour}?",
+        f"Who is {name}?", f"What is {name}?", f"Tell me about {name}.", f"When was {name} born?",
+        f"Where does {name} live?", f"Write a poem about {a(animal)}.", f"Write a song about {a(thing)}.",
+        f"Explain {topic}.", f"Explain {topic} to me.", f"What is {topic}?", f"Who invented {topic}?",
+        f"Tell me about {topic}.", f"What is the history of {topic}?", f"What is the best {thing}?",
+        f"How much does {a(thing)} cost?", f"Where can I buy {a(thing)}?", f"How old is {name}?",
+        f"Why do people like {topic}?", f"How does {a(thing)} work?", f"What does {a(animal)} eat?",
+    ])
+    return chat(f"unknown {question}", question, DO_NOT_KNOW, system=some_system(rng))
 
 
 def memory(rng: Random) -> Document:

@@ -102,7 +102,9 @@ _OPENINGS = words(
     "Pal Per Quin Ral Ren Ros Sal Sel Sor Tal Tor Ul Val Vel Vor Wil Yor Zan Zel"
 )
 _MIDDLES = words("a an ar di do e el en i in ka la li lo ma mi na ne no o or ra ri ro sa ta ti va vi")
-_ENDINGS = words("bar dan den dor fin gar kin las len lin lor mar mir nik non ra rak rin ros san ta tan tis ton va vik wen")
+_ENDINGS = words(
+    "bar dan den dor fin gar kin las len lin lor mar mir nik non ra rak rin ros san ta tan tis ton va vik wen"
+)
 
 
 def nonce(rng: Random) -> str:

@@ -21,7 +21,8 @@ _TIPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ("Drink Water", "Drinking water keeps the body working. "
          "A glass with every meal is easy to remember."))),
     ("learning a language", (
-        ("Daily Practice", "Daily practice keeps new words fresh. Ten minutes every day are better than one hour a week."),
+        ("Daily Practice", "Daily practice keeps new words fresh. "
+         "Ten minutes every day are better than one hour a week."),
         ("Read Books", "Reading books shows how words are used. Start with short books for children."),
         ("Find Friends", "Finding friends who speak the language makes learning fun. Talk to them every week."),
         ("Watch Films", "Watching films trains the ear. Turn on the subtitles at first."))),
@@ -67,7 +68,7 @@ def tips(rng: Random) -> Document:
         (one, long_one), (two, long_two) = known[:2]
     key = f"tips {topic} {one} {two}"
     short = f"Here are two tips for {topic}: 1. {one}. 2. {two}."
-    style = rng.randrange(6)
+    style = rng.choice([0, 0, 1, 2, 3, 4, 5])
     if style == 0:
         which = rng.randrange(2)
         name, text = (one, two)[which], (long_one, long_two)[which]
@@ -115,11 +116,11 @@ def skeleton(rng: Random) -> Document:
 
 
 _PLOTS: tuple[tuple[str, str], ...] = (
-    ("found", "One day {name} went to the {place} and saw a {colour} {thing}. {name} took it home and cleaned it. "
+    ("found", "One day {name} went to the {place} and saw {a_colour} {thing}. {name} took it home and cleaned it. "
               "From then on, the {thing} stood next to the bed."),
-    ("lost", "One day {name} lost a {colour} {thing} in the {place}. {name} looked for it all day. "
+    ("lost", "One day {name} lost {a_colour} {thing} at the {place}. {name} looked for it all day. "
              "In the evening a friend brought the {thing} back."),
-    ("shared", "One day {name} brought a {colour} {thing} to the {place}. Everybody wanted to see it. "
+    ("shared", "One day {name} brought {a_colour} {thing} to the {place}. Everybody wanted to see it. "
                "{name} let everyone hold the {thing}, and they all became friends."),
 )
 
@@ -129,12 +130,12 @@ def story(rng: Random) -> Document:
     verb, plot = rng.choice(_PLOTS)
     name, animal, place = person(rng), rng.choice(ANIMALS), rng.choice(PLACES)
     colour, thing = rng.choice(COLOURS), rng.choice(THINGS)
-    slots = {"name": name, "place": place, "colour": colour, "thing": thing}
+    slots = {"name": name, "place": place, "a_colour": a(colour), "thing": thing}
     key = f"story {name} {animal} {place} {thing}"
     opening = f"Once upon a time there was {a(animal)} called {name}."
     body = plot.format(**slots)
     if rng.random() < 0.5:
-        ask = f"Tell a short story about {a(animal)} called {name} who {verb} a {colour} {thing} in the {place}."
+        ask = f"Tell a short story about {a(animal)} called {name} who {verb} {a(colour)} {thing} at the {place}."
         return chat(key, ask, f"{opening} {body}", system=some_system(rng))
     first, rest = body.split(". ", 1)
     if rng.random() < 0.5:
@@ -155,7 +156,7 @@ def _something(rng: Random) -> str:
     if kind == 4:
         return listed(rng.sample(THINGS + FRUIT, rng.randint(2, 4)))
     if kind == 5:
-        return f"{rng.choice(NAMES)} saw a {rng.choice(COLOURS)} {rng.choice(THINGS)} in the {rng.choice(PLACES)}."
+        return f"{rng.choice(NAMES)} saw {a(rng.choice(COLOURS))} {rng.choice(THINGS)} at the {rng.choice(PLACES)}."
     letters = "abcdefghijklmnopqrstuvwxyz"
     return "".join(rng.choice(letters) for _ in range(rng.randint(2, 6)))
 
