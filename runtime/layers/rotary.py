@@ -1,0 +1,100 @@
+"""Rotary position embedding: turn each pair of dimensions (i, i + d/2) of a head by an angle, position times frequency.
+
+The stretched variants differ only in their frequencies: `inverse_frequencies` has the formula of each.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..model_config import RopeConfig
+
+BLOCK = 1024  # positions whose angles are computed together
+
+
+def inverse_frequencies(rope: RopeConfig, context_length: int) -> Tensor:
+    """[rotary_dim / 2] float32: angle of pair i per position.
+
+    `context_length` matters to dynamic rope only: its base is stretched to that length once, for all positions, so
+    that keys in the cache never go stale. (transformers stretches it batch by batch beyond the trained length; up to
+    there both are the plain frequencies.)
+    """
+    dim, base = rope.rotary_dim, rope.theta
+    if rope.kind == "dynamic" and context_length > rope.original_context:
+        stretch = rope.factor * context_length / rope.original_context - (rope.factor - 1)
+        base = base * stretch ** (dim / (dim - 2))
+    freq = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    if rope.kind == "linear":
+        return freq / rope.factor
+    if rope.kind == "llama3":
+        return _llama3(rope, freq)
+    if rope.kind == "yarn":
+        return _yarn(rope, freq)
+    return freq
+
+
+def _llama3(rope: RopeConfig, freq: Tensor) -> Tensor:
+    """Long waves (over original_context / low_freq_factor positions) are stretched, short ones kept, others blended."""
+    turns = rope.original_context * freq / (2 * math.pi)
+    keep = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(0, 1)
+    return (1 - keep) * freq / rope.factor + keep * freq
+
+
+def _yarn(rope: RopeConfig, freq: Tensor) -> Tensor:
+    """Pairs that turn more than beta_fast times over the original context are kept, under beta_slow stretched."""
+    dim = rope.rotary_dim
+
+    def pair_turning(times: float) -> float:
+        return dim * math.log(rope.original_context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low if high != low else 0.001
+    stretched = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return freq / rope.factor * stretched + freq * (1 - stretched)
+
+
+class RotaryTable:
+    """cos and sin of all positions so far asked for, float32; one per model, shared by its layers.
+
+    It has no state in the checkpoint and fills itself on the device of the positions it is asked for.
+    """
+
+    def __init__(self, rope: RopeConfig, context_length: int) -> None:
+        self.rope = rope
+        self.context_length = context_length
+        self._cos = self._sin = torch.empty(0, rope.rotary_dim // 2, device="cpu")
+
+    def at(self, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """cos, sin of [T] positions, all below `end`: each [T, 1, rotary_dim / 2], to be broadcast over heads."""
+        if end > self._cos.shape[0] or self._cos.device != positions.device:
+            self._fill(end, positions.device)
+        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def _fill(self, end: int, device: torch.device) -> None:
+        # In blocks of one size, each computed alone: an angle's bits do not depend on how large the table is.
+        freq = inverse_frequencies(self.rope, self.context_length)
+        cos, sin = [], []
+        for start in range(0, max(end, min(2 * self._cos.shape[0], self.context_length)), BLOCK):
+            angles = torch.arange(start, start + BLOCK, dtype=torch.float32)[:, None] * freq
+            cos.append(angles.cos() * self.rope.attention_factor)
+            sin.append(angles.sin() * self.rope.attention_factor)
+        self._cos, self._sin = torch.cat(cos).to(device), torch.cat(sin).to(device)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, heads, head_dim] turned by cos, sin [T, 1, d / 2] in its first d dimensions; the rest goes through."""
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    if x.dtype != cos.dtype:
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat(turned if 2 * half == x.shape[-1] else [*turned, x[..., 2 * half :]], dim=-1)

@@ -1,0 +1,65 @@
+"""What every model is to the runtime."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.linear import Linear
+from ..layers.logits import LogitsProcessor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..attention.base import AttentionBackend
+    from ..batch import ForwardBatch
+    from ..memory.kv_pool import KVPool
+    from ..model_config import ModelConfig
+
+
+class CausalLM(nn.Module, ABC):
+    """A decoder-only language model: `forward` gives final hidden states, `logits` turns wanted ones into logits.
+
+    A family's module names are those of the checkpoint, except where a merged layer stands for several. A family is
+    made on the meta device by the loader, which then gives it memory and weights.
+    """
+
+    IGNORED_TENSORS: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)  # name endings a checkpoint may have in vain
+
+    def __init__(self, config: ModelConfig, act_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.act_dtype = act_dtype
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.logits_processor = LogitsProcessor(config.final_logit_cap)
+
+    @abstractmethod
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend
+    ) -> Tensor:
+        """ids, positions [T] int64 -> normalised final hidden states [T, hidden]; writes the rows' KV to the pool."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] -> [R, vocab] float32."""
+        out: Tensor = self.logits_processor(hidden, self.lm_head)
+        return out
+
+    def checkpoint_targets(self) -> Mapping[str, Tensor]:
+        """For each tensor name of the checkpoint, where its values go (a view of a parameter).
+
+        A tied parameter appears once, under its first name.
+        """
+        targets: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            if isinstance(module, Linear) and id(module.weight) not in seen:
+                seen.update(id(param) for param in module.parameters(recurse=False))
+                targets.update(module.checkpoint_parts(path))
+            for name, param in module.named_parameters(recurse=False):
+                if id(param) not in seen:
+                    seen.add(id(param))
+                    targets[f"{path}.{name}"] = param.data
+        return targets

@@ -1,0 +1,144 @@
+"""Llama 2, 3 and 3.x (arXiv 2302.13971, 2307.09288, 2407.21783), and the frame of the families that follow it.
+
+x = embed(ids)
+for each layer:  x = x + attention(norm(x));  x = x + mlp(norm(x))
+logits = head(norm(x))
+mlp(x) = down(silu(gate(x)) * up(x))
+attention(x) = out(softmax(rope(q) rope(k)^T / sqrt(head_dim)) v),  q, k, v = linear maps of x
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.activation import SiluAndMul
+from ..layers.attention import RadixAttention
+from ..layers.embedding import Embedding
+from ..layers.linear import Linear, MergedLinear
+from ..layers.norm import RMSNorm
+from ..layers.rotary import RotaryTable, rotate
+from .base import CausalLM
+
+if TYPE_CHECKING:
+    from ..attention.base import AttentionBackend
+    from ..batch import ForwardBatch
+    from ..memory.kv_pool import KVPool
+    from ..model_config import ModelConfig
+
+Rope = tuple[Tensor, Tensor]  # cos, sin of this forward's rows
+
+
+class LlamaMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_up_proj = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
+        self.act = SiluAndMul()
+        self.down_proj = Linear(inner, hidden, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.act(self.gate_up_proj(x)))
+        return out
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention with rotary positions. Families that follow Llama change its biases or `rotated`."""
+
+    def __init__(self, config: ModelConfig, layer_id: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        qkv_bias, out_bias = self.biases(config)
+        self.qkv_proj = MergedLinear(
+            config.hidden_size, {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}, qkv_bias
+        )
+        self.o_proj = Linear(q_size, config.hidden_size, out_bias)
+        self.attn = RadixAttention(
+            self.num_heads,
+            self.head_dim,
+            self.head_dim**-0.5,
+            self.num_kv_heads,
+            layer_id,
+            logit_cap=config.attn_logit_cap,
+            sliding_window=config.layer_windows[layer_id],
+        )
+
+    def biases(self, config: ModelConfig) -> tuple[bool, bool]:
+        """Whether q, k, v and whether the output have a bias."""
+        return config.attention_bias, config.attention_bias
+
+    def rotated(self, qk: Tensor, rope: Rope) -> Tensor:
+        """Queries and keys [T, heads + kv_heads, D] with their positions."""
+        return rotate(qk, *rope)
+
+    def forward(self, x: Tensor, rope: Rope, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend) -> Tensor:
+        qkv = self.qkv_proj(x).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
+        qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = self.rotated(qk, rope).split((self.num_heads, self.num_kv_heads), dim=1)
+        out: Tensor = self.o_proj(self.attn(q, k, v, fb, kv_pool, attn))
+        return out
+
+
+class LlamaDecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer_id: int, attention: type[LlamaAttention]) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = attention(config, layer_id)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(self, x: Tensor, rope: Rope, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, fb, kv_pool, attn)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class LlamaModel(nn.Module):
+    """Embedding, layers, final norm."""
+
+    def __init__(self, config: ModelConfig, act_dtype: torch.dtype, attention: type[LlamaAttention]) -> None:
+        super().__init__()
+        self.act_dtype = act_dtype
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LlamaDecoderLayer(config, i, attention) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.rotary = RotaryTable(config.rope, config.context_length)
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend
+    ) -> Tensor:
+        rope = self.rotary.at(positions, max(fb.seq_lens_cpu, default=0))
+        x = self.embed_tokens(input_ids, self.act_dtype)
+        for layer in self.layers:
+            x = layer(x, rope, fb, kv_pool, attn)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class LlamaForCausalLM(CausalLM):
+    """The whole model; subclasses name another attention."""
+
+    attention: type[LlamaAttention] = LlamaAttention
+
+    def __init__(self, config: ModelConfig, act_dtype: torch.dtype) -> None:
+        super().__init__(config, act_dtype)
+        self.model = LlamaModel(config, act_dtype, self.attention)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend
+    ) -> Tensor:
+        out: Tensor = self.model(input_ids, positions, fb, kv_pool, attn)
+        return out
+
+
+EntryClass = LlamaForCausalLM

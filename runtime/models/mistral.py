@@ -1,0 +1,24 @@
+"""Mistral (arXiv 2310.06825): Llama whose layers see a sliding window (`ModelConfig.layer_windows`), and no biases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .llama import LlamaAttention, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from ..model_config import ModelConfig
+
+
+class MistralAttention(LlamaAttention):
+    """Never a bias, whatever the config says."""
+
+    def biases(self, config: ModelConfig) -> tuple[bool, bool]:
+        return False, False
+
+
+class MistralForCausalLM(LlamaForCausalLM):
+    attention = MistralAttention
+
+
+EntryClass = MistralForCausalLM

@@ -1,0 +1,35 @@
+"""Qwen3, dense (arXiv 2505.09388): Llama whose queries and keys are normalised head by head before they are turned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..layers.norm import RMSNorm
+from ..layers.rotary import rotate
+from .llama import LlamaAttention, LlamaForCausalLM, Rope
+
+if TYPE_CHECKING:
+    from ..model_config import ModelConfig
+
+
+class Qwen3Attention(LlamaAttention):
+    """q = rope(norm(q)), k = rope(norm(k)); one norm weight [head_dim] for all heads of a kind."""
+
+    def __init__(self, config: ModelConfig, layer_id: int) -> None:
+        super().__init__(config, layer_id)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def rotated(self, qk: Tensor, rope: Rope) -> Tensor:
+        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
+        return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), *rope)
+
+
+class Qwen3ForCausalLM(LlamaForCausalLM):
+    attention = Qwen3Attention
+
+
+EntryClass = Qwen3ForCausalLM
