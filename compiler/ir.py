@@ -247,6 +247,11 @@ class Switch(Op):
     on: Operand
     cases: tuple[Case, ...]
 
+    @property
+    def is_exhaustive(self) -> bool:
+        """Whether one case is always taken, `on` being a truth value: both are there."""
+        return {True, False} <= {case.value for case in self.cases if isinstance(case.value, bool)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opaque(Op):
@@ -271,7 +276,8 @@ AnyOp: TypeAlias = (
 OP_CLASSES: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (
-        Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr, Switch, Opaque, Return,
+        Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr, Switch, Opaque,
+        Return,
     )
 }  # fmt: skip
 

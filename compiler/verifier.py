@@ -226,7 +226,7 @@ def _switch(op: Switch, flow: _Flow) -> Iterator[VerifyError]:
             ends.append(flow.streams)
         else:
             enders.append(flow.ended_by)
-    if not is_exhaustive(op):
+    if not op.is_exhaustive:
         ends.append(streams)
     flow.values = values
     flow.ended_by = None if ends else (enders[0] if enders else None)
@@ -236,11 +236,6 @@ def _switch(op: Switch, flow: _Flow) -> Iterator[VerifyError]:
         if all(number in end for end in merged):
             stream.variables = set().union(*(end[number].variables for end in merged))
             flow.streams[number] = stream
-
-
-def is_exhaustive(op: Switch) -> bool:
-    """Whether one case is always taken: both truth values are there."""
-    return {True, False} <= {case.value for case in op.cases if isinstance(case.value, bool)}
 
 
 _AFTER: dict[type[Any], Callable[[Any, _Flow], Iterator[VerifyError]]] = {
