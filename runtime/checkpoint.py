@@ -163,7 +163,7 @@ def read_into(stream: RawIOBase, stored: StoredTensor, target: Tensor) -> None:
 def _read(stream: RawIOBase, flat: Tensor, stored: StoredTensor) -> None:
     if flat.numel() == 0:
         return
-    view = memoryview(flat.view(torch.uint8).numpy())
+    view = flat.view(torch.uint8).numpy().data
     while view:
         got = stream.readinto(view)
         if not got:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -140,7 +141,7 @@ def platform_of(device: str) -> Platform:
 def _meminfo(name: str) -> int | None:
     """A line of /proc/meminfo in bytes; None where there is no such file (not Linux)."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
             for line in lines:
                 if line.startswith(f"{name}:"):
                     return int(line.split()[1]) * 1024

@@ -279,7 +279,8 @@ class _Planner:
             index = prefix + depth[:, None]
             sees_prefix &= np.arange(span.start, prefix) > index - self.window
             sees_rows &= prefix + depth[None, :] > index - self.window
-        return np.concatenate([sees_prefix, sees_rows], axis=1)[None]
+        sees: npt.NDArray[np.bool_] = np.concatenate([sees_prefix, sees_rows], axis=1)[None]
+        return sees
 
     def _slots(self, slots: IntArray) -> Tensor | slice:
         """The slots as a tensor, or as a slice where they are neighbours: then nothing need be gathered."""

@@ -24,8 +24,11 @@ class CausalLM(nn.Module, ABC):
     """A decoder-only language model: `forward` gives final hidden states, `logits` turns wanted ones into logits.
 
     A family's module names are those of the checkpoint, except where a merged layer stands for several. A family is
-    made on the meta device by the loader, which then gives it memory and weights.
+    made on the meta device by the loader, which then gives it memory and weights. `lm_head` is made after the embedding
+    (which it may share): a tied parameter goes by its first name.
     """
+
+    lm_head: Linear
 
     IGNORED_TENSORS: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)  # name endings a checkpoint may have in vain
 
@@ -33,7 +36,6 @@ class CausalLM(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.act_dtype = act_dtype
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.logits_processor = LogitsProcessor(config.final_logit_cap)
 
     @abstractmethod
@@ -50,7 +52,7 @@ class CausalLM(nn.Module, ABC):
     def checkpoint_targets(self) -> Mapping[str, Tensor]:
         """For each tensor name of the checkpoint, where its values go (a view of a parameter).
 
-        A tied parameter appears once, under its first name.
+        A tied parameter appears once.
         """
         targets: dict[str, Tensor] = {}
         seen: set[int] = set()

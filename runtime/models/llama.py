@@ -79,8 +79,9 @@ class LlamaAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend) -> Tensor:
         qkv = self.qkv_proj(x).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
-        qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = self.rotated(qk, rope).split((self.num_heads, self.num_kv_heads), dim=1)
+        v = qkv[:, self.num_heads + self.num_kv_heads :]
+        qk = self.rotated(qkv[:, : self.num_heads + self.num_kv_heads], rope)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         out: Tensor = self.o_proj(self.attn(q, k, v, fb, kv_pool, attn))
         return out
 
@@ -131,6 +132,7 @@ class LlamaForCausalLM(CausalLM):
     def __init__(self, config: ModelConfig, act_dtype: torch.dtype) -> None:
         super().__init__(config, act_dtype)
         self.model = LlamaModel(config, act_dtype, self.attention)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

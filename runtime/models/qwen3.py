@@ -24,7 +24,7 @@ class Qwen3Attention(LlamaAttention):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def rotated(self, qk: Tensor, rope: Rope) -> Tensor:
-        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), *rope)
 
 

@@ -148,17 +148,28 @@ def reference_model(path: Path) -> Any:
 
 def reference_greedy(path: Path, prompt: list[int], num_tokens: int) -> tuple[list[int], float]:
     """Greedy ids of transformers (end-of-text ignored) and the smallest top-1 to top-2 logit margin on the way."""
+    ids, margins = reference_margins(path, prompt, num_tokens)
+    return ids, min(margins)
+
+
+def reference_margins(path: Path, prompt: list[int], num_tokens: int) -> tuple[list[int], list[float]]:
+    """Greedy ids of transformers (end-of-text ignored) and, for each, the top-1 to top-2 logit margin."""
     import torch
 
     model = reference_model(path)
-    ids, margin, cache = list(prompt), float("inf"), None
+    ids, margins, cache = list(prompt), [], None
     with torch.inference_mode():
         new = torch.tensor([ids])
         for _ in range(num_tokens):
             out = model(new, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             top = out.logits[0, -1].topk(2)
-            margin = min(margin, float(top.values[0] - top.values[1]))
+            margins.append(float(top.values[0] - top.values[1]))
             ids.append(int(top.indices[0]))
             new = torch.tensor([ids[-1:]])
-    return ids[len(prompt) :], margin
+    return ids[len(prompt) :], margins
+
+
+def agreed_until(margins: list[float], tolerance: float = 1e-3) -> int:
+    """How many leading greedy tokens must agree: those before the first whose margin is within the tolerance."""
+    return next((i for i, margin in enumerate(margins) if margin <= tolerance), len(margins))
