@@ -1,0 +1,169 @@
+"""`load_tokenizer`: a model folder, or a model's name on the hub, to a `Tokenizer`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelLoadError
+from .hf import HFTokenizer
+from .template import ChatTemplate
+from .tokenizer import Tokenizer
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FILES = ["*.json", "*.jinja", "additional_chat_templates/*", "*.model", "*.tiktoken"]
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> Tokenizer:
+    """The tokenizer in a model folder, or of a model on the Hugging Face hub (`revision`: branch, tag or commit).
+
+    Raises ModelLoadError naming the file that is missing or wrong.
+    """
+    folder = _folder(path, revision)
+    if (folder / "tokenizer.json").is_file():
+        return load_hf(folder)
+    raise ModelLoadError("holds no tokenizer.json", path=str(folder))
+
+
+def _folder(path: str | Path, revision: str | None) -> Path:
+    folder = Path(path)
+    if folder.is_file():
+        return folder.parent
+    if folder.is_dir():
+        return folder
+    if str(path).count("/") > 1 or str(path).startswith((".", "/", "~")):
+        raise ModelLoadError("there is no such folder", path=str(path))
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        try:
+            found = huggingface_hub.snapshot_download(
+                str(path), revision=revision, allow_patterns=_FILES, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            found = huggingface_hub.snapshot_download(str(path), revision=revision, allow_patterns=_FILES)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelLoadError(
+            f"is neither a folder nor a model that could be found on the hub: {error}", path=str(path)
+        ) from None
+    return Path(found)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} if the file is not there. Raises ModelLoadError if it is no JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(f"is not valid JSON: {error}", path=str(path)) from None
+    if not isinstance(value, dict):
+        raise ModelLoadError("must hold a JSON object", path=str(path))
+    return value
+
+
+def _text(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
+
+
+def special_texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, ... of a tokenizer_config.json, as text."""
+    texts = {name: _text(config.get(name)) for name in SPECIAL_NAMES}
+    return {name: text for name, text in texts.items() if text}
+
+
+def read_eos_ids(folder: Path) -> tuple[int, ...]:
+    """The ids that end a generation by generation_config.json, or else by config.json."""
+    for name in ("generation_config.json", "config.json"):
+        value = read_json(folder / name).get("eos_token_id")
+        if isinstance(value, int):
+            return (value,)
+        if isinstance(value, list) and value:
+            return tuple(int(item) for item in value)
+    return ()
+
+
+def read_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    """The model's chat template(s): files of their own win over the entry in tokenizer_config.json."""
+    sources: dict[str, str] = {}
+    if (folder / "chat_template.jinja").is_file():
+        sources["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for path in sorted(folder.glob("additional_chat_templates/*.jinja")):
+        sources[path.stem] = path.read_text(encoding="utf-8")
+    if not sources:
+        entry = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+        if isinstance(entry, str):
+            sources["default"] = entry
+        elif isinstance(entry, list):
+            sources = {item["name"]: item["template"] for item in entry}
+        elif isinstance(entry, dict):
+            sources = dict(entry)
+    return ChatTemplate(sources, special_texts(config)) if sources else None
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json merged in where the former lists no added tokens."""
+    config = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config.update(read_json(folder / "special_tokens_map.json"))
+    return config
+
+
+def load_hf(folder: Path) -> HFTokenizer:
+    """The tokenizer of `folder`/tokenizer.json with what the files beside it say. Raises ModelLoadError."""
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelLoadError(f"cannot be read: {error}", path=str(folder / "tokenizer.json")) from None
+    config = read_tokenizer_config(folder)
+    _add_tokens(backend, config)
+    template = read_chat_template(folder, config)
+    return HFTokenizer(
+        backend,
+        special_texts=special_texts(config),
+        eos_ids=read_eos_ids(folder),
+        chat_template=template,
+        control_tokens=control_tokens(
+            (token.content for token in backend.get_added_tokens_decoder().values()), config, template
+        ),
+    )
+
+
+def control_tokens(added: Iterable[str], config: Mapping[str, Any], template: ChatTemplate | None) -> list[str]:
+    """Added tokens that open or close a turn though the file does not call them special (DeepSeek's role marks).
+
+    As in transformers: those that the tokenizer's config lists, or those that its chat template writes.
+    """
+    listed = config.get("chat_control_tokens")
+    if isinstance(listed, list):
+        return [token for token in added if token in listed]
+    written = "\x00".join(template.sources.values()) if template else ""
+    return [token for token in added if token and not token.isspace() and token in written]
+
+
+def _add_tokens(backend: Any, config: Mapping[str, Any]) -> None:
+    """Add the tokens of tokenizer_config.json that tokenizer.json lacks, and mark the named ones special."""
+    from tokenizers import AddedToken
+
+    def token_of(value: Any, **defaults: Any) -> Any:
+        if isinstance(value, dict):
+            names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+            return AddedToken(**{**defaults, **{name: value[name] for name in names if name in value}})
+        return AddedToken(value, **defaults)
+
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for _, value in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
+        if value["content"] not in known or repr(known[value["content"]]) != repr(token_of(value)):
+            known[value["content"]] = token_of(value)
+            backend.add_tokens([known[value["content"]]])
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    named = [config[name] for name in SPECIAL_NAMES if _text(config.get(name))]
+    for value in [*named, *(extra.values() if isinstance(extra, dict) else extra)]:
+        text = _text(value)
+        if text and not (text in known and known[text].special):
+            backend.add_special_tokens([known.get(text) or token_of(value, special=True, normalized=False)])

@@ -1,0 +1,201 @@
+"""HFTokenizer against transformers' AutoTokenizer and against the laws of `core.text.tokenizer.Tokenizer`."""
+
+import functools
+import random
+
+import pytest
+from support import tokenizer_kinds as kinds
+
+from dslc.core.errors import RequestError
+from dslc.core.text.load import load_tokenizer
+
+PIECES = [
+    *("the", " the", "Hello", " world", "don't", "it's", "we'll", "'", "'r", "e", "I'VE", "HTTPServer", "aB", "ABCd"),
+    *(" ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\r\n", " \t ", "\u00a0", "\u3000", "\x0b", "\x1c", "\x85"),
+    *("1", "12", "123", "4567", " 89", "3.14", "½", "²", "٣", "!", "?!", "...", " -", "(", '"', "//", "#/\n", ",", "_"),
+    *(
+        "é",
+        "e\u0301",
+        "\u0301",
+        "ñ",
+        "ß",
+        "日本",
+        "語。",
+        "한국",
+        "ᄒ",
+        "ᅡ",
+        "ᆫ",
+        "हि",
+        "ไทย",
+        "😀",
+        "👍🏽",
+        "\u200d",
+        "ﬁ",
+    ),
+    *("<", "<|", "<|im_start|>", "<|im_", "start|>", "<s>", "<th", "<think>", "ink>", "</think>", "<0x0A>", "[CLS]"),
+    *("▁", "▁▁", "Ġ", "İ", "Ω", "\u212b", "ſ", "'ſ", "\0", "\ufeff", "\U000e0100", "\u0378", "≤", "→", "€5", "a", "b"),
+]
+
+
+@functools.cache
+def ours(kind):
+    return load_tokenizer(kinds.folder(kind))
+
+
+@functools.cache
+def theirs(kind):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(kinds.folder(kind))
+
+
+def random_texts(seed, count, most=12):
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield "".join(rng.choice(PIECES) for _ in range(rng.randrange(most + 1)))
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_encode_prompt_is_transformers_call(kind):
+    for text in [*random_texts(1, 200), kinds.CORPUS]:
+        assert ours(kind).encode_prompt(text) == theirs(kind)(text).input_ids, text
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_ids_before_a_safe_cut_are_final(kind):
+    tokenizer = ours(kind)
+    tails = random.Random(2)
+    for text in random_texts(3, 500):
+        cut = tokenizer.safe_cut(text)
+        head = tokenizer.encode(text[:cut])
+        for more in ("", *("".join(tails.choices(PIECES, k=tails.randrange(1, 4))) for _ in range(3))):
+            whole = tokenizer.encode(text + more)
+            assert whole[: len(head)] == head, (text, cut, more)
+            assert whole[len(head) :] == tokenizer.encode((text + more)[cut:]), (text, cut, more)
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_safe_cuts_of_long_texts(kind):
+    """Long enough for the window at the end to matter; the cut is near the end and still safe."""
+    tokenizer = ours(kind)
+    rng = random.Random(4)
+    for i in range(12):
+        text = (
+            "".join(rng.choice((*PIECES, *kinds.CORPUS.split(" "), " ")) for _ in range(400)) + " and then some words"
+        )
+        more = rng.choice(PIECES)
+        cut = tokenizer.safe_cut(text)
+        head = tokenizer.encode(text[:cut])
+        assert tokenizer.encode(text + more)[: len(head)] == head, (i, cut)
+        assert cut >= len(text) - len(" words") - 1
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize(
+    "text", ["Answer the question in one short sentence.", "Question: what is 2+2?\nAnswer:", "a b c d"]
+)
+def test_prompts_cut_near_their_end(kind, text):
+    assert len(text) - ours(kind).safe_cut(text) <= len(" sentence.")
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_special_tokens_in_plain_text_stay_text(kind):
+    tokenizer = ours(kind)
+    specials = {i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) is None}
+    unknown = {tokenizer.special_id(t) for t in ("<unk>", "[UNK]") if tokenizer.find_special(t)}
+    assert specials
+    texts = [token.content for token in theirs(kind)._tokenizer.get_added_tokens_decoder().values() if token.special]
+    for text in [*texts, *(f"a{text} b" for text in texts), *random_texts(5, 200)]:
+        assert not specials - unknown & set(tokenizer.encode(text)), text
+
+
+@pytest.mark.parametrize("kind", [k for k in kinds.KINDS if k not in ("bert", "unigram")])
+def test_text_comes_back_from_its_ids(kind):
+    tokenizer = ours(kind)
+    normalise = theirs(kind)._tokenizer.normalizer
+    for text in [*random_texts(6, 200), kinds.CORPUS]:
+        if kind in ("qwen2", "neox"):
+            text = normalise.normalize_str(text)
+        elif kind in kinds.SPACED:
+            text = text.replace("▁", " ")
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("kind", kinds.BYTE_LEVEL)
+def test_decode_is_transformers_decode_for_any_ids(kind):
+    rng = random.Random(7)
+    for _ in range(200):
+        ids = [rng.randrange(ours(kind).vocab_size) for _ in range(rng.randrange(20))]
+        for skip in (True, False):
+            text = ours(kind).decode(ids, skip_special_tokens=skip)
+            if kind != "deepseek" or skip is False:  # its role marks are control tokens here, plain added ones there
+                assert text == theirs(kind).decode(ids, skip_special_tokens=skip)
+            assert text.encode() == b"".join(ours(kind).text_bytes(i, skip) for i in ids) or "\ufffd" in text
+
+
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "metaspace", "gemma"])
+def test_byte_fallback_tokens_are_bytes(kind):
+    tokenizer = ours(kind)
+    assert tokenizer.token_bytes(theirs(kind).convert_tokens_to_ids("<0x0A>")) == b"\n"
+    ids = tokenizer.encode("\U0001f9ff")
+    assert [tokenizer.token_bytes(i) for i in ids] == [bytes([b]) for b in "\U0001f9ff".encode()]
+
+
+@pytest.mark.parametrize("kind", kinds.SPACED)
+def test_continuations_get_no_dummy_space(kind):
+    tokenizer = ours(kind)
+    for text in ("Hello", "the", "the the", " the"):
+        assert b"".join(tokenizer.token_bytes(i) for i in tokenizer.encode(text)) == text.encode()
+
+
+def test_special_tokens_are_found_and_split():
+    tokenizer = ours("qwen2")
+    start, end = tokenizer.special_id("<|im_start|>"), tokenizer.special_id("<|im_end|>")
+    assert tokenizer.find_special("x<|im_end|>y<|im_start|>") == "<|im_end|>"
+    assert tokenizer.find_special("nothing <|im") is None
+    assert tokenizer.split_special("<|im_start|>user\nhi<|im_end|>") == [start, "user\nhi", end]
+    assert tokenizer.split_special("") == []
+    with pytest.raises(RequestError, match="no special token '<nope>'"):
+        tokenizer.special_id("<nope>")
+    text = "<|im_start|>user\nhi<|im_end|>\n"
+    ids = [
+        i
+        for part in tokenizer.split_special(text)
+        for i in ([part] if isinstance(part, int) else tokenizer.encode(part))
+    ]
+    assert ids == theirs("qwen2")(text).input_ids
+
+
+def test_added_tokens_that_the_template_writes_are_special():
+    """DeepSeek's role marks are not flagged special in its file; user text must not open a role all the same."""
+    tokenizer = ours("deepseek")
+    mark = tokenizer.special_id("<｜Assistant｜>")
+    assert mark not in tokenizer.encode("<｜Assistant｜>")
+    assert tokenizer.token_bytes(mark) is None
+    assert ours("qwen2").decode([ours("qwen2").encode("<think>")[0]]) == "<think>"  # not of its template: a word
+
+
+def test_lone_surrogates_are_refused_and_nul_is_a_character():
+    for kind in ("gpt2", "llama2"):
+        tokenizer = ours(kind)
+        for call in (tokenizer.encode, tokenizer.encode_prompt, tokenizer.safe_cut, tokenizer.split_special):
+            with pytest.raises(RequestError, match=r"lone surrogate '\\ud83d' at position 2"):
+                call("ab\ud83dcd")
+        assert tokenizer.decode(tokenizer.encode("a\0b")) == "a\0b"
+
+
+def test_the_hash_names_the_encoding():
+    assert ours("gpt2").hash == load_tokenizer(kinds.folder("gpt2")).hash
+    assert len({ours(kind).hash for kind in kinds.KINDS}) == len(kinds.KINDS)
+
+
+def test_vocabulary_agrees_with_token_bytes():
+    tokenizer = ours("llama2")
+    vocabulary = tokenizer.vocabulary
+    assert vocabulary is tokenizer.vocabulary
+    assert vocabulary.size == tokenizer.vocab_size == len(theirs("llama2"))
+    assert vocabulary.eos_ids == tokenizer.eos_ids == (2,)
+    assert tokenizer.token_bytes(tokenizer.vocab_size) is None and tokenizer.token_bytes(-1) is None
+    with pytest.raises(RequestError, match="not below the vocabulary size"):
+        tokenizer.decode([tokenizer.vocab_size])
