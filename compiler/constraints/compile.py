@@ -1,0 +1,146 @@
+"""The door of the room: check a constraint, compile it for a vocabulary, keep what was compiled."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ...core.constraint import Constraint, Vocabulary
+from ...core.errors import ConstraintError
+from .char_dfa import CharDfa, from_regex
+from .interface import CompiledConstraint
+from .matcher import AutomatonConstraint
+from .nfa import TooLarge
+from .regex_syntax import RegexError, parse_regex
+from .spelling import ByteDfa
+from .token_index import Automaton, Encode
+
+BACKENDS = ("auto", "automaton")
+MAX_SOURCE_CHARS = 4 * 2**20
+DEFAULT_CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCounters:
+    """Exact totals of a cache: `compiled` misses, `hits`, `evicted` entries, and the bytes now held."""
+
+    compiled: int = 0
+    hits: int = 0
+    evicted: int = 0
+    num_bytes: int = 0
+
+
+class ConstraintCache:
+    """Compiled constraints by (constraint, vocabulary, backend), least recently used out first. Thread-safe.
+
+    What two threads ask for at once is compiled once. An error is not kept. The bound is on what the entries take
+    now: their masks grow in use, so it is checked at every look-up that compiles.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[tuple[object, ...], AutomatonConstraint] = OrderedDict()
+        self._building: dict[tuple[object, ...], threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._compiled = self._hits = self._evicted = 0
+
+    def get(
+        self, constraint: Constraint, vocabulary: Vocabulary, *, encode: Encode | None = None, backend: str = "auto"
+    ) -> CompiledConstraint:
+        """The compiled constraint, from the cache if it is there. Raises ConstraintError."""
+        if backend not in BACKENDS:
+            raise ConstraintError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}", field="grammar_backend")
+        key = (constraint, vocabulary.hash, encode is None)
+        with self._lock:
+            building = self._building.setdefault(key, threading.Lock())
+        try:
+            with building:
+                with self._lock:
+                    found = self._entries.get(key)
+                    if found is not None:
+                        self._entries.move_to_end(key)
+                        self._hits += 1
+                        return found
+                started = time.perf_counter()
+                made = AutomatonConstraint(constraint, vocabulary, build_automaton(constraint), encode, started)
+                with self._lock:
+                    self._compiled += 1
+                    self._entries[key] = made
+                    self._shrink()
+                return made
+        finally:
+            with self._lock:
+                self._building.pop(key, None)
+
+    def _shrink(self) -> None:
+        total = sum(e.num_bytes for e in self._entries.values())
+        while total > self.max_bytes and len(self._entries) > 1:
+            total -= self._entries.popitem(last=False)[1].num_bytes
+            self._evicted += 1
+
+    @property
+    def counters(self) -> CacheCounters:
+        with self._lock:
+            return CacheCounters(
+                self._compiled, self._hits, self._evicted, sum(e.num_bytes for e in self._entries.values())
+            )
+
+    def clear(self) -> None:
+        """Forget all entries; the counters go on."""
+        with self._lock:
+            self._entries.clear()
+
+
+_cache = ConstraintCache()
+
+
+def compile_constraint(
+    constraint: Constraint, vocabulary: Vocabulary, *, encode: Encode | None = None, backend: str = "auto"
+) -> CompiledConstraint:
+    """Compile `constraint` for `vocabulary`, or take it from this process's cache.
+
+    `encode` tokenises a text as a continuation (`Tokenizer.encode`); without it nothing is forced. Raises
+    ConstraintError for a constraint that is invalid, unsupported, unsatisfiable or too large.
+    """
+    return _cache.get(constraint, vocabulary, encode=encode, backend=backend)
+
+
+def cache_counters() -> CacheCounters:
+    """What this process's cache has compiled, found and dropped."""
+    return _cache.counters
+
+
+def check_constraint(constraint: Constraint) -> None:
+    """Raise ConstraintError if `constraint` cannot be compiled, whatever the vocabulary. Compiles the automaton."""
+    build_automaton(constraint)
+
+
+def build_automaton(constraint: Constraint) -> Automaton:
+    """The automaton over bytes of a constraint. Raises ConstraintError."""
+    if len(constraint.source) > MAX_SOURCE_CHARS:
+        raise ConstraintError(
+            f"the source has {len(constraint.source)} characters, more than {MAX_SOURCE_CHARS}", field=constraint.kind
+        )
+    if constraint.kind == "regex":
+        return ByteDfa(_regex(constraint.source), "utf8")
+    raise ConstraintError(f"{constraint.kind} is not supported", field=constraint.kind)
+
+
+def _regex(pattern: str) -> CharDfa:
+    try:
+        dfa = from_regex(parse_regex(pattern))
+    except RegexError as error:
+        raise ConstraintError(f"{_shown(pattern)}: {error}", field="regex") from None
+    except TooLarge as error:
+        raise ConstraintError(
+            f"{_shown(pattern)} needs too large an automaton ({error}); lower the repeat bounds", field="regex"
+        ) from None
+    if dfa.is_empty:
+        raise ConstraintError(f"{_shown(pattern)} matches no text", field="regex")
+    return dfa
+
+
+def _shown(pattern: str) -> str:
+    return repr(pattern if len(pattern) <= 80 else pattern[:77] + "...")

@@ -1,0 +1,119 @@
+"""The matcher of an automaton constraint: a state, and the states before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+
+from ...core.constraint import Constraint, Vocabulary
+from ...core.errors import ConstraintError
+from .interface import ConstraintStats, MaskRow
+from .token_index import Automaton, Encode, TokenIndex
+from .token_trie import trie_of
+
+
+class AutomatonConstraint:
+    """A constraint whose language an automaton decides byte by byte. Implements `CompiledConstraint`."""
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        vocabulary: Vocabulary,
+        automaton: Automaton,
+        encode: Encode | None,
+        started: float,
+    ) -> None:
+        self.constraint = constraint
+        self.vocabulary = vocabulary
+        self.index = TokenIndex(automaton, trie_of(vocabulary), encode)
+        self._compile_s = time.perf_counter() - started
+
+    def start(self) -> AutomatonMatcher:
+        return AutomatonMatcher(self)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.index.num_bytes
+
+    @property
+    def stats(self) -> ConstraintStats:
+        index = self.index
+        return ConstraintStats(
+            engine="automaton",
+            num_states=index.automaton.num_states,
+            compile_s=self._compile_s,
+            masks_computed=index.masks_computed,
+            masks_reused=index.masks_reused,
+            num_bytes=index.num_bytes,
+        )
+
+
+class AutomatonMatcher:
+    """Implements `Matcher`. `_state` is the automaton's state, `_path` the states before each token taken."""
+
+    __slots__ = ("_compiled", "_index", "_path", "_state", "is_terminated")
+
+    def __init__(self, compiled: AutomatonConstraint) -> None:
+        self._compiled = compiled
+        self._index = compiled.index
+        self._state = compiled.index.automaton.start
+        self._path: list[int] = []
+        self.is_terminated = False
+
+    def fill_mask(self, row: MaskRow) -> None:
+        if self.is_terminated:
+            row.fill(0)
+        else:
+            self._index.mask(self._state).write(row)
+
+    def advance(self, token_id: int) -> None:
+        after = -1 if self.is_terminated else self._index.step(self._state, token_id)
+        if after >= 0:
+            self._path.append(self._state)
+            self._state = after
+        elif token_id in self._compiled.vocabulary.eos_ids and self.is_accepting and not self.is_terminated:
+            self._path.append(self._state)
+            self.is_terminated = True
+        else:
+            raise ConstraintError(self._refusal(token_id), field=self._compiled.constraint.kind)
+
+    def _refusal(self, token_id: int) -> str:
+        vocabulary = self._compiled.vocabulary
+        if self.is_terminated:
+            return f"token {token_id} comes after the end of the text"
+        if not 0 <= token_id < vocabulary.size:
+            return f"token {token_id} is not in the vocabulary of {vocabulary.size}"
+        what = repr(vocabulary.token_bytes[token_id]) if token_id not in vocabulary.eos_ids else "end of text"
+        return f"token {token_id} ({what}) is not allowed after {len(self._path)} tokens"
+
+    @property
+    def is_accepting(self) -> bool:
+        return self._index.automaton.accepting(self._state)
+
+    @property
+    def must_stop(self) -> bool:
+        return self.is_terminated or (self.is_accepting and not self._index.automaton.moves(self._state))
+
+    def forced(self) -> list[int]:
+        return [] if self.is_terminated else list(self._index.forced(self._state))
+
+    def rollback(self, num_tokens: int) -> None:
+        if not 0 <= num_tokens <= len(self._path):
+            raise ConstraintError(
+                f"cannot roll back {num_tokens} of {len(self._path)} tokens", field=self._compiled.constraint.kind
+            )
+        if num_tokens:
+            self._state = self._path[-num_tokens]
+            del self._path[-num_tokens:]
+            self.is_terminated = False
+
+    def copy(self) -> AutomatonMatcher:
+        other = AutomatonMatcher(self._compiled)
+        other._state = self._state
+        other._path = self._path.copy()
+        other.is_terminated = self.is_terminated
+        return other
+
+    @property
+    def state_key(self) -> Hashable:
+        return -1 if self.is_terminated else self._state

@@ -1,0 +1,239 @@
+"""From an automaton over bytes to masks over a vocabulary: computed once per state, when a matcher first gets there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .interface import MaskRow
+from .token_trie import LongArray, TokenTrie
+
+Encode = Callable[[str], list[int]]
+
+MAX_MASK_BYTES = 64 * 2**20  # per compiled constraint
+MAX_MEMO = 100_000  # entries of the small memos (token steps, forced runs)
+MAX_FORCED_BYTES = 2048
+_WIDE = 24  # states with more moves than this are walked in arrays where the automaton can
+_SPARSE_SHARE = 16  # a mask is stored as words where fewer than one word in this many is set
+
+
+class Automaton(Protocol):
+    """A deterministic automaton over bytes. States are integers; every state can reach acceptance."""
+
+    @property
+    def start(self) -> int:
+        """The first state; -1 if nothing matches."""
+
+    def moves(self, state: int) -> Mapping[int, int]:
+        """Allowed byte to next state."""
+
+    def accepting(self, state: int) -> bool: ...
+
+    def wide_mask(self, state: int, trie: TokenTrie) -> MaskRow | None:
+        """The mask of a state with many tokens, by walking in arrays, without EOS; None: walk it byte by byte."""
+
+    @property
+    def num_states(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A packed row, whole (`words` is None) or as the words that are not zero."""
+
+    row: MaskRow
+    words: LongArray | None
+
+    def write(self, out: MaskRow) -> None:
+        if self.words is None:
+            out[: len(self.row)] = self.row
+            out[len(self.row) :] = 0
+        else:
+            out.fill(0)
+            out[self.words] = self.row
+
+    @property
+    def num_bytes(self) -> int:
+        return self.row.nbytes + (0 if self.words is None else self.words.nbytes) + 200
+
+
+class TokenIndex:
+    """Masks, token steps and forced tokens of one automaton over one vocabulary. Shared by threads."""
+
+    def __init__(self, automaton: Automaton, trie: TokenTrie, encode: Encode | None) -> None:
+        self.automaton, self.trie, self.encode = automaton, trie, encode
+        self.masks_computed = 0
+        self.masks_reused = 0
+        self._masks: dict[int, Mask] = {}
+        self._mask_bytes = 0
+        self._steps: dict[tuple[int, int], int] = {}
+        self._forced: dict[int, tuple[int, ...]] = {}
+        self._eos = frozenset(trie.eos_ids)
+        self._lock = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        memos = 100 * (len(self._steps) + len(self._forced))
+        return self._mask_bytes + memos + self.automaton.num_bytes
+
+    def mask(self, state: int) -> Mask:
+        """The mask of a state, EOS ids included where it accepts."""
+        found = self._masks.get(state)
+        if found is not None:
+            self.masks_reused += 1
+            return found
+        with self._lock:
+            made = self._compute(state)
+            self.masks_computed += 1
+            self._mask_bytes += made.num_bytes
+            while self._mask_bytes > MAX_MASK_BYTES and self._masks:
+                self._mask_bytes -= self._masks.pop(next(iter(self._masks))).num_bytes
+            self._masks[state] = made
+        return made
+
+    def _compute(self, state: int) -> Mask:
+        ends = self.trie.eos_ids if self.automaton.accepting(state) else ()
+        row = self.automaton.wide_mask(state, self.trie) if len(self.automaton.moves(state)) > _WIDE else None
+        if row is None:
+            return self._pack([*walk(self.automaton, self.trie, state), *ends])
+        for token in ends:
+            row[token >> 5] |= np.int32(_BIT[token & 31])
+        return Mask(row, None)
+
+    def _pack(self, tokens: list[int]) -> Mask:
+        words: dict[int, int] = {}
+        for token in tokens:
+            words[token >> 5] = words.get(token >> 5, 0) | 1 << (token & 31)
+        index = np.array(sorted(words), np.int64)
+        values = np.array([words[w] for w in sorted(words)], np.uint32).view(np.int32)
+        if len(index) * _SPARSE_SHARE < self.trie.num_words:
+            return Mask(values, index)
+        row = np.zeros(self.trie.num_words, np.int32)
+        row[index] = values
+        return Mask(row, None)
+
+    def step(self, state: int, token_id: int) -> int:
+        """The state after a token that is not EOS; -1 if it is not allowed."""
+        key = (state, token_id)
+        after = self._steps.get(key)
+        if after is None:
+            vocabulary = self.trie.vocabulary
+            data = vocabulary.token_bytes[token_id] if 0 <= token_id < vocabulary.size else None
+            after = self.step_bytes(state, data) if data and token_id not in self._eos else -1
+            if len(self._steps) >= MAX_MEMO:
+                self._steps.clear()
+            self._steps[key] = after
+        return after
+
+    def step_bytes(self, state: int, data: bytes) -> int:
+        for byte in data:
+            state = self.automaton.moves(state).get(byte, -1)
+            if state < 0:
+                break
+        return state
+
+    # Forced text
+
+    def forced(self, state: int) -> tuple[int, ...]:
+        """Canonical tokens of the bytes that must come after `state`."""
+        found = self._forced.get(state)
+        if found is None:
+            found = self._forced_tokens(state)
+            if len(self._forced) >= MAX_MEMO:
+                self._forced.clear()
+            self._forced[state] = found
+        return found
+
+    def forced_bytes(self, state: int) -> tuple[bytes, int]:
+        """The bytes that must come after `state`, and the state they lead to."""
+        out = bytearray()
+        while len(out) < MAX_FORCED_BYTES and not self.automaton.accepting(state):
+            moves = self.automaton.moves(state)
+            if len(moves) != 1:
+                break
+            ((byte, state),) = moves.items()
+            out.append(byte)
+        return bytes(out), state
+
+    def _forced_tokens(self, state: int) -> tuple[int, ...]:
+        data, after = self.forced_bytes(state)
+        if not data or self.encode is None:
+            return ()
+        whole = data[: _whole_chars(data)]
+        try:
+            ids = self.encode(whole.decode("utf-8"))
+        except UnicodeDecodeError:  # begins within a character: the mask alone has to lead on
+            return ()
+        token_bytes = self.trie.vocabulary.token_bytes
+        pieces = [token_bytes[i] or b"" if 0 <= i < len(token_bytes) else b"" for i in ids]
+        if b"".join(pieces) != whole or b"" in pieces:  # a tokenizer that rewrites text
+            return ()
+        at = 0
+        for count, piece in enumerate(pieces):
+            if self._may_grow(data[at:], after):
+                return tuple(ids[:count])
+            at += len(piece)
+        return tuple(ids)
+
+    def _may_grow(self, begin: bytes, after: int) -> bool:
+        """Whether some longer token begins with `begin` and goes on as the automaton does from `after`."""
+        node = self.trie.find(begin)
+        return node >= 0 and bool(walk(self.automaton, self.trie, after, node, first_only=True))
+
+
+def walk(automaton: Automaton, trie: TokenTrie, state: int, node: int = 0, first_only: bool = False) -> list[int]:
+    """Ids of the tokens strictly below `node` whose remaining bytes the automaton allows from `state`."""
+    node_byte, child_start = trie.node_byte, trie.child_start
+    token_start, token_ids = trie.token_start, trie.token_ids
+    out: list[int] = []
+    todo = [(node, state)]
+    while todo:
+        node, state = todo.pop()
+        low, high = child_start[node], child_start[node + 1]
+        if low == high:
+            continue
+        moves = automaton.moves(state)
+        if high - low < len(moves):
+            pairs = [(n, moves[node_byte[n]]) for n in range(low, high) if node_byte[n] in moves]
+        else:
+            find = node_byte.find
+            pairs = [(n, target) for byte, target in moves.items() if (n := find(byte, low, high)) >= 0]
+        for child, target in pairs:
+            if token_start[child] != token_start[child + 1]:
+                out.extend(token_ids[token_start[child] : token_start[child + 1]])
+                if first_only:
+                    return out
+            if child_start[child] != child_start[child + 1]:
+                todo.append((child, target))
+    return out
+
+
+def expand(trie: TokenTrie, nodes: LongArray, states: np.ndarray[Any, Any]) -> tuple[LongArray, np.ndarray[Any, Any]]:
+    """All children of `nodes`, each with its parent's state."""
+    first = trie.children[nodes]
+    counts = trie.children[nodes + 1] - first
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    children = np.repeat(first - ends + counts, counts) + np.arange(total)
+    return children, np.repeat(states, counts)
+
+
+def _whole_chars(data: bytes) -> int:
+    """How many bytes of `data` are left without a last character that is cut short."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) if back >= needed else len(data) - back
+        if byte < 0x80:
+            break
+    return len(data)
+
+
+_BIT = [1 << i if i < 31 else -(1 << 31) for i in range(32)]
