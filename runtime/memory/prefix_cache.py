@@ -208,6 +208,19 @@ def key_bytes(ids: TokenIds) -> bytes:
         raise RequestError("token ids must fit into 32 bits", field="input_ids") from None
 
 
+def common_bytes(key: bytes, data: bytes, at: int, page_bytes: int) -> int:
+    """How many leading bytes of `key`, in whole pages, stand in `data` from `at` on."""
+    if data.startswith(key, at):
+        return len(key)
+    count = min(len(key), len(data) - at) // BYTES_PER_ID
+    if count <= 0:
+        return 0
+    differs = np.frombuffer(key, np.int32, count) != np.frombuffer(data, np.int32, count, at)
+    first = int(differs.argmax())
+    same = first if differs[first] else count
+    return same * BYTES_PER_ID // page_bytes * page_bytes
+
+
 EMPTY_PAGES: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
 
 

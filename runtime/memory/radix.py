@@ -34,6 +34,7 @@ from .prefix_cache import (
     PinHandle,
     Probe,
     TokenIds,
+    common_bytes,
     key_bytes,
 )
 
@@ -154,7 +155,7 @@ class RadixCache:
                 break
             key = child.key
             if not data.startswith(key, at):
-                return path, child, _common_bytes(key, data, at, limit, page_bytes)
+                return path, child, common_bytes(key, data, at, page_bytes)
             at += len(key)
             node = child
             path.append(node)
@@ -447,12 +448,3 @@ def _pages_of_path(path: list[Node]) -> npt.NDArray[np.int32]:
     if len(path) == 1:
         return path[0].pages
     return np.concatenate([node.pages for node in path]) if path else EMPTY_PAGES
-
-
-def _common_bytes(key: bytes, data: bytes, at: int, limit: int, page_bytes: int) -> int:
-    """How many bytes of `key`, in whole pages, stand in `data` from `at` on (before `limit`)."""
-    count = min(len(key), limit - at) // BYTES_PER_ID
-    differs = np.frombuffer(key, np.int32, count) != np.frombuffer(data, np.int32, count, at)
-    first = int(differs.argmax()) if count else 0
-    same = first if count and differs[first] else count
-    return same * BYTES_PER_ID // page_bytes * page_bytes

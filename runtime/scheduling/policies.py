@@ -1,0 +1,306 @@
+"""In which order waiting requests are admitted: small pure objects, tested without a model.
+
+A policy only orders. What fits is admission's matter, and what must wait for another's prefix is `in_flight`'s.
+`Aging` is put around any policy and bounds how much later work may go before a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ...core.errors import ConfigError
+
+LPM_FALLBACK_LEN = 128
+DEFAULT_AGING_TOKENS = 65536
+
+
+class TreeNode(Protocol):
+    """A place in the prefix tree; all a policy asks of it is what lies above."""
+
+    @property
+    def parent(self) -> TreeNode | None: ...
+
+
+class Waiting(Protocol):
+    """What a policy sees of a waiting request; anything with these attributes will do."""
+
+    @property
+    def arrival(self) -> int:
+        """Rises with the order of arrival. A retracted request keeps it; the choices of one request share it."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens it must have in the cache to go on: its prompt, and its output so far if it was retracted."""
+
+    @property
+    def num_cached(self) -> int:
+        """How many of them the prefix cache holds now. Only read by a policy that `wants_prefixes`."""
+
+    @property
+    def node(self) -> TreeNode | None:
+        """Where the cached part ends in the tree. Only read by a policy that `wants_prefixes`."""
+
+    @property
+    def priority(self) -> int:
+        """Higher goes first, where priorities are on."""
+
+    @property
+    def expected_len(self) -> int:
+        """New tokens it is likely to generate; its limit if nothing better is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingView:
+    """The plain form of `Waiting`."""
+
+    arrival: int
+    num_tokens: int = 1
+    num_cached: int = 0
+    node: TreeNode | None = None
+    priority: int = 0
+    expected_len: int = 0
+
+
+class Policy(Protocol):
+    """An order of admission."""
+
+    name: str
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        """Whether `order` of that many requests reads `num_cached` and `node`; if not, none need be looked up."""
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        """The indices of `waiting`, first to be admitted first. Pure: the same requests, the same order."""
+
+
+class FCFS:
+    """First come, first served."""
+
+    name = "fcfs"
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return False
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        return sorted(range(len(waiting)), key=[w.arrival for w in waiting].__getitem__)
+
+
+class LPM:
+    """Longest cached prefix first; FCFS among equals, and for all when more than `fallback_len` wait."""
+
+    name = "lpm"
+
+    def __init__(self, fallback_len: int = LPM_FALLBACK_LEN) -> None:
+        self.fallback_len = fallback_len
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return num_waiting <= self.fallback_len
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        if not self.wants_prefixes(len(waiting)):
+            return FCFS().order(waiting)
+        keys = [(-w.num_cached, w.arrival) for w in waiting]
+        return sorted(range(len(waiting)), key=keys.__getitem__)
+
+
+class DFSWeight:
+    """A depth-first walk of the prefix tree, into the child first below which most requests wait.
+
+    So requests under one branch run together while its pages are held. Below a node, its children come before the
+    requests that end there (by longest cached part, then arrival); equally heavy children by the earliest arrival.
+    """
+
+    name = "dfs-weight"
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return True
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        ending: dict[TreeNode | None, list[int]] = {}
+        for index, request in enumerate(waiting):
+            ending.setdefault(request.node, []).append(index)
+        weight: dict[TreeNode | None, int] = {}
+        earliest: dict[TreeNode | None, int] = {}
+        children: dict[TreeNode | None, list[TreeNode]] = {None: []}  # None stands above all roots
+        for end, indices in ending.items():
+            first = min(waiting[index].arrival for index in indices)
+            at = end
+            while at is not None:
+                if at not in weight:
+                    weight[at], earliest[at] = 0, first
+                    children.setdefault(at.parent, []).append(at)
+                weight[at] += len(indices)
+                earliest[at] = min(earliest[at], first)
+                at = at.parent
+        order: list[int] = []
+        todo: list[tuple[TreeNode | None, bool]] = [(None, False)]
+        while todo:
+            node, is_left = todo.pop()
+            if is_left:
+                own = ending.get(node, [])
+                order += sorted(own, key=lambda index: (-waiting[index].num_cached, waiting[index].arrival))
+                continue
+            todo.append((node, True))
+            below = sorted(children.get(node, []), key=lambda child: (-weight[child], earliest[child]))
+            todo += [(child, False) for child in reversed(below)]
+        return order
+
+
+class LOF:
+    """Longest expected output first: long ones overlap with more of the short ones."""
+
+    name = "lof"
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return False
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        keys = [(-w.expected_len, w.arrival) for w in waiting]
+        return sorted(range(len(waiting)), key=keys.__getitem__)
+
+
+class ShortestPrefill:
+    """Fewest tokens to compute first."""
+
+    name = "spf"
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return True
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        keys = [(w.num_tokens - w.num_cached, w.arrival) for w in waiting]
+        return sorted(range(len(waiting)), key=keys.__getitem__)
+
+
+class Random:
+    """By a number drawn from (seed, arrival): a request's place among others never changes while it waits."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return False
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        keys = [(_splitmix64(_splitmix64(self.seed) ^ w.arrival), w.arrival) for w in waiting]
+        return sorted(range(len(waiting)), key=keys.__getitem__)
+
+
+class Priority:
+    """Highest priority first (lowest with `low_first`), and within one priority the order of `within`."""
+
+    name = "priority"
+
+    def __init__(self, within: Policy | None = None, *, low_first: bool = False) -> None:
+        self.within: Policy = within or FCFS()
+        self.low_first = low_first
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return self.within.wants_prefixes(num_waiting)
+
+    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+        sign = 1 if self.low_first else -1
+        return sorted(self.within.order(waiting), key=lambda index: sign * waiting[index].priority)
+
+
+SCHEDULE_POLICIES: dict[str, Callable[[int], Policy]] = {
+    FCFS.name: lambda seed: FCFS(),
+    LPM.name: lambda seed: LPM(),
+    DFSWeight.name: lambda seed: DFSWeight(),
+    LOF.name: lambda seed: LOF(),
+    ShortestPrefill.name: lambda seed: ShortestPrefill(),
+    Random.name: lambda seed: Random(seed),
+    Priority.name: lambda seed: Priority(),
+}
+
+
+def schedule_policy(name: str, *, seed: int = 0) -> Policy:
+    """The policy of that name; only "random" reads the seed. Raises ConfigError listing the choices."""
+    if name not in SCHEDULE_POLICIES:
+        raise ConfigError(f"unknown policy {name!r}; choices: {', '.join(SCHEDULE_POLICIES)}", field="schedule_policy")
+    return SCHEDULE_POLICIES[name](seed)
+
+
+class Arrangement(NamedTuple):
+    """Indices in the order of admission; the first `num_aged` of them are a barrier: see `Aging`."""
+
+    order: list[int]
+    num_aged: int
+
+
+class Aging:
+    """Any policy, with a bound on being overtaken.
+
+    A request is *overtaken* by the tokens of every request admitted while it waits that arrived after it: the prompt
+    tokens to be computed plus the new tokens expected (`admitted` is told them). Once that sum reaches `bound_tokens`
+    the request is *aged*: the aged go first, in order of arrival.
+
+    The scheduler keeps to two rules. It calls `arrange` at the start of every round of admission, `admitted` for every
+    request it admits. And the aged are a barrier: when an aged request cannot be admitted now (no memory, no row, or
+    its prefix is just being computed), nothing behind it is admitted in this round.
+
+    The bound: no request is ever overtaken by more than bound_tokens + R tokens, R being the most that one round
+    admits. (Below the bound when the round begins, it can be overtaken by that round's admissions only; above, by
+    none: before it go only requests that arrived earlier.) So it waits at most for the work that was there when it
+    arrived, and bound_tokens + R tokens more.
+    """
+
+    def __init__(self, policy: Policy, bound_tokens: int = DEFAULT_AGING_TOKENS) -> None:
+        if bound_tokens < 1:
+            raise ConfigError(f"must be at least 1, not {bound_tokens}", field="aging_tokens")
+        self.policy = policy
+        self.bound_tokens = bound_tokens
+        self._overtaken: dict[int, int] = {}  # by arrival, of those that waited at the last arrange
+        self._admitted: list[tuple[int, int]] = []  # (arrival, tokens) since the last arrange
+        self._num_aged = 0
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        """As of the policy within."""
+        return self.policy.wants_prefixes(num_waiting)
+
+    def arrange(self, waiting: Sequence[Waiting]) -> Arrangement:
+        """The order of admission for this round."""
+        if self._admitted:
+            self._count_overtaking(waiting)
+        order = self.policy.order(waiting)
+        if not self._num_aged:
+            return Arrangement(order, 0)
+        aged = [i for i in order if self._overtaken.get(waiting[i].arrival, 0) >= self.bound_tokens]
+        aged.sort(key=lambda index: waiting[index].arrival)
+        self._num_aged = len(aged)
+        first = set(aged)
+        return Arrangement(aged + [index for index in order if index not in first], len(aged))
+
+    def admitted(self, arrival: int, num_tokens: int) -> None:
+        """A request was admitted: `num_tokens` prompt tokens to compute plus new tokens expected."""
+        self._admitted.append((arrival, num_tokens))
+
+    def overtaken(self, arrival: int) -> int:
+        """By how many tokens a waiting request had been overtaken when the last round began."""
+        return self._overtaken.get(arrival, 0)
+
+    def _count_overtaking(self, waiting: Sequence[Waiting]) -> None:
+        admitted = sorted(self._admitted)
+        self._admitted = []
+        arrivals = [w.arrival for w in waiting]
+        later_than = np.searchsorted([arrival for arrival, _ in admitted], arrivals, side="right")
+        remaining = np.cumsum([0, *(tokens for _, tokens in reversed(admitted))])[::-1]
+        more = remaining[later_than].tolist()
+        before = self._overtaken
+        self._overtaken = {a: before.get(a, 0) + m for a, m in zip(arrivals, more, strict=True)}
+        self._num_aged = sum(tokens >= self.bound_tokens for tokens in self._overtaken.values())
+
+
+def _splitmix64(x: int) -> int:
+    """Steele, Lea & Flood (2014): one well mixed 64-bit number from another."""
+    mask = (1 << 64) - 1
+    x = (x + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
