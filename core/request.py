@@ -55,12 +55,14 @@ class LogprobWish:
     """Which log-probs to return (natural log, of the raw distribution at temperature 1, before penalties and masks).
 
     `prompt_start` -1 means none of the prompt; otherwise those of prompt positions >= prompt_start.
-    `top` alternatives per position (at most 20); `token_ids` asks for chosen ids at each position.
+    `top` alternatives per position (at most 20); `token_ids` asks for chosen ids at each position. `with_text` puts the
+    tokens' text beside their ids in the meta info.
     """
 
     prompt_start: int = -1
     top: int = 0
     token_ids: tuple[int, ...] = ()
+    with_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
