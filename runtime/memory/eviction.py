@@ -101,7 +101,7 @@ class NextUse:
     def rank(self, leaf: LeafStats) -> Rank:
         if leaf.next_use < 0:
             return (0, leaf.last_access)
-        return (1, -leaf.next_use)
+        return (1, -leaf.next_use, leaf.last_access)
 
 
 EVICTION_POLICIES: dict[str, Callable[[], EvictionPolicy]] = {
