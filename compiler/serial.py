@@ -53,7 +53,7 @@ def encode_program(program: Program) -> dict[str, Any]:
 
 def decode_program(data: Any, path: str = "") -> Program:
     """The program in plain JSON data. Raises IRSyntaxError with the path of what is wrong."""
-    reader = _Reader(path, data)
+    reader = Reader(path, data)
     check_version(reader, FORMAT, IR_VERSION)
     num_tokens = data.get("num_api_spec_tokens")
     if num_tokens is not None:
@@ -73,7 +73,7 @@ def encode_where(where: SourceLoc | None) -> list[Any] | None:
     return None if where is None else [where.file, where.line, where.function]
 
 
-class _Reader:
+class Reader:
     """A piece of JSON data and its path; every accessor checks the type and fails with the path."""
 
     def __init__(self, path: str, data: Any) -> None:
@@ -83,16 +83,16 @@ class _Reader:
     def fail(self, message: str) -> Any:
         raise IRSyntaxError(f"{self.path or 'the top level'}: {message}")
 
-    def __getitem__(self, key: str) -> _Reader:
+    def __getitem__(self, key: str) -> Reader:
         if key not in self.mapping():
             self.fail(f"lacks {key!r}")
-        return _Reader(f"{self.path}.{key}" if self.path else key, self.data[key])
+        return Reader(f"{self.path}.{key}" if self.path else key, self.data[key])
 
     def mapping(self) -> dict[str, Any]:
         return self._typed(dict, "an object")  # type: ignore[no-any-return]
 
-    def items(self) -> list[_Reader]:
-        return [_Reader(f"{self.path}[{i}]", item) for i, item in enumerate(self._typed(list, "a list"))]
+    def items(self) -> list[Reader]:
+        return [Reader(f"{self.path}[{i}]", item) for i, item in enumerate(self._typed(list, "a list"))]
 
     def string(self) -> str:
         return self._typed(str, "a string")  # type: ignore[no-any-return]
@@ -102,6 +102,12 @@ class _Reader:
 
     def boolean(self) -> bool:
         return self._typed(bool, "true or false")  # type: ignore[no-any-return]
+
+    def optional_string(self) -> str | None:
+        return None if self.data is None else self.string()
+
+    def integers(self) -> tuple[int, ...]:
+        return tuple(item.integer() for item in self.items())
 
     def string_pair(self) -> tuple[str, str]:
         items = self.items()
@@ -123,7 +129,7 @@ class _Reader:
         return self.data
 
 
-def check_version(reader: _Reader, form: str, version: int) -> None:
+def check_version(reader: Reader, form: str, version: int) -> None:
     """Refuse data of another kind or version, by name."""
     data = reader.mapping()
     if data.get("format") != form:
@@ -142,7 +148,7 @@ def _encode_param(param: Param) -> dict[str, Any]:
     return data
 
 
-def _decode_param(reader: _Reader) -> Param:
+def _decode_param(reader: Reader) -> Param:
     data = reader.mapping()
     return Param(
         reader["name"].string(),
@@ -219,7 +225,7 @@ def encode_op(op: AnyOp) -> dict[str, Any]:
 # Decoding. Every rule takes the depth of nesting, which is bounded.
 
 
-def _operand(reader: _Reader, depth: int) -> Operand:
+def _operand(reader: Reader, depth: int) -> Operand:
     data = reader.data
     if depth > MAX_DEPTH:
         reader.fail(f"nested more than {MAX_DEPTH} deep")
@@ -234,14 +240,14 @@ def _operand(reader: _Reader, depth: int) -> Operand:
     return reader.fail('must be a literal, a list, {"ref": id} or {"float": ...}')  # type: ignore[no-any-return]
 
 
-def _const(reader: _Reader, depth: int) -> Const:
+def _const(reader: Reader, depth: int) -> Const:
     value = _operand(reader, depth)
     if isinstance(value, (tuple, Ref)):
         reader.fail("must be a literal")
     return value  # type: ignore[return-value]
 
 
-def _pairs(reader: _Reader, depth: int) -> tuple[tuple[str, Operand], ...]:
+def _pairs(reader: Reader, depth: int) -> tuple[tuple[str, Operand], ...]:
     pairs = []
     for item in reader.items():
         parts = item.items()
@@ -251,7 +257,7 @@ def _pairs(reader: _Reader, depth: int) -> tuple[tuple[str, Operand], ...]:
     return tuple(pairs)
 
 
-def _constraint(reader: _Reader, depth: int) -> ConstraintSpec | None:
+def _constraint(reader: Reader, depth: int) -> ConstraintSpec | None:
     if reader.data is None:
         return None
     kind = next((kind for kind in CONSTRAINT_KINDS if kind == reader["kind"].string()), None)
@@ -261,31 +267,30 @@ def _constraint(reader: _Reader, depth: int) -> ConstraintSpec | None:
     return ConstraintSpec(kind, _operand(reader["source"], depth), options)  # type: ignore[arg-type]
 
 
-def _logprobs(reader: _Reader, depth: int) -> LogprobWish | None:
+def _logprobs(reader: Reader, depth: int) -> LogprobWish | None:
     if reader.data is None:
         return None
-    token_ids = tuple(item.integer() for item in reader["token_ids"].items())
-    return LogprobWish(reader["prompt_start"].integer(), reader["top"].integer(), token_ids)
+    return LogprobWish(reader["prompt_start"].integer(), reader["top"].integer(), reader["token_ids"].integers())
 
 
-def _region(reader: _Reader, depth: int) -> tuple[AnyOp, ...]:
+def _region(reader: Reader, depth: int) -> tuple[AnyOp, ...]:
     return tuple(_decode_op(item, depth + 1) for item in reader.items())
 
 
-def _cases(reader: _Reader, depth: int) -> tuple[Case, ...]:
+def _cases(reader: Reader, depth: int) -> tuple[Case, ...]:
     return tuple(Case(_const(item["value"], depth), _region(item["body"], depth)) for item in reader.items())
 
 
-_DECODE: dict[Kind, Callable[[_Reader, int], Any]] = {
+_DECODE: dict[Kind, Callable[[Reader, int], Any]] = {
     Kind.OPERAND: _operand,
     Kind.CONST: _const,
     Kind.REF: lambda reader, depth: Ref(reader.integer()),
     Kind.STRING: lambda reader, depth: reader.string(),
-    Kind.OPTIONAL_STRING: lambda reader, depth: None if reader.data is None else reader.string(),
+    Kind.OPTIONAL_STRING: lambda reader, depth: reader.optional_string(),
     Kind.BOOL: lambda reader, depth: reader.boolean(),
     Kind.INT: lambda reader, depth: reader.integer(),
     Kind.OPTIONAL_INT: lambda reader, depth: None if reader.data is None else reader.integer(),
-    Kind.INTS: lambda reader, depth: tuple(item.integer() for item in reader.items()),
+    Kind.INTS: lambda reader, depth: reader.integers(),
     Kind.OPERANDS: lambda reader, depth: tuple(_operand(item, depth) for item in reader.items()),
     Kind.PAIRS: _pairs,
     Kind.CONSTRAINT: _constraint,
@@ -296,7 +301,7 @@ _DECODE: dict[Kind, Callable[[_Reader, int], Any]] = {
 }
 
 
-def _decode_op(reader: _Reader, depth: int) -> AnyOp:
+def _decode_op(reader: Reader, depth: int) -> AnyOp:
     if depth > MAX_DEPTH:
         reader.fail(f"nested more than {MAX_DEPTH} deep")
     data = reader.mapping()

@@ -2,7 +2,8 @@
 
 The prompt text between two generations, special tokens or pictures (a *run*) is tokenised as one string, however it is
 split into ops. So the ids of a run's constant beginning are final up to the last safe cut; what stands behind it stays
-text. A special token or a picture ends a run: then its ids are final to the end. After a generation a run may open with
+text. A special token or a picture ends a run, and so does a generation behind template text: then the ids are final to
+the end. (A generation behind plain text may give back what is not settled, to choose its first token freely.) After a generation a run may open with
 text kept from a cut generation; the ids made there are marked `continues`, and hold if there is none.
 """
 
@@ -28,7 +29,9 @@ class _Run:
     text: str | None = ""
     done: int = 0
     continues: bool = False
-    tail: Text | None = None  # the one op that holds text[done:], if one does and no other stream begins with it
+    tail: Text | Special | None = (
+        None  # the one op that holds text[done:], if one does and no other stream begins with it
+    )
 
     def copy(self) -> _Run:
         return replace(self, tail=None)
@@ -50,7 +53,7 @@ class _Tokenizing:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.runs: dict[int, _Run] = {0: _Run()}
-        self.closed: dict[int, tuple[Text, Tokens]] = {}  # id(op) -> a text whose run has ended, as ids
+        self.closed: dict[int, tuple[Text | Special, Tokens]] = {}  # id(op) -> a text whose run has ended, as ids
 
     def region(self, body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
         out: list[AnyOp] = []
@@ -73,6 +76,8 @@ class _Tokenizing:
             out.append(op)
             self.runs[op.stream] = _Run()
         elif isinstance(op, (Gen, Select, Join)):
+            if isinstance(run.tail, Special) and not isinstance(op, Join):
+                self.close(run)
             out.append(op)
             if not isinstance(op, Join) or op.mode == "concate_and_append":
                 self.runs[op.stream] = _Run(continues=True)
@@ -99,11 +104,11 @@ class _Tokenizing:
         assert run.text is not None
         before = len(run.text)
         run.text += piece
-        if run.tail is not None and out and out[-1] is run.tail:
+        cut = self.tokenizer.safe_cut(run.text)
+        if run.tail is not None and out and out[-1] is run.tail and cut > run.done:
             out.pop()  # nothing stands between: both as one piece
             before = run.done
             piece = run.text[before:]
-        cut = self.tokenizer.safe_cut(run.text)
         start = before if run.done == before else self.first_cut(run.text, before)
         if cut <= start:
             tail = _put_text(op, piece, out)
@@ -193,8 +198,9 @@ class _Tokenizing:
         return replace(op, cases=tuple(cases))
 
 
-def _put_text(op: Text | Special, text: str, out: list[AnyOp]) -> Text:
-    new = Text(stream=op.stream, text=text, where=op.where)
+def _put_text(op: Text | Special, text: str, out: list[AnyOp]) -> Text | Special:
+    """What is not settled yet stays what it was: template text is never given back to a generation."""
+    new = replace(op, text=text)
     out.append(new)
     return new
 

@@ -1,4 +1,5 @@
 """The program passes, before and after in IR text, and the laws they keep."""
+# ruff: noqa: E501 (tables with one case a line)
 
 import pytest
 from hypothesis import given, settings
@@ -172,7 +173,7 @@ def tokenized(before):
         ('special "<|user|>Hello you<|end|>"', ['ids<<|user|>|Hello| you|<|end|>> "<|user|>Hello you<|end|>"']),
         (
             'special "<|user|>\\n"; text "Hello you"; special "<|end|>\\n"',
-            ['ids<<|user|>|\\n|Hello| you|<|end|>> "<|user|>\\nHello you<|end|>"', 'text "\\n"'],
+            ['ids<<|user|>|\\n|Hello| you|<|end|>> "<|user|>\\nHello you<|end|>"', 'special "\\n"'],
         ),
         # After a gen, a plain run may open with kept text; a special token closes it.
         (
@@ -188,6 +189,8 @@ def tokenized(before):
             ['ids<one> "one"', 'text " tw"', "fork 1", '[1] text "o"', '[1] ids< three> " three"', '[1] text " four"', 'text "x"'],
         ),
         ('text "one two"; fork 1; special "<|end|>"', ['ids<one> "one"', 'text " two"', "fork 1", 'ids<<|end|>> "<|end|>"']),
+        # Template text is never given back to a generation, so it is settled before one.
+        ('special "<|a|>\\n"; %1 = gen; special "x"; %2 = select "v" ["y"]', ['ids<<|a|>|\\n> "<|a|>\\n"', "%1 = gen", 'ids<x> "x" continues=true', '%2 = select "v" ["y"]']),
         ('text "a b"; media image "cat"; text "c d"', ['ids<a| b> "a b"', 'media image "cat"', 'ids<c> "c"', 'text " d"']),
         # A lowered turn's end is settled by the next one's special token, across the regions.
         (

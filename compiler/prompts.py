@@ -1,0 +1,319 @@
+"""What is known of each prompt before it is sent: an interpreter of programs that takes "unknown" for an answer.
+
+Walked without arguments it finds what is constant in every run (static prefixes, tails before a select); walked with
+the arguments of an instance, what that instance's first prompts will be (the Schedule). One rule per op (`_RULES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .expressions import FUNCTIONS, STATEFUL
+from .ir import (
+    OP_CLASSES,
+    AnyOp,
+    Arg,
+    Copy,
+    Expr,
+    Fork,
+    Gen,
+    Join,
+    Media,
+    Opaque,
+    Operand,
+    Program,
+    Ref,
+    Return,
+    Role,
+    Scope,
+    Select,
+    Set,
+    Special,
+    Switch,
+    Text,
+    Tokens,
+    walk,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from ..core.text.tokenizer import Tokenizer
+
+UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda self: "UNKNOWN"})()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is known of the prompt of one gen or select.
+
+    `ids` are its settled leading ids; `pending` the text after its last settled id, tokenised as one when it is sent
+    (None: not known). `is_whole`: the prompt is ids + encode(pending). `op` is the number in program order.
+    """
+
+    op: int
+    out: Ref
+    stream: int
+    ids: tuple[int, ...]
+    pending: str | None
+    is_whole: bool
+
+
+@dataclass(slots=True)
+class _Stream:
+    ids: tuple[int, ...] = ()
+    is_open: bool = True  # nothing unknown yet: ids go on
+    pending: str | None = ""
+    text: str | None = ""
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    def copy(self) -> _Stream:
+        return replace(self, variables=dict(self.variables))
+
+    def close(self, pending: str | None) -> None:
+        """Something unknown was appended; `pending` is what is known of the text after it."""
+        self.is_open, self.pending, self.text = False, pending, None
+
+
+class _Ended(Exception):
+    """The path met a return or a break."""
+
+
+def prompts(
+    program: Program, tokenizer: Tokenizer | None = None, arguments: Mapping[str, Any] | None = None
+) -> Iterator[Prompt]:
+    """The prompts of all gens and selects that may be reached, in program order.
+
+    `arguments` gives parameters values (those left out are unknown). Without a tokenizer nothing is settled.
+    """
+    walker = _Walker(program, tokenizer, arguments or {})
+    try:
+        yield from walker.region(program.body)
+    except _Ended:
+        return
+
+
+class _Walker:
+    def __init__(self, program: Program, tokenizer: Tokenizer | None, arguments: Mapping[str, Any]) -> None:
+        self.tokenizer = tokenizer
+        self.arguments = arguments
+        self.numbers = {id(op): number for number, op in enumerate(walk(program.body))}
+        self.values: dict[int, Any] = {}
+        self.streams: dict[int, _Stream] = {0: _Stream()}
+
+    def region(self, body: tuple[AnyOp, ...]) -> Iterator[Prompt]:
+        for op in body:
+            yield from _RULES[type(op)](self, op)
+
+    def value(self, operand: Operand) -> Any:
+        if isinstance(operand, Ref):
+            return self.values.get(operand.id, UNKNOWN)
+        if isinstance(operand, tuple):
+            items = [self.value(item) for item in operand]
+            return UNKNOWN if any(item is UNKNOWN for item in items) else items
+        return operand
+
+    # Text
+
+    def append(self, stream: _Stream, text: Any) -> None:
+        if not isinstance(text, str):
+            if stream.is_open and stream.pending and self.tokenizer is not None:
+                cut = self.tokenizer.safe_cut(stream.pending)
+                stream.ids = (*stream.ids, *self.tokenizer.encode(stream.pending[:cut]))
+            stream.close(None)
+            return
+        if stream.pending is not None:
+            stream.pending += text
+        if stream.text is not None:
+            stream.text += text
+
+    def settle(self, stream: _Stream, ids: tuple[int, ...] = ()) -> None:
+        """The pending text ends here and is tokenised by itself; then come `ids`."""
+        if stream.is_open and stream.pending is not None and (self.tokenizer is not None or not stream.pending):
+            before = self.tokenizer.encode(stream.pending) if self.tokenizer is not None and stream.pending else ()
+            stream.ids = (*stream.ids, *before, *ids)
+        else:
+            stream.is_open = False
+        stream.pending = ""
+
+    def text(self, op: Text) -> Iterator[Prompt]:
+        self.append(self.streams[op.stream], self.value(op.text))
+        return iter(())
+
+    def tokens(self, op: Tokens) -> Iterator[Prompt]:
+        stream = self.streams[op.stream]
+        if op.continues and stream.pending != "":
+            self.append(stream, op.text)
+        else:
+            self.settle(stream, op.ids)
+            stream.text = None if stream.text is None else stream.text + op.text
+        return iter(())
+
+    def special(self, op: Special) -> Iterator[Prompt]:
+        stream = self.streams[op.stream]
+        if self.tokenizer is None:
+            text = stream.text
+            stream.close(None)
+            stream.text = None if text is None else text + op.text
+            return iter(())
+        for part in self.tokenizer.split_special(op.text):
+            if isinstance(part, str):
+                self.append(stream, part)
+            else:
+                self.settle(stream, (part,))
+                if stream.text is not None:
+                    stream.text += self.tokenizer.decode([part], skip_special_tokens=False)
+        return iter(())
+
+    def media(self, op: Media) -> Iterator[Prompt]:
+        self.streams[op.stream].close("")
+        return iter(())
+
+    # Values
+
+    def arg(self, op: Arg) -> Iterator[Prompt]:
+        self.values[op.out.id] = self.arguments.get(op.param, UNKNOWN)
+        return iter(())
+
+    def set(self, op: Set) -> Iterator[Prompt]:
+        self.streams[op.stream].variables[op.var] = self.value(op.value)
+        return iter(())
+
+    def expr(self, op: Expr) -> Iterator[Prompt]:
+        self.values[op.out.id] = self.computed(op)
+        return iter(())
+
+    def computed(self, op: Expr) -> Any:
+        stream = self.streams[op.stream]
+        if op.fn == "text":
+            return UNKNOWN if stream.text is None else stream.text
+        if op.fn in STATEFUL:
+            known = stream.variables.get(str(op.args[0]), UNKNOWN)
+            return known if op.fn == "get" or known is UNKNOWN else True
+        args = [self.value(arg) for arg in op.args]
+        compute = FUNCTIONS[op.fn].compute
+        if compute is None or any(arg is UNKNOWN for arg in args):
+            return UNKNOWN
+        try:
+            return compute(*args)
+        except Exception:
+            return UNKNOWN  # the run raises it, at its place
+
+    # Generations
+
+    def generate(self, op: Gen | Select) -> Iterator[Prompt]:
+        stream = self.streams[op.stream]
+        number = self.numbers[id(op)]
+        is_whole = stream.is_open and stream.pending is not None and self.tokenizer is not None
+        yield Prompt(number, op.out, op.stream, stream.ids, stream.pending, is_whole)
+        stream.close("")
+        if op.var is not None:
+            stream.variables[op.var] = UNKNOWN
+
+    # Regions and streams
+
+    def role(self, op: Role) -> Iterator[Prompt]:
+        if op.prefix is not None:
+            yield from self.region(op.body)
+            return
+        self.streams[op.stream].close(None)  # the executor renders the template around it
+        yield from self.region(op.body)
+        self.streams[op.stream].close(None)
+
+    def scope(self, op: Scope) -> Iterator[Prompt]:
+        stream = self.streams[op.stream]
+        before = stream.text
+        yield from self.region(op.body)
+        known = before is not None and stream.text is not None
+        self.values[op.out.id] = stream.text[len(before) :] if known else UNKNOWN  # type: ignore[index, arg-type]
+        stream.variables[op.var] = self.values[op.out.id]
+
+    def fork(self, op: Fork | Copy) -> Iterator[Prompt]:
+        for number in op.streams if isinstance(op, Fork) else (op.target,):
+            self.streams[number] = self.streams[op.stream].copy()
+        return iter(())
+
+    def join(self, op: Join) -> Iterator[Prompt]:
+        stream = self.streams[op.stream]
+        if op.mode == "concate_and_append":
+            stream.close(None)
+            return iter(())
+        for number in op.streams:
+            for var, value in self.streams[number].variables.items():
+                if stream.variables.get(var) is not value:
+                    stream.variables[var] = UNKNOWN
+        return iter(())
+
+    def switch(self, op: Switch) -> Iterator[Prompt]:
+        on = self.value(op.on)
+        if on is not UNKNOWN:
+            for case in op.cases:
+                if type(case.value) is type(on) and case.value == on:
+                    yield from self.region(case.body)
+                    return
+            return
+        before = self.streams
+        afters = [] if op.is_exhaustive else [before]
+        for case in op.cases:
+            self.streams = {number: stream.copy() for number, stream in before.items()}
+            try:
+                yield from self.region(case.body)
+            except _Ended:
+                continue
+            afters.append(self.streams)
+        if not afters:
+            raise _Ended
+        numbers = set.intersection(*(set(after) for after in afters)) & set(before)
+        self.streams = {number: _merge([after[number] for after in afters]) for number in sorted(numbers)}
+
+    def end(self, op: Opaque | Return) -> Iterator[Prompt]:
+        raise _Ended
+
+
+def _merge(streams: list[_Stream]) -> _Stream:
+    """What holds on all of these paths."""
+    first = streams[0]
+    if all(stream == first for stream in streams):
+        return first
+    merged = first.copy()
+    for other in streams[1:]:
+        if (other.ids, other.is_open, other.pending) != (merged.ids, merged.is_open, merged.pending):
+            merged.is_open = False
+            merged.ids = merged.ids[: _common(merged.ids, other.ids)]
+            merged.pending = merged.pending if merged.pending == other.pending else None
+        merged.text = merged.text if merged.text == other.text else None
+        for var in merged.variables.keys() | other.variables.keys():
+            known = merged.variables.get(var, UNKNOWN)
+            merged.variables[var] = known if other.variables.get(var, UNKNOWN) is known else UNKNOWN
+    return merged
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """The length of the common prefix."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+_RULES: dict[type[Any], Callable[[_Walker, Any], Iterator[Prompt]]] = {
+    Text: _Walker.text,
+    Tokens: _Walker.tokens,
+    Special: _Walker.special,
+    Media: _Walker.media,
+    Arg: _Walker.arg,
+    Gen: _Walker.generate,
+    Select: _Walker.generate,
+    Role: _Walker.role,
+    Scope: _Walker.scope,
+    Fork: _Walker.fork,
+    Copy: _Walker.fork,
+    Join: _Walker.join,
+    Set: _Walker.set,
+    Expr: _Walker.expr,
+    Switch: _Walker.switch,
+    Opaque: _Walker.end,
+    Return: _Walker.end,
+}
+if missing := set(OP_CLASSES.values()) - set(_RULES):
+    raise TypeError(f"prompts: no rule for {', '.join(sorted(cls.__name__ for cls in missing))}")
