@@ -178,8 +178,8 @@ def _shared(root: Node, above: tuple[int, ...]) -> list[tuple[int, ...]]:
 def print_schedule(plan: Schedule, limit: int = 40) -> str:
     """The trie with its counts, at most `limit` lines of it."""
     lines = [
-        f"{len(plan.order)} instances; {plan.num_prompt_tokens} known prompt tokens, {plan.num_distinct_tokens} distinct, "
-        f"{plan.num_shared_tokens} shared"
+        f"{len(plan.order)} instances; {plan.num_prompt_tokens} known prompt tokens, "
+        f"{plan.num_distinct_tokens} distinct, {plan.num_shared_tokens} shared"
     ]
     nodes = [(node, depth) for node, depth in _walk(plan.root) if node.ids]
     for node, depth in nodes[:limit]:

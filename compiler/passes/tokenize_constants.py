@@ -3,8 +3,9 @@
 The prompt text between two generations, special tokens or pictures (a *run*) is tokenised as one string, however it is
 split into ops. So the ids of a run's constant beginning are final up to the last safe cut; what stands behind it stays
 text. A special token or a picture ends a run, and so does a generation behind template text: then the ids are final to
-the end. (A generation behind plain text may give back what is not settled, to choose its first token freely.) After a generation a run may open with
-text kept from a cut generation; the ids made there are marked `continues`, and hold if there is none.
+the end. (A generation behind plain text may give back what is not settled, to choose its first token freely.) After a
+generation a run may open with text kept from a cut generation; the ids made there are marked `continues`, and hold if
+there is none.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ class _Run:
     text: str | None = ""
     done: int = 0
     continues: bool = False
-    tail: Text | Special | None = (
-        None  # the one op that holds text[done:], if one does and no other stream begins with it
-    )
+    tail: Text | Special | None = None  # the one op that holds text[done:], if no other stream begins with it
 
     def copy(self) -> _Run:
         return replace(self, tail=None)
