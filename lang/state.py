@@ -1,0 +1,306 @@
+"""The state a program writes to and reads from. It turns what the user writes into ops for its sink, and holds nothing
+else: text, variables and turns live with the executor that is the sink of a running program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
+from ..compiler.tracing.symbols import Symbol, operand
+from ..core.errors import ProgramError, SourceLoc
+from .exprs import Expression, ExprList, GenExpr, MediaExpr, SelectExpr, caller, flatten
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ..compiler.sink import Sink
+    from .executor import Executor
+
+JoinMode = Literal["gather_variable", "concate_and_append"]
+
+
+class ProgramState:
+    """One text stream of a program: `s += text`, `s += gen("x")`, `s["x"]`.
+
+    Reading a variable that is not generated yet suspends the program until it is. After `run()` the state holds the
+    whole result.
+    """
+
+    __dslc_traceable__ = True
+    __slots__ = ("_open", "sink", "stream")
+
+    def __init__(self, sink: Sink, stream: int = 0) -> None:
+        self.sink = sink
+        self.stream = stream
+        self._open: Role | None = None
+
+    # -- appending
+
+    def __iadd__(self, other: Any) -> ProgramState:
+        self.append(other)
+        return self
+
+    def append(self, other: Any) -> None:
+        """`s += other` as a method. Raises ProgramError for what has no text form."""
+        if isinstance(other, (str, Symbol)):
+            if not (isinstance(other, str) and not other):
+                self.sink.emit(Text(text=operand(other), stream=self.stream, where=caller()))
+        elif isinstance(other, Expression):
+            other.append_to(self)
+        elif isinstance(other, (list, tuple)):
+            ExprList(flatten(other)).append_to(self)
+        else:
+            raise ProgramError(
+                f"a {type(other).__name__} cannot be appended to a program; convert it to a str first", where=caller()
+            )
+
+    def emit_gen(self, expr: GenExpr) -> None:
+        """Emit the op of a gen expression."""
+        self.sink.emit(
+            Gen(
+                out=self.sink.new_ref(), var=expr.var, sampling=expr.sampling, constraint=expr.constraint,
+                logprobs=expr.logprobs, stream=self.stream, where=expr.where,
+            )
+        )  # fmt: skip
+
+    def emit_select(self, expr: SelectExpr) -> None:
+        """Emit the op of a select expression."""
+        self.sink.emit(
+            Select(
+                out=self.sink.new_ref(), var=expr.var, choices=operand(expr.choices), method=expr.method,
+                temperature=operand(expr.temperature), stream=self.stream, where=expr.where,
+            )
+        )  # fmt: skip
+
+    def emit_special(self, text: str, where: SourceLoc | None) -> None:
+        """Emit template text."""
+        self.sink.emit(Special(text=text, stream=self.stream, where=where))
+
+    def emit_media(self, expr: MediaExpr) -> None:
+        """Emit a picture or video; what is not a plain value is interned by the executor beforehand."""
+        if self.sink.is_tracing and not isinstance(expr.source, (str, Symbol)):
+            self.sink.opaque(f"a {expr.kind} that is not given by its path", expr.where)
+        self.sink.emit(
+            Media(kind=expr.kind, source=operand(expr.source), options=expr.options, stream=self.stream, where=expr.where)
+        )
+
+    # -- chat turns and scopes
+
+    def role_region(self, role: str, where: SourceLoc | None = None) -> _Region:
+        """The context manager of a chat turn."""
+        return _Region(self, Role(role=role, stream=self.stream, where=where or caller()))
+
+    def system(self, expr: Any = None) -> Any:
+        """`s.system(content)` appends a turn; `with s.system():` opens one."""
+        return self._turn("system", expr)
+
+    def user(self, expr: Any = None) -> Any:
+        """`s.user(content)` appends a turn; `with s.user():` opens one."""
+        return self._turn("user", expr)
+
+    def assistant(self, expr: Any = None) -> Any:
+        """`s.assistant(content)` appends a turn; `with s.assistant():` opens one."""
+        return self._turn("assistant", expr)
+
+    def _turn(self, role: str, expr: Any) -> Any:
+        region = self.role_region(role)
+        if expr is None:
+            return region
+        with region:
+            self.append(expr)
+        return self
+
+    def begin_role(self, role: str, where: SourceLoc | None) -> None:
+        """Open a chat turn that `end_role` closes."""
+        op = Role(role=role, stream=self.stream, where=where)
+        self.sink.enter(op)
+        self._open = op
+
+    def end_role(self, role: str, where: SourceLoc | None) -> None:
+        """Close the turn that `begin_role` opened. Raises ProgramError when another one, or none, is open."""
+        if self._open is None or self._open.role != role:
+            open_role = "none" if self._open is None else repr(self._open.role)
+            raise ProgramError(f"{role}_end() without {role}_begin(): the open role is {open_role}", where=where)
+        op, self._open = self._open, None
+        self.sink.leave(op)
+
+    def var_scope(self, name: str) -> _Region:
+        """`with s.var_scope("x"):` stores the text appended inside in the variable."""
+        return _Region(self, Scope(out=self.sink.new_ref(), var=name, stream=self.stream, where=caller()))
+
+    # -- forks
+
+    def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> ProgramStateGroup:
+        """`size` branches, each beginning with a copy of this state, which run at the same time."""
+        where = caller()
+        if position_ids_offset is not None:
+            raise ProgramError("position_ids_offset is not supported: branches keep their own positions", where=where)
+        if isinstance(size, Symbol):
+            self.sink.opaque("a fork into a number of branches that is not known yet", where)
+        if type(size) is not int or size < 1:
+            raise ProgramError(f"fork() needs a positive number of branches, not {size!r}", where=where)
+        streams = tuple(self.sink.new_stream() for _ in range(size))
+        self.sink.emit(Fork(streams=streams, stream=self.stream, where=where))
+        return ProgramStateGroup([type(self)(self.sink, stream) for stream in streams], self)
+
+    def copy(self, position_ids_offset: list[int] | None = None) -> _Copy:
+        """One branch, as a context manager: `with s.copy() as t:`. It is never joined."""
+        where = caller()
+        if position_ids_offset is not None:
+            raise ProgramError("position_ids_offset is not supported: branches keep their own positions", where=where)
+        stream = self.sink.new_stream()
+        self.sink.emit(Copy(target=stream, stream=self.stream, where=where))
+        return _Copy(type(self)(self.sink, stream))
+
+    # -- reading and setting
+
+    def __getitem__(self, name: str) -> Any:
+        return self.sink.get(self.stream, name, caller())
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.set_var(name, value)
+
+    def __contains__(self, name: str) -> Any:
+        return self.sink.has(self.stream, name, caller())
+
+    def get_var(self, name: str) -> Any:
+        """`s[name]`."""
+        return self.sink.get(self.stream, name, caller())
+
+    def set_var(self, name: str, value: Any) -> None:
+        """`s[name] = value`: a str, number, bool, None, or a list of such."""
+        where = caller()
+        try:
+            given = operand(value)
+        except TypeError:
+            if self.sink.is_tracing:
+                self.sink.opaque(f"the variable {name!r} is set to a {type(value).__name__}", where)
+            given = value  # an executor keeps any object
+        self.sink.emit(Set(var=name, value=given, stream=self.stream, where=where))
+
+    def text(self) -> Any:
+        """All text of this state so far, special tokens included."""
+        return self.sink.text(self.stream, caller())
+
+    def messages(self) -> Any:
+        """The chat turns so far, as a list of {"role": ..., "content": ...}."""
+        return self._executor("messages()").messages(self.stream, caller())
+
+    def get_meta_info(self, name: str) -> Any:
+        """What the backend said about the generation of a variable: a dict as in SGLang."""
+        return self._executor(f"get_meta_info({name!r})").meta_info(self.stream, name, caller())
+
+    def sync(self) -> ProgramState:
+        """Wait until everything appended so far is generated."""
+        self._executor("sync()").sync(self.stream, caller())
+        return self
+
+    def error(self) -> BaseException | None:
+        """What made the program fail, or None."""
+        return self._executor("error()").error()
+
+    @property
+    def ret_value(self) -> Any:
+        """What the program's function returned."""
+        return self._executor("ret_value").ret_value
+
+    def _executor(self, what: str) -> Executor:
+        if self.sink.is_tracing:
+            self.sink.opaque(f"use of {what}", caller())
+        return self.sink  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return f"<ProgramState of stream {self.stream}>"
+
+
+class _Region:
+    """A chat turn or a scope as a context manager. An exception inside closes it too."""
+
+    __dslc_traceable__ = True
+    __slots__ = ("op", "state")
+
+    def __init__(self, state: ProgramState, op: Role | Scope) -> None:
+        self.state = state
+        self.op = op
+
+    def __enter__(self) -> ProgramState:
+        self.state.sink.enter(self.op)
+        return self.state
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.state.sink.leave(self.op)
+
+
+class _Copy:
+    """What `s.copy()` returns: a context manager that gives the copied state."""
+
+    __dslc_traceable__ = True
+    __slots__ = ("state",)
+
+    def __init__(self, state: ProgramState) -> None:
+        self.state = state
+
+    def __enter__(self) -> ProgramState:
+        return self.state
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+class ProgramStateGroup:
+    """The branches of a fork. `group += x` appends to all; a list gives each its own, a function gets the number."""
+
+    __dslc_traceable__ = True
+    __slots__ = ("parent", "states")
+
+    def __init__(self, states: list[ProgramState], parent: ProgramState) -> None:
+        self.states = states
+        self.parent = parent
+
+    def join(self, mode: JoinMode = "gather_variable") -> None:
+        """End the branches.
+
+        "gather_variable": each variable set in a branch becomes, in the parent, the list of the branches' values.
+        "concate_and_append": the text each branch added is appended to the parent, in order.
+        """
+        where = caller()
+        if mode not in ("gather_variable", "concate_and_append"):
+            raise ProgramError(f"unknown join mode {mode!r}; use 'gather_variable' or 'concate_and_append'", where=where)
+        streams = tuple(state.stream for state in self.states)
+        self.parent.sink.emit(Join(streams=streams, mode=mode, stream=self.parent.stream, where=where))
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.states[i]
+
+    def __setitem__(self, i: int, value: ProgramState) -> None:
+        if self.states[i] is not value:
+            raise ProgramError("a branch cannot be replaced by another state", where=caller())
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[ProgramState]:
+        return iter(self.states)
+
+    def __iadd__(self, other: Any) -> ProgramStateGroup:
+        if callable(other) and not isinstance(other, Expression):
+            maker: Callable[[int], Any] = other
+            for i, state in enumerate(self.states):
+                state.append(maker(i))
+        elif isinstance(other, (list, tuple)):
+            if len(other) != len(self.states):
+                raise ProgramError(
+                    f"{len(other)} things for {len(self.states)} branches: a list must have one for each", where=caller()
+                )
+            for state, item in zip(self.states, other, strict=True):
+                state.append(item)
+        else:
+            for state in self.states:
+                state.append(other)
+        return self
+
+
+__all__ = ["JoinMode", "ProgramState", "ProgramStateGroup"]
