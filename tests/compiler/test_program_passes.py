@@ -1,20 +1,30 @@
 """The program passes, before and after in IR text, and the laws they keep."""
 # ruff: noqa: E501 (tables with one case a line)
 
+import itertools
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.ids_of import ids_of
 from support.programs import ALL_OPS, programs
 from support.toy_tokenizer import ToyTemplate, ToyTokenizer
 
+import dslc
 from dslc.compiler.fields import all_refs
-from dslc.compiler.ir import Gen, Join, Media, Program, Role, Select, Special, Text, Tokens, walk
+from dslc.compiler.ir import Program, Role, Text, walk
 from dslc.compiler.parser import parse_ops
 from dslc.compiler.passes.base import Context
 from dslc.compiler.passes.chat_template import LOWER_CHAT_TEMPLATE
 from dslc.compiler.passes.fold_text import FOLD_TEXT
 from dslc.compiler.passes.tokenize_constants import TOKENIZE_CONSTANTS
+from dslc.compiler.pipeline import compile_program
 from dslc.compiler.printer import print_op, print_program
 from dslc.compiler.verifier import diagnose
+from dslc.core.text.load import load_tokenizer
+
+BUILTIN = Path(dslc.__file__).parent / "runtime" / "builtin" / "dslc_tiny"
 
 
 def rewritten(pass_, before, context=None):
@@ -211,56 +221,47 @@ def test_tokenize_constants(before, after):
     assert tokenized(before) == after
 
 
-def stream_ids(program: Program, tokenizer: ToyTokenizer, stream: int = 0) -> list[object]:
-    """What an executor would send at the end of the stream: runs tokenised as one string, generations as marks.
-
-    Follows design section 4 literally, for programs without branches: the specification of the pass.
-    """
-    items: list[object] = []
-    pending = ""
-    may_be_kept = ""  # a generation here leaves nothing behind
-
-    def close() -> None:
-        nonlocal pending
-        if pending:
-            items.extend(tokenizer.encode(pending))
-        pending = ""
-
-    for op in walk(program.body):
-        if isinstance(op, Text):
-            pending += op.text if isinstance(op.text, str) else f"<value {op.text.id}>"
-        elif isinstance(op, Tokens) and op.continues and pending + may_be_kept:
-            pending += op.text
-        elif isinstance(op, Tokens):
-            close()
-            items.extend(op.ids)
-        elif isinstance(op, Special):
-            for part in tokenizer.split_special(op.text):
-                if isinstance(part, str):
-                    pending += part
-                else:
-                    close()
-                    items.append(part)
-        elif isinstance(op, (Gen, Select, Media)) or (isinstance(op, Join) and op.mode == "concate_and_append"):
-            close()
-            items.append(print_op(op))
-    close()
-    return items
-
-
 STRAIGHT = frozenset({"text", "special", "gen", "select", "media", "set", "expr", "scope"})
 
 
-@settings(max_examples=300, deadline=None)
-@given(programs(STRAIGHT, max_size=12, constraints=False))
-def test_ids_are_those_of_the_whole_run(program):
-    """Joint rule: however text was split into ops, a run's ids are those of its text as one string."""
-    tokenizer = ToyTokenizer()
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {"toy": ToyTokenizer(), "built-in": load_tokenizer(BUILTIN)}
+
+
+@pytest.mark.parametrize("name", ["toy", "built-in"])
+@settings(max_examples=200, deadline=None)
+@given(program=programs(STRAIGHT, max_size=12, constraints=False), kept=st.sampled_from(["", "cut", " ", "\n"]))
+def test_ids_are_those_of_the_whole_run(tokenizers, name, program, kept):
+    """Joint rule: however text was split into ops, and whatever a cut generation leaves behind, a run's ids are those
+    of its text as one string."""
+    tokenizer = tokenizers[name]
     context = Context(tokenizer)
-    reference = stream_ids(program, tokenizer)
-    assert stream_ids(TOKENIZE_CONSTANTS.run(program, context), tokenizer) == reference
+    after = TOKENIZE_CONSTANTS.run(program, context)
+    assert ids_of(after, tokenizer, kept) == ids_of(program, tokenizer, kept)
     folded = FOLD_TEXT.run(program, context)
-    assert stream_ids(TOKENIZE_CONSTANTS.run(folded, context), tokenizer) == stream_ids(folded, tokenizer)
+    assert ids_of(TOKENIZE_CONSTANTS.run(folded, context), tokenizer, kept) == ids_of(folded, tokenizer, kept)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=40), st.lists(st.integers(0, 40), max_size=4))
+def test_a_text_may_be_split_anywhere(tokenizers, text, places):
+    tokenizer = tokenizers["built-in"]
+    cuts = [0, *sorted(min(place, len(text)) for place in places), len(text)]
+    body = tuple(Text(text=text[a:b]) for a, b in itertools.pairwise(cuts))
+    program = TOKENIZE_CONSTANTS.run(FOLD_TEXT.run(Program("p", body=body), Context()), Context(tokenizer))
+    assert ids_of(program, tokenizer) == tokenizer.encode(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=3), st.booleans())
+def test_a_lowered_conversation_has_the_ids_of_the_template(tokenizers, contents, with_system):
+    tokenizer = tokenizers["built-in"]
+    turns = (["system"] if with_system else []) + ["user", "assistant"] * 2
+    messages = [{"role": role, "content": content} for role, content in zip(turns, contents, strict=False)]
+    body = tuple(Role(role=m["role"], body=(Text(text=m["content"]),)) for m in messages)
+    program = compile_program(Program("p", body=body), tokenizer).program
+    assert ids_of(program, tokenizer) == tokenizer.encode_prompt(tokenizer.chat_template.render(messages))
 
 
 @settings(max_examples=150, deadline=None)
