@@ -329,31 +329,34 @@ class LiveStates:
             signature |= test(char) << number
         return signature
 
-    def closure(self, kernel: Iterable[int], before: str | None, after: str | None, sure: bool = True) -> set[int]:
+    def closure(
+        self, kernel: Iterable[int], before: str | None, after: str | None, if_unknown: bool | None = None
+    ) -> set[int]:
         """States reachable by empty moves between the characters `before` and `after` (None: the text's edge).
 
-        With `sure` False the text may go on after its edge: conditions on what follows are then taken as met.
+        With `if_unknown` the text may go on after its edge: conditions on what follows are taken as met, or as not.
         """
         seen = set(kernel)
         todo = list(seen)
         while todo:
             for assertion, target in self.nfa.epsilon[todo.pop()]:
-                if target not in seen and (assertion is None or self._holds(assertion, before, after, sure)):
+                if target not in seen and (assertion is None or self.holds(assertion, before, after, if_unknown)):
                     seen.add(target)
                     todo.append(target)
         return seen
 
-    def _holds(self, assertion: Assertion, before: str | None, after: str | None, sure: bool) -> bool:
+    def holds(self, assertion: Assertion, before: str | None, after: str | None, if_unknown: bool | None) -> bool:
+        """Whether a condition is met between two characters; see `closure`."""
         kind = assertion.kind
         if kind == "start":
             return before is None
         if kind == "line-start":
             return before is None or before == "\n"
-        if after is None and not sure:
-            return True
-        if kind in ("end", "end-or-newline"):
+        if after is None and if_unknown is not None:
+            return if_unknown
+        if kind == "end":
             return after is None
-        if kind == "line-end":
+        if kind in ("end-or-newline", "line-end"):  # the former also wants the newline to be the last: not looked at
             return after is None or after == "\n"
         assert assertion.atom is not None
         if after is not None and self._wild is not None and self._wild(after):
@@ -366,6 +369,10 @@ class LiveStates:
 
     def _matches(self, atom: Atom, char: str) -> bool:
         return bool(self._signature(char) >> self._number[atom] & 1)
+
+    def allows(self, char: str) -> int:
+        """Bit a is set if atom a matches the character."""
+        return self._signature(char)
 
     def advance(self, states: Iterable[int], char: str) -> frozenset[int]:
         """The kernel after `char` was consumed from `states` (already closed)."""
@@ -388,7 +395,7 @@ class LiveStates:
         """Whether more text could lengthen or alter what these states would match."""
         if not kernel:
             return False
-        closed = self.closure(kernel, before, None, sure=False)
+        closed = self.closure(kernel, before, None, if_unknown=True)
         if any(self.nfa.consume[state] for state in closed):
             return True
         return self._has_assertions and any(a is not None for state in closed for a, _ in self.nfa.epsilon[state])

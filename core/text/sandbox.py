@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import TemplateError
 
-MAX_STEPS = 2_000_000
+MAX_STEPS = 1_000_000
 MAX_CHARS = 1 << 26
 _MAX_WIDTH = 1_000_000
 
@@ -116,7 +116,9 @@ def _limited_filter(name: str, function: Any) -> Any:
             _check_text_call("join", separator, (items,), {})
         elif isinstance(value, str):
             _check_text_call(name, value, rest, kwargs)
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        _spend_chars(_size(result))
+        return result
 
     return limited
 
@@ -124,7 +126,9 @@ def _limited_filter(name: str, function: Any) -> Any:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    _spend_chars(len(text))
+    return text
 
 
 def _strftime_now(layout: str) -> str:
@@ -190,7 +194,21 @@ def environment() -> Any:
             owner = getattr(__obj, "__self__", None)
             if isinstance(owner, str):
                 _check_text_call(getattr(__obj, "__name__", ""), owner, args, kwargs)
-            return super().call(__context, __obj, *args, **kwargs)
+            result = super().call(__context, __obj, *args, **kwargs)
+            _spend_chars(_size(result))
+            return result
+
+        def wrap_str_format(self, value: Any) -> Any:
+            """`str.format` in its sandboxed form, its widths checked."""
+            wrapped = super().wrap_str_format(value)
+            if wrapped is None:
+                return None
+
+            def limited(*args: Any, **kwargs: Any) -> Any:
+                _check_text_call("format", str(value.__self__), args, kwargs)
+                return wrapped(*args, **kwargs)
+
+            return limited
 
         spend_step = staticmethod(_spend_step)
 
@@ -244,20 +262,6 @@ def _with_limits(tree: Any) -> Any:
     return Limiter().visit(tree)
 
 
-@functools.lru_cache(maxsize=64)
-def compile_template(source: str) -> Any:
-    """A jinja2 Template ready to render. Raises TemplateError with the line of a syntax error."""
-    env = environment()
-    import jinja2
-
-    try:
-        tree = _with_limits(env.parse(source))
-        code = env.compile(tree.set_environment(env))
-    except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
-    return env.template_class.from_code(env, code, env.make_globals(None))
-
-
 @contextmanager
 def _fresh_budget() -> Iterator[None]:
     token = _budget.set(_Budget())
@@ -265,6 +269,21 @@ def _fresh_budget() -> Iterator[None]:
         yield
     finally:
         _budget.reset(token)
+
+
+@functools.lru_cache(maxsize=64)
+def compile_template(source: str) -> Any:
+    """A jinja2 Template ready to render. Raises TemplateError with the line of a syntax error."""
+    env = environment()
+    import jinja2
+
+    try:
+        with _fresh_budget():  # constants are folded here
+            tree = _with_limits(env.parse(source))
+            code = env.compile(tree.set_environment(env))
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
+    return env.template_class.from_code(env, code, env.make_globals(None))
 
 
 def render_template(source: str, variables: Mapping[str, Any]) -> str:
@@ -275,6 +294,8 @@ def render_template(source: str, variables: Mapping[str, Any]) -> str:
     with _fresh_budget():
         try:
             return str(template.render(variables))
+        except TemplateError:
+            raise
         except jinja2.exceptions.SecurityError as error:
             raise TemplateError(f"the chat template was refused by the sandbox: {error}") from None
         except jinja2.TemplateError as error:

@@ -71,7 +71,7 @@ class ChatTemplate:
         """`special_texts`: bos_token, eos_token and so on, which templates may write."""
         self.sources: dict[str, str] = {"default": source} if isinstance(source, str) else dict(source)
         self._special_texts = dict(special_texts or {})
-        self._findings: dict[tuple[tuple[str, ...], bool, date | None], _Finding] = {}
+        self._findings: dict[tuple[tuple[str, ...], bool | None, date | None], _Finding] = {}
         self._lock = threading.Lock()
 
     def source(self, tools: object = None) -> str:
@@ -125,11 +125,58 @@ class ChatTemplate:
         """Why `fragments(roles)` is None, as a clause of a sentence; "" if it is not."""
         return self._find(roles, plain).reason
 
+    def append_fragments(self, roles: tuple[str, ...]) -> tuple[str, str]:
+        """(prefix, suffix) for a history that is only ever appended to, also where `fragments` is None.
+
+        They are what the template writes around the last message when it renders exactly this conversation; an
+        assistant message starts as the generation prompt does. `explain` says how the whole then differs from
+        `render`. Raises TemplateError if the template cannot render such a conversation even without its leading
+        system message.
+        """
+        found = self.fragments(roles) or self.fragments(roles, plain=True)
+        if found is not None:
+            return found
+        key = (roles, None, self._today())
+        with self._lock:
+            kept = self._findings.get(key)
+        if kept is None:
+            kept = _Finding(self._last_fragments(roles))
+            with self._lock:
+                self._findings[key] = kept
+        assert kept.fragments is not None
+        return kept.fragments
+
+    def _last_fragments(self, roles: tuple[str, ...]) -> tuple[str, str]:
+        contents = _contents("first", len(roles))
+        try:
+            text = self._text_of(roles, contents)
+            opened = text.rpartition(contents[-1])[0]
+            if roles[-1] == "assistant" and len(roles) > 1:
+                opened = self._render(_messages(roles[:-1], contents), True, None, {})
+            before = ""  # the text up to the end of the message before
+            if len(roles) > 1:
+                before = opened.rpartition(contents[-2])[0] + contents[-2] + self.append_fragments(roles[:-1])[1]
+            if (
+                contents[-1] in text
+                and opened.startswith(before)
+                and not any(c in opened[len(before) :] for c in contents)
+            ):
+                return opened[len(before) :], text.rpartition(contents[-1])[2]
+            complaint = f"the content of the {roles[-1]} message does not appear in it on its own"
+        except TemplateError as error:
+            complaint = error.message
+        if roles[0] == "system" and len(roles) > 1:
+            return self.append_fragments(roles[1:])
+        raise TemplateError(f"the chat template cannot render a {' / '.join(roles)} conversation: {complaint}")
+
+    def _today(self) -> date | None:
+        """What the fragments of a template that writes the date depend on."""
+        return date.today() if any("strftime_now" in source for source in self.sources.values()) else None
+
     def _find(self, roles: tuple[str, ...], plain: bool) -> _Finding:
         if not roles:
             raise TemplateError("fragments() needs at least one role")
-        today = date.today() if any("strftime_now" in source for source in self.sources.values()) else None
-        key = (roles, plain, today)
+        key = (roles, plain, self._today())
         with self._lock:
             found = self._findings.get(key)
         if found is None:
@@ -147,13 +194,14 @@ class ChatTemplate:
             before.append(shorter.fragments)
         try:
             found = self._cut_out(roles, before)
-            if isinstance(found, str):
-                return _Finding(None, found)
-            return _Finding(found) if not (why := self._check(roles, [*before, found], plain)) else _Finding(None, why)
+            if isinstance(found, tuple):
+                why = self._check(roles, [*before, found], plain)
+                return _Finding(None, why) if why else _Finding(found)
         except TemplateError as error:
-            if len(roles) == 1 and roles[0] == "system":
-                return self._joined_system(plain) or _Finding(None, error.message)
-            return _Finding(None, error.message)
+            found = error.message
+        if roles == ("system",):
+            return self._joined_system()
+        return _Finding(None, found)
 
     def _cut_out(self, roles: tuple[str, ...], before: list[tuple[str, str]]) -> tuple[str, str] | str:
         """The fragments as the first probe shows them, or what stands in the way."""
@@ -164,45 +212,30 @@ class ChatTemplate:
             return f"it renders earlier messages differently once a {roles[-1]} message follows: {_differ(start, text)}"
         rest = text[len(start) :]
         if rest.count(contents[-1]) != 1:
-            if roles == ("system",) and (found := self._joined_system(False, probe_only=True)):
-                return found.fragments or found.reason
             return f"the content of the {roles[-1]} message does not appear in it once and unchanged"
         prefix, _, suffix = rest.partition(contents[-1])
         return prefix, suffix
 
-    def _joined_system(self, plain: bool, probe_only: bool = False) -> _Finding | None:
+    def _joined_system(self) -> _Finding:
         """Fragments of a leading system message that only shows together with the first user message."""
         contents = _contents("first", 2)
         try:
             text = self._text_of(("system", "user"), contents)
         except TemplateError as error:
             return _Finding(None, error.message)
-        if (
-            text.count(contents[0]) != 1
-            or text.count(contents[1]) != 1
-            or text.index(contents[0]) > text.index(contents[1])
-        ):
+        if any(text.count(content) != 1 for content in contents) or text.index(contents[0]) > text.index(contents[1]):
             return _Finding(None, "the content of the system message does not appear in it once and unchanged")
         prefix, _, rest = text.partition(contents[0])
-        fragments = (prefix, rest.partition(contents[1])[0])
-        return _Finding(fragments)
+        return _Finding((prefix, rest.partition(contents[1])[0]))
 
     def _check(self, roles: tuple[str, ...], parts: list[tuple[str, str]], plain: bool) -> str:
         """Whether all probes agree with the fragments; "" or how they differ."""
-        for style in ("first", "lines", "last empty", "spaces", "thoughts"):
+        for style in ("first", "lines", "last empty", "all empty", "spaces", "thoughts"):
             if plain and style not in ("first", "lines"):
                 continue
             contents = _contents(style, len(roles))
             expected = "".join(p + content + s for (p, s), content in zip(parts, contents, strict=True))
-            if roles == ("system",):
-                try:
-                    text = self._text_of(roles, contents)
-                except TemplateError:
-                    text = ""
-                if contents[0] not in text:
-                    continue  # rendered together with the user message, and checked there
-            else:
-                text = self._text_of(roles, contents)
+            text = self._text_of(roles, contents)
             if text != expected:
                 return f"it changes {_STYLES[style]}: {_differ(expected, text)}"
             if roles[-1] == "assistant":
@@ -221,6 +254,7 @@ _STYLES = {
     "first": "the messages",
     "lines": "contents of several lines",
     "last empty": "an empty message",
+    "all empty": "empty messages",
     "spaces": "white space around a content",
     "thoughts": "contents with <think> parts",
 }
@@ -234,6 +268,8 @@ def _contents(style: str, count: int) -> list[str]:
         return [f" \n  wq{i} \n\n " for i in range(count)]
     if style == "thoughts":
         return [f"<think>tz{i}</think>\n\nvy{i}" for i in range(count)]
+    if style == "all empty":
+        return [""] * count
     contents = [f"Qk{i}xq" for i in range(count)]
     return [*contents[:-1], ""] if style == "last empty" else contents
 
