@@ -19,13 +19,12 @@ from ..core.text.tokenizer import Tokenizer
 class Slot:
     """A value that an op will produce: a generated text, a choice, what a scope captured, what a join gathered."""
 
-    __slots__ = ("error", "is_delivered", "is_done", "meta", "value")
+    __slots__ = ("error", "is_done", "meta", "value")
 
     def __init__(self, value: Any = None, is_done: bool = False) -> None:
         self.value = value
         self.is_done = is_done
         self.error: DslcError | None = None
-        self.is_delivered = False  # the error was raised inside the program's body
         self.meta: Any = None
 
     def set(self, value: Any, meta: Any = None) -> None:
@@ -84,7 +83,7 @@ class Stream:
     num_branches: int = 0
     inherited: dict[str, Slot] = field(default_factory=dict)  # variables at the fork
     fork_at: tuple[int, int, str] = (0, 0, "")  # (ids, text length, pending) of the parent at the fork
-    segments: list[tuple[int, int]] = field(default_factory=list)  # (ids, text length) where a run was closed
+    regions: list[Role | Scope] = field(default_factory=list)  # open as of the last emitted op
 
     @property
     def is_idle(self) -> bool:

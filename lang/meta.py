@@ -1,0 +1,82 @@
+"""Meta info of generations and choices, as the dicts that SGLang's users know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.events import Finished, Output, TokenLogprob
+from ..core.request import GenRequest
+from ..core.text.tokenizer import Tokenizer
+from .choices import ChoicesDecision
+
+
+def of_output(request: GenRequest, event: Finished, output: Output, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The meta info of one generated text. Log-probs come as (log-prob, token id, text or None) triples."""
+    info: dict[str, Any] = {
+        "id": request.id,
+        "finish_reason": output.finish_reason.as_dict(),
+        "prompt_tokens": event.num_prompt_tokens,
+        "completion_tokens": len(output.token_ids),
+        "cached_tokens": event.num_cached_tokens,
+        "forced_tokens": output.num_forced_tokens,
+        "output_ids": list(output.token_ids),
+        "seed": event.seed,
+        "e2e_latency": event.finished_at - event.queued_at,
+    }
+    wish = request.logprobs
+    if wish is None:
+        return info
+    name = tokenizer if wish.with_text else None
+    info["output_token_logprobs"] = [_triple(entry, name) for entry in output.logprobs]
+    if wish.prompt_start >= 0:
+        info["input_token_logprobs"] = [_triple(entry, name) for entry in event.prompt_logprobs]
+    if wish.top:
+        info["output_top_logprobs"] = [_pairs(entry.top, name) for entry in output.logprobs]
+        if wish.prompt_start >= 0:
+            info["input_top_logprobs"] = [_pairs(entry.top, name) for entry in event.prompt_logprobs]
+    if wish.token_ids:
+        info["output_token_ids_logprobs"] = [_pairs(entry.chosen, name) for entry in output.logprobs]
+    return info
+
+
+def _text(token_id: int, tokenizer: Tokenizer | None) -> str | None:
+    return None if tokenizer is None else tokenizer.decode([token_id], skip_special_tokens=False)
+
+
+def _triple(entry: TokenLogprob, tokenizer: Tokenizer | None) -> tuple[float | None, int, str | None]:
+    return (entry.logprob, entry.token_id, _text(entry.token_id, tokenizer))
+
+
+def _pairs(
+    pairs: Sequence[tuple[int, float]], tokenizer: Tokenizer | None
+) -> list[tuple[float | None, int, str | None]]:
+    return [(logprob, token_id, _text(token_id, tokenizer)) for token_id, logprob in pairs]
+
+
+def of_choices(
+    request: GenRequest,
+    event: Finished,
+    choices: Sequence[str],
+    sequences: Sequence[Sequence[int]],
+    decision: ChoicesDecision,
+    alone: Sequence[Sequence[float]] | None,
+) -> dict[str, Any]:
+    """The meta info of a select: the method's own numbers, and the log-prob of every token of every choice."""
+    info: dict[str, Any] = {
+        "id": request.id,
+        "prompt_tokens": event.num_prompt_tokens,
+        "cached_tokens": event.num_cached_tokens,
+        "choices": list(choices),
+        "input_token_logprobs": [
+            [(logprob, token_id, None) for logprob, token_id in zip(scores, ids, strict=True)]
+            for scores, ids in zip(event.scores, sequences, strict=True)
+        ],
+        **decision.meta_info,
+    }
+    if alone is not None:
+        info["unconditional_token_logprobs"] = [
+            [(logprob, token_id, None) for logprob, token_id in zip(scores, ids, strict=True)]
+            for scores, ids in zip(alone, sequences, strict=True)
+        ]
+    return info
