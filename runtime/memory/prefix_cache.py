@@ -90,11 +90,10 @@ class Insertion(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """How many leading tokens are cached right now. `node` and `node_end` let the next probe go on from here."""
+    """How many leading tokens are cached right now; `node`, the last one matched whole, lets the next probe go on."""
 
     num_tokens: int
     node: Node
-    node_end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +143,8 @@ class PrefixCache(Protocol):
         """
 
     def probe(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, last: Probe | None = None) -> Probe:
-        """What `match` would find, changing nothing and not counted. `last`, an earlier probe of the same ids, makes
-        it cheap: the walk goes on where that one ended, if that place is still there."""
+        """What `match` would find, changing nothing and not counted. `last`, an earlier probe of the same tokens (now
+        more or fewer), makes it cheap: the walk goes on where that one ended, if that place is still there."""
 
     def insert(
         self, ids: TokenIds, slots: npt.NDArray[np.integer], namespace: Namespace = DEFAULT_NAMESPACE, *,
@@ -252,7 +251,7 @@ class ChunkCache:
         return Match(0, EMPTY_PAGES, self._root, self.page_size)
 
     def probe(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, last: Probe | None = None) -> Probe:
-        return Probe(0, self._root, 0)
+        return Probe(0, self._root)
 
     def insert(
         self, ids: TokenIds, slots: npt.NDArray[np.integer], namespace: Namespace = DEFAULT_NAMESPACE, *,

@@ -105,22 +105,22 @@ class RadixCache:
 
     def probe(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, last: Probe | None = None) -> Probe:
         """What `match` would find, changing nothing and not counted. See `PrefixCache.probe`."""
-        if last is not None and last.node_end > 0 and last.node.end == last.node_end:
-            node = last.node
+        if last is not None and 0 < last.node.end <= len(ids):
+            node = last.node  # still in the tree, so still a prefix of these ids, even if its tail was evicted
             begin = node.end
             first_page = ids[begin : begin + self.page_size]
             if len(first_page) < self.page_size or key_bytes(first_page) not in node.children:
-                return Probe(begin, node, begin)
+                return Probe(begin, node)
         else:
             root = self._roots.get(namespace)
             if root is None:
-                return Probe(0, _nowhere(), 0)
+                return Probe(0, _nowhere())
             node, begin = root, 0
         data = key_bytes(ids[begin:] if begin else ids)
         path, child, common = self._walk(data, node)
         node = path[-1]
         partial = common // BYTES_PER_ID if child is not None else 0
-        return Probe(node.end + partial, node, node.end)
+        return Probe(node.end + partial, node)
 
     def pages_of(self, node: Node, start: int = 0) -> npt.NDArray[np.int32]:
         """The pages of tokens [start, node.end) on the path to `node`; `start` is a multiple of the page size."""
