@@ -1,3 +1,178 @@
-"""dslc: write programs that talk to a language model as Python functions; compile them; run them fast."""
+"""dslc: write programs that talk to a language model as Python functions; compile them; run them fast.
+
+Names are loaded when they are first used: `import dslc` alone loads neither torch nor a tokenizer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .core.errors import (
+        Aborted as Aborted,
+    )
+    from .core.errors import (
+        ArgumentError as ArgumentError,
+    )
+    from .core.errors import (
+        ConfigError as ConfigError,
+    )
+    from .core.errors import (
+        ConstraintError as ConstraintError,
+    )
+    from .core.errors import (
+        ContextOverflow as ContextOverflow,
+    )
+    from .core.errors import (
+        DslcError as DslcError,
+    )
+    from .core.errors import (
+        EngineError as EngineError,
+    )
+    from .core.errors import (
+        ModelLoadError as ModelLoadError,
+    )
+    from .core.errors import (
+        ProgramError as ProgramError,
+    )
+    from .core.errors import (
+        RequestError as RequestError,
+    )
+    from .core.errors import (
+        TemplateError as TemplateError,
+    )
+    from .core.errors import (
+        TraceError as TraceError,
+    )
+    from .core.errors import (
+        UndefinedVariable as UndefinedVariable,
+    )
+    from .core.errors import (
+        VerifyError as VerifyError,
+    )
+    from .core.sampling import SamplingParams as SamplingParams
+    from .lang.choices import (
+        ChoicesDecision as ChoicesDecision,
+    )
+    from .lang.choices import (
+        greedy_token_selection as greedy_token_selection,
+    )
+    from .lang.choices import (
+        register_choices_method as register_choices_method,
+    )
+    from .lang.choices import (
+        token_length_normalized as token_length_normalized,
+    )
+    from .lang.choices import (
+        unconditional_likelihood_normalized as unconditional_likelihood_normalized,
+    )
+    from .lang.defaults import (
+        flush_cache as flush_cache,
+    )
+    from .lang.defaults import (
+        get_server_info as get_server_info,
+    )
+    from .lang.defaults import (
+        set_default_backend as set_default_backend,
+    )
+    from .lang.exprs import (
+        assistant as assistant,
+    )
+    from .lang.exprs import (
+        assistant_begin as assistant_begin,
+    )
+    from .lang.exprs import (
+        assistant_end as assistant_end,
+    )
+    from .lang.exprs import (
+        gen as gen,
+    )
+    from .lang.exprs import (
+        gen_int as gen_int,
+    )
+    from .lang.exprs import (
+        gen_string as gen_string,
+    )
+    from .lang.exprs import (
+        image as image,
+    )
+    from .lang.exprs import (
+        select as select,
+    )
+    from .lang.exprs import (
+        special as special,
+    )
+    from .lang.exprs import (
+        system as system,
+    )
+    from .lang.exprs import (
+        system_begin as system_begin,
+    )
+    from .lang.exprs import (
+        system_end as system_end,
+    )
+    from .lang.exprs import (
+        user as user,
+    )
+    from .lang.exprs import (
+        user_begin as user_begin,
+    )
+    from .lang.exprs import (
+        user_end as user_end,
+    )
+    from .lang.exprs import (
+        video as video,
+    )
+    from .lang.function import Function as Function
+    from .lang.function import function as function
+    from .lang.state import ProgramState as ProgramState
+    from .lang.state import ProgramStateGroup as ProgramStateGroup
+    from .runtime.engine import Engine as Engine
+
+_HOME = {
+    ".core.errors": (
+        "Aborted", "ArgumentError", "ConfigError", "ConstraintError", "ContextOverflow", "DslcError", "EngineError",
+        "ModelLoadError", "ProgramError", "RequestError", "TemplateError", "TraceError", "UndefinedVariable",
+        "VerifyError",
+    ),
+    ".core.sampling": ("SamplingParams",),
+    ".lang.choices": (
+        "ChoicesDecision", "greedy_token_selection", "register_choices_method", "token_length_normalized",
+        "unconditional_likelihood_normalized",
+    ),
+    ".lang.defaults": ("flush_cache", "get_server_info", "set_default_backend"),
+    ".lang.exprs": (
+        "assistant", "assistant_begin", "assistant_end", "gen", "gen_int", "gen_string", "image", "select", "special",
+        "system", "system_begin", "system_end", "user", "user_begin", "user_end", "video",
+    ),
+    ".lang.function": ("Function", "function"),
+    ".lang.state": ("ProgramState", "ProgramStateGroup"),
+    ".runtime.engine": ("Engine",),
+}  # fmt: skip
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [*sorted(_WHERE), "__version__"]
+
+
+def _built_in_engine() -> Any:
+    from .runtime.engine import Engine
+
+    return Engine()
+
+
+def __getattr__(name: str) -> Any:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if module.startswith(".lang"):
+        importlib.import_module(".lang.defaults", __name__).register_factory(_built_in_engine)
+    value = getattr(importlib.import_module(module, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,8 @@
 """The executor: carries out the ops of one program instance against a backend, as they come.
 
 It is the sink of a running program's states. Whether an op comes from the Python body or from a Plan (`walker`), it is
-carried out by the same rule; so both send the same requests. Ops of a stream wait for the generation before them; reading
-a value suspends whoever reads, in the hub.
+carried out by the same rule; so both send the same requests. Ops of a stream wait for the generation before them;
+reading a value suspends whoever reads, in the hub.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ class Executor:
     def sync(self, stream: int, where: SourceLoc | None) -> None:
         """Wait until the stream has carried out everything. Raises what stopped it."""
         known = self.streams[stream]
-        self.hub.wait_for(self, lambda: known.is_idle or known.error is not None, f"stream {known.path} cannot go on", where)
+        self.hub.wait_for(
+            self, lambda: known.is_idle or known.error is not None, f"stream {known.path} cannot go on", where
+        )
         if known.error is not None:
             raise self._deliver(known.error)
 
@@ -209,7 +211,9 @@ class Executor:
     @property
     def is_idle(self) -> bool:
         """Whether every stream has carried out everything."""
-        return not self._in_flight and all(stream.is_idle or stream.error is not None for stream in self.streams.values())
+        return not self._in_flight and all(
+            stream.is_idle or stream.error is not None for stream in self.streams.values()
+        )
 
     def finish(self, error: BaseException | None) -> None:
         """The body has returned, or raised `error`: settle what the program ends with."""
@@ -292,7 +296,7 @@ class Executor:
         found = self.tokenizer.find_special(text) if self.tokenizer is not None and len(text) > 2 else None
         if found is not None:
             self.hub.warn(
-                f"{where}: the text holds {found!r}, which is read as plain text; dslc.special(...) parses special tokens",
+                f"{where}: the text holds {found!r}, taken as plain text; dslc.special(...) parses special tokens",
                 key=(where, found),
             )
 
@@ -352,8 +356,12 @@ class Executor:
             return found
         found = template.fragments(roles, plain=True)
         if found is None:
-            raise TemplateError(f"the model's chat template cannot be used turn by turn: {template.explain(roles)}", where=where)
-        self.hub.warn(f"{where}: the model's chat template changes some contents: {template.explain(roles)}", key=(where, roles))
+            raise TemplateError(
+                f"the model's chat template cannot be used turn by turn: {template.explain(roles)}", where=where
+            )
+        self.hub.warn(
+            f"{where}: the model's chat template changes some contents: {template.explain(roles)}", key=(where, roles)
+        )
         return found
 
     def _leave(self, stream: Stream, step: Step) -> None:
@@ -405,7 +413,9 @@ class Executor:
             return
         names: dict[str, None] = {}
         for branch in branches:
-            names.update((name, None) for name, slot in branch.variables.items() if branch.inherited.get(name) is not slot)
+            names.update(
+                (name, None) for name, slot in branch.variables.items() if branch.inherited.get(name) is not slot
+            )
         for name in names:
             gathered = Slot()
             stream.variables[name] = gathered
@@ -419,7 +429,10 @@ class Executor:
             if failed is not None:
                 gathered.fail(failed)
             else:
-                gathered.set([s.value if s is not None else None for s in slots], [s.meta if s is not None else None for s in slots])
+                gathered.set(
+                    [s.value if s is not None else None for s in slots],
+                    [s.meta if s is not None else None for s in slots],
+                )
         if op.mode == "concate_and_append":
             for branch in step.branches:
                 self._append_branch(stream, branch)
@@ -466,7 +479,9 @@ class Executor:
         constraint = None
         if op.constraint is not None:
             if op.constraint.kind not in able.constraints:
-                raise RequestError(f"the backend {able.name!r} cannot enforce it", field=op.constraint.kind, where=op.where)
+                raise RequestError(
+                    f"the backend {able.name!r} cannot enforce it", field=op.constraint.kind, where=op.where
+                )
             constraint = op.constraint.resolve(check_text(op.constraint.source, op.where))
         wish = op.logprobs or self.options.logprobs
         if wish is not None and not able.logprobs:

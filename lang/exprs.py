@@ -58,15 +58,14 @@ class Expression:
         return ExprList(_parts(other) + _parts(self))
 
 
-
-
-
 def _parts(value: Any) -> tuple[Any, ...]:
     if isinstance(value, ExprList):
         return value.parts
     if isinstance(value, (str, Symbol, Expression)):
         return (value,)
-    raise ProgramError(f"{type(value).__name__} cannot be part of a program's text; convert it to a str", where=caller())
+    raise ProgramError(
+        f"{type(value).__name__} cannot be part of a program's text; convert it to a str", where=caller()
+    )
 
 
 class ExprList(Expression):
@@ -354,11 +353,16 @@ def logprob_wish(
             raise RequestError("needs return_logprob=True", field=wrong[0], where=where)
         return None
     if top is not None and not (type(top) is int and 0 <= top <= MAX_TOP_LOGPROBS):
-        raise RequestError(f"must be between 0 and {MAX_TOP_LOGPROBS}, not {top!r}", field="top_logprobs_num", where=where)
+        raise RequestError(
+            f"must be between 0 and {MAX_TOP_LOGPROBS}, not {top!r}", field="top_logprobs_num", where=where
+        )
     if start is not None and not (type(start) is int and start >= -1):
         raise RequestError(f"must be -1 (none) or a position, not {start!r}", field="logprob_start_len", where=where)
     return LogprobWish(
-        prompt_start=-1 if start is None else start, top=top or 0, token_ids=tuple(token_ids or ()), with_text=bool(with_text)
+        prompt_start=-1 if start is None else start,
+        top=top or 0,
+        token_ids=tuple(token_ids or ()),
+        with_text=bool(with_text),
     )
 
 
@@ -380,7 +384,10 @@ def _constraint(
     elif ebnf is not None:
         kind, source = "ebnf", ebnf
     else:
-        kind, source = "json_schema", json_schema if isinstance(json_schema, Symbol) else _schema_text(json_schema, where)
+        kind, source = (
+            "json_schema",
+            json_schema if isinstance(json_schema, Symbol) else _schema_text(json_schema, where),
+        )
     if isinstance(source, Symbol):
         return ConstraintSpec(kind, operand(source))
     if not isinstance(source, str):

@@ -1,8 +1,8 @@
 """The hub: all programs of a run, suspended and resumed in one thread.
 
-Each program instance is a greenlet. It runs until it needs a value that is not there; then the next one runs. When none
-can, everything that they asked for is submitted together, and the calling thread lets the backend work until some result
-is in. There is no thread per program, and nothing waits for what can never come.
+Each program instance is a greenlet. It runs until it needs a value that is not there; then the next one runs. When
+none can, everything that they asked for is submitted together, and the calling thread lets the backend work until some
+result is in. There is no thread per program, and nothing waits for what can never come.
 """
 
 from __future__ import annotations
@@ -81,12 +81,20 @@ class Hub:
         task = self._tasks.get(id(executor))
         while not ready():
             if task is None or task.is_finished or greenlet.getcurrent() is not task.greenlet:
-                raise ProgramError(f"{what}: the program is not running any more", where=where)
+                self._drive(ready, what, where)
+                return
             task.ready, task.what, task.where = ready, what, where
             task.greenlet.parent.switch()
             if task.error is not None:
                 error, task.error = task.error, None
                 raise error
+
+    def _drive(self, ready: Callable[[], bool], what: str, where: SourceLoc | None) -> None:
+        """Somebody outside of the programs waits (a state used after its run): work until `ready()`."""
+        while not ready():
+            if not self._in_flight:
+                raise ProgramError(f"{what}: nothing that is still to come sets it", where=where)
+            self._exchange()
 
     def warn(self, message: str, key: Any) -> None:
         """A warning for the user, once per key."""
@@ -191,5 +199,3 @@ class Hub:
             task.is_finished = True
         self._tasks.clear()
         self._waiting.clear()
-
-

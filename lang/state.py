@@ -82,7 +82,9 @@ class ProgramState:
         if self.sink.is_tracing and not isinstance(expr.source, (str, Symbol)):
             self.sink.opaque(f"a {expr.kind} that is not given by its path", expr.where)
         self.sink.emit(
-            Media(kind=expr.kind, source=operand(expr.source), options=expr.options, stream=self.stream, where=expr.where)
+            Media(
+                kind=expr.kind, source=operand(expr.source), options=expr.options, stream=self.stream, where=expr.where
+            )
         )
 
     # -- chat turns and scopes
@@ -268,7 +270,9 @@ class ProgramStateGroup:
         """
         where = caller()
         if mode not in ("gather_variable", "concate_and_append"):
-            raise ProgramError(f"unknown join mode {mode!r}; use 'gather_variable' or 'concate_and_append'", where=where)
+            raise ProgramError(
+                f"unknown join mode {mode!r}; use 'gather_variable' or 'concate_and_append'", where=where
+            )
         streams = tuple(state.stream for state in self.states)
         self.parent.sink.emit(Join(streams=streams, mode=mode, stream=self.parent.stream, where=where))
 
@@ -293,7 +297,8 @@ class ProgramStateGroup:
         elif isinstance(other, (list, tuple)):
             if len(other) != len(self.states):
                 raise ProgramError(
-                    f"{len(other)} things for {len(self.states)} branches: a list must have one for each", where=caller()
+                    f"{len(other)} things for {len(self.states)} branches: a list must have one for each",
+                    where=caller(),
                 )
             for state, item in zip(self.states, other, strict=True):
                 state.append(item)

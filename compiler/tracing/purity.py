@@ -19,7 +19,8 @@ _PURE_BUILTINS = frozenset(
 )
 _PURE_MODULES = frozenset(
     "math cmath json json.decoder json.encoder _json re textwrap string itertools functools _functools operator "
-    "_operator collections _collections copy html unicodedata statistics fractions decimal _decimal dataclasses enum difflib "
+    "_operator collections _collections copy html unicodedata statistics fractions decimal _decimal dataclasses enum "
+    "difflib "
     "base64 binascii hashlib _hashlib types typing builtins keyword bisect _bisect heapq _heapq".split()
 )
 _MUTATORS = frozenset(
