@@ -3,7 +3,7 @@
 Requests with a common prefix that arrive together all miss the cache: it holds nothing before the first of them has
 run. The rule: a waiting request is held back while a prefill in flight shares more of its prompt than the cache holds.
 Then N requests together compute exactly the nodes of the trie of their prompts, plus one token for each of them found
-wholly cached (its last token must run to have logits), at page size 1.
+wholly cached or wholly in flight (its last token must run to have logits), at page size 1.
 """
 
 from __future__ import annotations
