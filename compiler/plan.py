@@ -49,8 +49,8 @@ class GenFacts:
 class SelectFacts:
     """What is known of a select before it runs; see GenFacts.
 
-    `sequences` holds, for each choice, the ids of `tail` + choice: the prompt's text after its last settled token, then
-    the choice, tokenised as one. They are right if the text pending on the stream is `tail`; empty: not prepared.
+    `sequences` holds, for each choice, the ids of `tail` + choice: the prompt's text after its last safe cut, then the
+    choice, tokenised as one. They are right if that text is `tail` in the run; empty: not prepared.
     """
 
     out: Ref

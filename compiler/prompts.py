@@ -66,6 +66,8 @@ class _Stream:
     pending: str | None = ""
     text: str | None = ""
     variables: dict[str, Any] = field(default_factory=dict)
+    is_begun: bool = False  # something was appended
+    in_role: bool = False
 
     def copy(self) -> _Stream:
         return replace(self, variables=dict(self.variables))
@@ -115,6 +117,12 @@ class _Walker:
 
     # Text
 
+    def begin(self, stream: _Stream, in_template: bool) -> None:
+        """Before the first content: what the tokenizer puts before a prompt, unless template text comes."""
+        if not stream.is_begun and not in_template and not stream.in_role and self.tokenizer is not None:
+            stream.ids = tuple(self.tokenizer.encode_prompt(""))
+        stream.is_begun = True
+
     def append(self, stream: _Stream, text: Any) -> None:
         if not isinstance(text, str):
             if stream.is_open and stream.pending and self.tokenizer is not None:
@@ -137,11 +145,14 @@ class _Walker:
         stream.pending = ""
 
     def text(self, op: Text) -> Iterator[Prompt]:
-        self.append(self.streams[op.stream], self.value(op.text))
+        stream = self.streams[op.stream]
+        self.begin(stream, False)
+        self.append(stream, self.value(op.text))
         return iter(())
 
     def tokens(self, op: Tokens) -> Iterator[Prompt]:
         stream = self.streams[op.stream]
+        self.begin(stream, self.tokenizer is not None and op.ids[:1] == (self.tokenizer.bos_id,))
         if op.continues and stream.pending != "":
             self.append(stream, op.text)
         else:
@@ -151,6 +162,7 @@ class _Walker:
 
     def special(self, op: Special) -> Iterator[Prompt]:
         stream = self.streams[op.stream]
+        self.begin(stream, True)
         if self.tokenizer is None:
             text = stream.text
             stream.close(None)
@@ -166,7 +178,9 @@ class _Walker:
         return iter(())
 
     def media(self, op: Media) -> Iterator[Prompt]:
-        self.streams[op.stream].close("")
+        stream = self.streams[op.stream]
+        self.begin(stream, False)
+        stream.close("")
         return iter(())
 
     # Values
@@ -203,6 +217,7 @@ class _Walker:
 
     def generate(self, op: Gen | Select) -> Iterator[Prompt]:
         stream = self.streams[op.stream]
+        self.begin(stream, False)
         number = self.numbers[id(op)]
         is_whole = stream.is_open and stream.pending is not None and self.tokenizer is not None
         yield Prompt(number, op.out, op.stream, stream.ids, stream.pending, is_whole)
@@ -213,17 +228,21 @@ class _Walker:
     # Regions and streams
 
     def role(self, op: Role) -> Iterator[Prompt]:
-        if op.prefix is not None:
-            yield from self.region(op.body)
-            return
-        self.streams[op.stream].close(None)  # the executor renders the template around it
+        stream = self.streams[op.stream]
+        stream.in_role = True
+        if op.prefix is None:
+            self.begin(stream, True)
+            stream.close(None)  # the executor renders the template around it
         yield from self.region(op.body)
-        self.streams[op.stream].close(None)
+        stream = self.streams[op.stream]
+        stream.in_role = False
+        if op.prefix is None:
+            stream.close(None)
 
     def scope(self, op: Scope) -> Iterator[Prompt]:
-        stream = self.streams[op.stream]
-        before = stream.text
+        before = self.streams[op.stream].text
         yield from self.region(op.body)
+        stream = self.streams[op.stream]  # a switch in the body may have put another in its place
         known = before is not None and stream.text is not None
         self.values[op.out.id] = stream.text[len(before) :] if known else UNKNOWN  # type: ignore[index, arg-type]
         stream.variables[op.var] = self.values[op.out.id]
@@ -277,6 +296,7 @@ def _merge(streams: list[_Stream]) -> _Stream:
         return first
     merged = first.copy()
     for other in streams[1:]:
+        merged.is_begun = merged.is_begun or other.is_begun
         if (other.ids, other.is_open, other.pending) != (merged.ids, merged.is_open, merged.pending):
             merged.is_open = False
             merged.ids = merged.ids[: _common(merged.ids, other.ids)]

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 class ChatFragments(Protocol):
     """The part of a chat template that the compiler asks."""
 
-    def fragments(self, roles: tuple[str, ...]) -> tuple[str, str] | None:
+    def fragments(self, roles: tuple[str, ...], plain: bool = False) -> tuple[str, str] | None:
         """(text before, text after) the content of the last message of a conversation with these roles.
 
-        None where the template does not pass: where the text of a message depends on what follows or on its content.
+        None where the template does not pass: where the text of a message depends on what follows or on its content
+        (with `plain`: on a content without white space around it).
         """
 
 

@@ -1,39 +1,34 @@
-"""lower-chat-template: write the template's text around each turn, where it is known beforehand.
+"""lower-chat-template: write the template's text around each turn whose text is known beforehand.
 
-A turn's text is known if the template gives the same fragments for every sequence of roles that can lead to it. All
-turns are lowered or none: a conversation is rendered by one hand.
+A turn's text is known if the template gives the same fragments for every sequence of roles that can lead to it. Some
+templates keep to their fragments only for plain contents (no white space around them): then a turn is lowered if its
+content is constant and plain. The executor renders the other turns, by the same fragments.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from ...core.text.template import is_plain_content
 from ..fields import map_regions
-from ..ir import AnyOp, Copy, Fork, Program, Role, Scope, Special, Switch, walk
-from .base import Context, ProgramPass, ends
+from ..ir import AnyOp, Copy, Fork, Program, Role, Scope, Special, Switch, Text
+from .base import ChatFragments, Context, ProgramPass, ends
 
-MAX_HISTORIES = 64  # role sequences followed through branches; beyond, roles stay
-Histories = dict[int, frozenset[tuple[str, ...]]]  # stream -> the role sequences that can have been on it
-
-
-class _Unknown(Exception):
-    """The template does not pass, or a turn's fragments depend on the path."""
+MAX_HISTORIES = 64  # role sequences followed through branches; beyond, turns stay as they are
+Histories = dict[int, frozenset[tuple[str, ...]]]  # stream -> the role sequences that can be on it; empty: too many
 
 
 def run(program: Program, context: Context) -> Program:
-    """The program with every Role lowered, or unchanged."""
-    if context.template is None or not any(isinstance(op, Role) for op in walk(program.body)):
+    """The program with its turns lowered where their text is known; unchanged without a template."""
+    if context.template is None:
         return program
-    try:
-        body = _Lowering(context).region(program.body, {0: frozenset({()})})
-    except _Unknown:
-        return program
+    body = _Lowering(context.template).region(program.body, {0: frozenset({()})})
     return replace(program, body=body)
 
 
 class _Lowering:
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, template: ChatFragments) -> None:
+        self.template = template
 
     def region(self, body: tuple[AnyOp, ...], histories: Histories) -> tuple[AnyOp, ...]:
         """The region lowered; `histories` becomes what holds after it."""
@@ -52,19 +47,22 @@ class _Lowering:
         return op
 
     def role(self, op: Role, histories: Histories) -> Role:
-        if op.prefix is not None:
-            raise _Unknown
-        after = frozenset((*roles, op.role) for roles in histories[op.stream])
-        histories[op.stream] = after
-        template = self.context.template
-        found = {template.fragments(roles) for roles in after} if template is not None else set()
-        if len(found) != 1 or (fragments := found.pop()) is None:
-            raise _Unknown
-        prefix, suffix = fragments
+        histories[op.stream] = after = frozenset((*roles, op.role) for roles in histories[op.stream])
         body = self.region(op.body, histories)
+        fragments = self.fragments(after, body) if op.prefix is None else None
+        if fragments is None:
+            return replace(op, body=body)
+        prefix, suffix = fragments
         first = (Special(stream=op.stream, text=prefix, where=op.where),) if prefix else ()
         last = (Special(stream=op.stream, text=suffix, where=op.where),) if suffix and not ends(body) else ()
         return replace(op, body=(*first, *body, *last), prefix=prefix, suffix=suffix)
+
+    def fragments(self, histories: frozenset[tuple[str, ...]], body: tuple[AnyOp, ...]) -> tuple[str, str] | None:
+        """The template's text around the last turn of each of these conversations, if it is one and the same."""
+        found = {self.template.fragments(roles) for roles in histories}
+        if found == {None} and _is_plain(body):
+            found = {self.template.fragments(roles, plain=True) for roles in histories}
+        return found.pop() if len(found) == 1 else None
 
     def switch(self, op: Switch, histories: Histories) -> Switch:
         before = dict(histories)
@@ -76,15 +74,20 @@ class _Lowering:
             if not ends(case.body):
                 afters.append(inside)
         for stream in before:
-            merged = frozenset().union(*(after[stream] for after in afters)) if afters else before[stream]
-            if len(merged) > MAX_HISTORIES:
-                raise _Unknown
-            histories[stream] = merged
+            sets = [after[stream] for after in afters]
+            merged: frozenset[tuple[str, ...]] = frozenset().union(*sets) if all(sets) else frozenset()
+            histories[stream] = merged if len(merged) <= MAX_HISTORIES else frozenset()
         return replace(op, cases=tuple(cases))
+
+
+def _is_plain(body: tuple[AnyOp, ...]) -> bool:
+    """Whether a turn's content is constant, and such that the template leaves it as it is."""
+    texts = [op.text for op in body if isinstance(op, Text) and isinstance(op.text, str)]
+    return len(texts) == len(body) and is_plain_content("".join(texts))
 
 
 LOWER_CHAT_TEMPLATE = ProgramPass(
     "lower-chat-template",
-    "Puts the chat template's text around each turn as special text, if it is known for every turn.",
+    "Puts the chat template's text around each turn, as special text, where it is known for every path.",
     run,
 )

@@ -32,6 +32,7 @@ def run(plan: Plan, context: Context) -> Plan:
         texts = [choice for choice in found if isinstance(choice, str)]
         if len(texts) != len(found):
             return facts
+        tail = tail[tokenizer.safe_cut(tail) :]
         return replace(facts, tail=tail, sequences=tuple(tuple(tokenizer.encode(tail + text)) for text in texts))
 
     return replace(plan, selects=tuple(prepared(facts) for facts in plan.selects))

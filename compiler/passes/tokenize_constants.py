@@ -2,10 +2,12 @@
 
 The prompt text between two generations, special tokens or pictures (a *run*) is tokenised as one string, however it is
 split into ops. So the ids of a run's constant beginning are final up to the last safe cut; what stands behind it stays
-text. A special token or a picture ends a run, and so does a generation behind template text: then the ids are final to
-the end. (A generation behind plain text may give back what is not settled, to choose its first token freely.) After a
-generation a run may open with text kept from a cut generation; the ids made there are marked `continues`, and hold if
-there is none.
+text, for a generation may give it back in order to choose its first token freely. A special token or a picture ends a
+run: then its ids are final to the end. After a generation a run may open with text kept from a cut generation; the ids
+made there are marked `continues`, and hold if there is none.
+
+Where the tokenizer adds a BOS, special text that opens a stream outside a chat turn is left alone unless it brings its
+own: whether one goes before it is for the executor.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ class _Run:
     text: str | None = ""
     done: int = 0
     continues: bool = False
+    is_opening: bool = False  # a BOS may be due: nothing has been appended yet, and no chat turn is open
     tail: Text | Special | None = None  # the one op that holds text[done:], if no other stream begins with it
 
     def copy(self) -> _Run:
         return replace(self, tail=None)
 
     def same(self, other: _Run) -> bool:
-        return (self.text, self.done, self.continues) == (other.text, other.done, other.continues)
+        mine = (self.text, self.done, self.continues, self.is_opening)
+        return mine == (other.text, other.done, other.continues, other.is_opening)
 
 
 def run(program: Program, context: Context) -> Program:
@@ -51,7 +55,7 @@ def run(program: Program, context: Context) -> Program:
 class _Tokenizing:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.runs: dict[int, _Run] = {0: _Run()}
+        self.runs: dict[int, _Run] = {0: _Run(is_opening=bool(tokenizer.encode_prompt("")))}
         self.closed: dict[int, tuple[Text | Special, Tokens]] = {}  # id(op) -> a text whose run has ended, as ids
 
     def region(self, body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
@@ -62,7 +66,13 @@ class _Tokenizing:
 
     def op(self, op: AnyOp, out: list[AnyOp]) -> None:
         run = self.runs[op.stream]
-        if isinstance(op, Text):
+        if isinstance(op, (Text, Role)):
+            run.is_opening = False
+        parts = self.tokenizer.split_special(op.text) if isinstance(op, Special) and run.is_opening else []
+        if parts and parts[0] != self.tokenizer.bos_id:
+            out.append(op)
+            self.runs[op.stream] = _Run() if isinstance(parts[-1], int) else _Run(text=None)
+        elif isinstance(op, Text):
             if isinstance(op.text, str) and run.text is not None:
                 self.constant(op, op.text, run, out)
             else:
@@ -75,8 +85,6 @@ class _Tokenizing:
             out.append(op)
             self.runs[op.stream] = _Run()
         elif isinstance(op, (Gen, Select, Join)):
-            if isinstance(run.tail, Special) and not isinstance(op, Join):
-                self.close(run)
             out.append(op)
             if not isinstance(op, Join) or op.mode == "concate_and_append":
                 self.runs[op.stream] = _Run(continues=True)
@@ -198,7 +206,7 @@ class _Tokenizing:
 
 
 def _put_text(op: Text | Special, text: str, out: list[AnyOp]) -> Text | Special:
-    """What is not settled yet stays what it was: template text is never given back to a generation."""
+    """What is not settled yet stays what it was: template text is never given back, plain text may be."""
     new = replace(op, text=text)
     out.append(new)
     return new

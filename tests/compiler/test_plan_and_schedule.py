@@ -54,8 +54,9 @@ def test_the_plan_knows_prefixes_followers_and_choices():
     system = "<|system|>\nYou sort support tickets.<|end|>\n<|user|>\nHere it is:"
     assert tokenizer.decode(plan.static_prefix, skip_special_tokens=False) == system
     select, code, rest = plan.selects[0], plan.gen(Ref(3)), plan.gen(Ref(4))
-    assert (select.tail, select.sequences) == ("", tuple(tuple(tokenizer.encode(c)) for c in ("bug", "billing", "big")))
-    assert select.num_nodes == 3
+    assert select.tail == "\n"  # not settled: the choice may begin with it
+    assert select.sequences == tuple(tuple(tokenizer.encode("\n" + c)) for c in ("bug", "billing", "big"))
+    assert select.num_nodes == 4
     assert (select.follows, select.literal) == ("literal", "<|end|>\n")
     assert (code.follows, code.literal, code.expected_len) == ("literal", "Done.", 16)
     assert (rest.follows, rest.literal, rest.expected_len) == ("literal", "<|end|>\n", 0)
@@ -104,7 +105,7 @@ def test_branches_of_a_fork_share_the_parents_prefix():
     tokenizer = ToyTokenizer()
     plan = compile_program(program, tokenizer)
     texts = [tokenizer.decode(prefix, skip_special_tokens=False) for prefix in plan.prefixes]
-    assert sorted(texts) == ["<|user|>one two<|a|>x", "<|user|>one two<|b|>y"]
+    assert sorted(texts) == ["<|user|>one two<|a|>", "<|user|>one two<|b|>"]
     assert plan.gen(Ref(1)).prefix != plan.gen(Ref(2)).prefix
 
 
@@ -190,6 +191,26 @@ def test_a_plan_of_another_shape_is_refused(change, message):
 # prompts
 
 
+@pytest.mark.parametrize(
+    ("body", "prompt"),
+    [
+        ('text "one"', "<|bos|>one"),
+        ("", "<|bos|>"),
+        ('special "<|user|>one"', "<|user|>one"),
+        ('special "<|bos|>one"', "<|bos|>one"),
+        ('role "user" { text "one" }', "<|user|>\none<|end|>\n"),
+        ('role "user" prefix="" suffix="" { text "one" }', "one"),
+    ],
+)
+def test_a_prompt_opens_with_a_bos_unless_template_text_does(body, prompt):
+    tokenizer = ToyTokenizer(adds_bos=True)
+    program = parse_program(f"program p() {{\n{body}\n%1 = gen\n}}")
+    for disabled in ((), ("tokenize-constants",)):
+        plan = compile_program(program, tokenizer, ToyTemplate("nobody"), CompileOptions(disabled))
+        ids = first_prompt(Instance(plan, {}), tokenizer)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == prompt
+
+
 def test_prompts_of_an_instance_follow_its_arguments():
     program = parse_program("""program p(kind, topic) {
       %0 = arg "kind"
@@ -238,7 +259,8 @@ def test_what_is_static_is_so_for_all_arguments(program, data):
             assert known[facts.out].ids[: len(static)] == static
     for facts in plan.selects:
         if facts.sequences and facts.out in known:
-            assert known[facts.out].pending == facts.tail
+            pending = known[facts.out].pending
+            assert pending is not None and pending[tokenizer.safe_cut(pending) :] == facts.tail
 
 
 @settings(max_examples=150, deadline=None)

@@ -14,17 +14,20 @@ _SPECIAL = re.compile(r"(<\|\w+\|>)")
 
 
 class ToyTokenizer:
-    """Numbers pieces as they come; special tokens from 1,000,000 on. Counts its `encode` calls."""
+    """Numbers pieces as they come; special tokens from 1,000,000 on. Counts its `encode` calls.
+
+    With `adds_bos`, `<|bos|>` stands before every prompt.
+    """
 
     eos_ids = (1_000_000,)
-    bos_id = None
     chat_template = None
     hash = "toy"
     vocab_size = 2_000_000
 
-    def __init__(self) -> None:
+    def __init__(self, adds_bos: bool = False) -> None:
         self.ids: dict[str, int] = {}
-        self.specials: dict[str, int] = {"<|end|>": 1_000_000}
+        self.specials: dict[str, int] = {"<|end|>": 1_000_000, "<|bos|>": 1_000_001}
+        self.bos_id = 1_000_001 if adds_bos else None
         self.num_encodes = 0
 
     def encode(self, text: str) -> list[int]:
@@ -32,7 +35,7 @@ class ToyTokenizer:
         return [self.ids.setdefault(piece, len(self.ids)) for piece in _PIECE.findall(text)]
 
     def encode_prompt(self, text: str) -> list[int]:
-        ids: list[int] = []
+        ids: list[int] = [] if self.bos_id is None else [self.bos_id]
         for part in self.split_special(text):
             ids += self.encode(part) if isinstance(part, str) else [part]
         return ids
@@ -61,12 +64,16 @@ class ToyTokenizer:
 
 
 class ToyTemplate:
-    """`<|role|>` before a message and `<|end|>` and a newline behind it. `refuses` names roles that do not pass."""
+    """`<|role|>` before a message and `<|end|>` and a newline behind it.
 
-    def __init__(self, refuses: str = "") -> None:
+    Conversations with the role `refuses` do not pass; with the role `strips` they do for plain contents only.
+    """
+
+    def __init__(self, refuses: str = "", strips: str = "") -> None:
         self.refuses = refuses
+        self.strips = strips
 
-    def fragments(self, roles: tuple[str, ...]) -> tuple[str, str] | None:
-        if self.refuses in roles:
+    def fragments(self, roles: tuple[str, ...], plain: bool = False) -> tuple[str, str] | None:
+        if self.refuses in roles or (self.strips in roles and not plain):
             return None
         return f"<|{roles[-1]}|>\n", "<|end|>\n"
