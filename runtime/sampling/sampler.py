@@ -1,0 +1,111 @@
+"""From logits to tokens.
+
+The order, for each row: repetition penalty, frequency and presence penalty, logit bias, end tokens barred until
+min_new_tokens, the constraint's mask; then for greedy rows the largest logit (ties: the lowest id), for the others
+temperature, top-k, top-p, min-p, and a draw by `random.race`. A row's result depends on its own logits and parameters.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .filters import candidates
+from .logprobs import Logprobs, token_logprobs
+from .mask import apply_token_mask_
+from .random import argmax_rows, race
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .batch import RowKind, SamplingBatch
+
+    Draw = Callable[[Tensor, RowKind, Tensor], Tensor]
+
+NOTHING = -1  # the id of a row without any token that can be drawn
+
+
+class Sampler:
+    """Draws tokens. Has no state: what a row needs to remember is in the SamplingBatch."""
+
+    def __init__(self, deterministic: bool = False) -> None:
+        self.deterministic = deterministic  # each row on its own, so that its bits do not depend on the batch
+
+    @torch.inference_mode()
+    def sample(
+        self, logits: Tensor, batch: SamplingBatch, mask: Tensor | None = None, steps: Tensor | None = None
+    ) -> Tensor:
+        """[B] int64: the next id of each row; -1 for a row with no possible token (all barred) or with NaN logits.
+
+        logits [B, V] float32, left as they are; mask [B, W] int32 as in `apply_token_mask_`; steps [B] int64 the number
+        of output tokens each row has so far, forced ones included (None: 0 everywhere). Does not `append` the ids.
+        """
+        if logits.shape[0] != len(batch):
+            raise ValueError(f"{logits.shape[0]} rows of logits for a batch of {len(batch)}")
+        if logits.shape[0] == 0:
+            return torch.empty(0, dtype=torch.int64, device=logits.device)
+        if steps is None:
+            steps = torch.zeros(len(batch), dtype=torch.int64, device=logits.device)
+        if batch.changes_logits or mask is not None:
+            logits = logits.clone()
+            batch.change_logits_(logits, steps)
+            if mask is not None:
+                apply_token_mask_(logits, mask)
+        ids = self._draw_all(logits, batch, steps)
+        return ids.masked_fill_(~torch.isfinite(logits.amax(dim=1)), NOTHING)
+
+    @torch.inference_mode()
+    def logprobs(
+        self, logits: Tensor, ids: Tensor, top: int = 0, given: Sequence[Sequence[int]] | None = None
+    ) -> Logprobs:
+        """Log-probs under raw logits [R, V] of ids [R], of the `top` likeliest, and of the ids `given[r]` in row r.
+
+        For a prompt's: logits of the row at position i with the id at i + 1, known whatever the chunks.
+        """
+        return token_logprobs(logits, ids, top, given, row_by_row=self.deterministic)
+
+    def _draw_all(self, logits: Tensor, batch: SamplingBatch, steps: Tensor) -> Tensor:
+        if batch.all_greedy:
+            return argmax_rows(logits)
+        ids = torch.empty(len(batch), dtype=torch.int64, device=logits.device)
+        kinds = batch.kinds
+        for kind, draw in ((kinds.greedy, _greedy), (kinds.plain, _plain), (kinds.ranked, _ranked)):
+            if kind is None:
+                continue
+            if kind.rows is None:
+                return self._draw(draw, logits, kind, steps)
+            drawn = self._draw(draw, logits.index_select(0, kind.rows), kind, steps.index_select(0, kind.rows))
+            ids.index_copy_(0, kind.rows, drawn)
+        return ids
+
+    def _draw(self, draw: Draw, logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
+        if not self.deterministic or logits.shape[0] == 1:
+            return draw(logits, kind, steps)
+        rows = range(logits.shape[0])
+        return torch.cat([draw(logits[i : i + 1].clone(), kind.row(i), steps[i : i + 1]) for i in rows])
+
+
+def _greedy(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
+    return argmax_rows(logits)
+
+
+def _plain(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
+    return race(_min_p_(_weights(logits, kind), kind), None, kind.keys, steps)
+
+
+def _ranked(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
+    weights, ids = candidates(_weights(logits, kind), kind.top_k, kind.top_p)
+    return ids.gather(1, race(_min_p_(weights, kind), ids, kind.keys, steps)[:, None]).squeeze(1)
+
+
+def _weights(logits: Tensor, kind: RowKind) -> Tensor:
+    """[b, V] probabilities after temperature, up to a factor: the largest is 1."""
+    weights = logits - logits.amax(dim=1, keepdim=True)
+    return weights.div_(kind.temperature).exp_()
+
+
+def _min_p_(weights: Tensor, kind: RowKind) -> Tensor:
+    """Drop what is below min_p times the likeliest token's probability, in place. That token's weight is 1."""
+    return weights.masked_fill_(weights < kind.min_p, 0.0) if kind.has_min_p else weights
