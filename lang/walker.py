@@ -161,7 +161,8 @@ class _Walker:
 _RULES: dict[type, Callable[[Any, Any], None]] = {
     Text: _Walker._text, Tokens: _Walker._emit, Special: _Walker._emit, Media: _Walker._media, Arg: _Walker._arg,
     Gen: _Walker._gen, Select: _Walker._select, Role: _Walker._region_op, Scope: _Walker._region_op,
-    Fork: _Walker._emit, Copy: _Walker._emit, Join: _Walker._emit, Set: _Walker._set, Expr: _Walker._expr, Switch: _Walker._switch,
+    Fork: _Walker._emit, Copy: _Walker._emit, Join: _Walker._emit, Set: _Walker._set, Expr: _Walker._expr,
+    Switch: _Walker._switch,
     Opaque: _Walker._opaque, Return: _Walker._return,
 }  # fmt: skip
 

@@ -68,9 +68,27 @@ def tree_of(paths: Sequence[Sequence[PathEvent]], start: int = 0) -> Node:
 
 def merge(tree: Node, unexplored: str) -> tuple[AnyOp, ...]:
     """The body of the Program. A side of a decision that was not explored becomes an Opaque with this reason."""
+    _drop_dead(tree)
     ops, rest = _Merger(unexplored).region((tree, 0))
     assert rest is None, "a region was closed that nobody opened"
     return _renumber(_without_dead(_with_known_reads(_renumber(tuple(ops)))))
+
+
+def _drop_dead(node: Node) -> set[int]:
+    """Drop the Exprs that nothing on any path from here uses: they would keep paths apart. Returns what is used."""
+    used = {node.decision.ref.id} if node.decision is not None else set()
+    for child in (node.if_true, node.if_false):
+        if child is not None:
+            used |= _drop_dead(child)
+    kept: list[PathEvent] = []
+    for event in reversed(node.events):
+        if isinstance(event, Expr) and event.out.id not in used:
+            continue
+        if not isinstance(event, (Leave, Decision)):
+            used.update(_refs_in(event.op if isinstance(event, Enter) else event))
+        kept.append(event)
+    node.events = kept[::-1]
+    return used
 
 
 class _Merger:
@@ -236,13 +254,13 @@ def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     """Where one op alone can have set a variable that is read by name, use that op's value."""
     same: dict[int, int] = {}
     _find_known_reads(body, {}, same)
-    result: tuple[AnyOp, ...] = renamed(body, same, {})
+    others = {ref.id for ref in _defined(body)} - same.keys()
+    result: tuple[AnyOp, ...] = renamed(_filter(body, others), same, {})
     return result
 
 
-_Known: TypeAlias = (
-    "dict[tuple[int, str], int | None]"  # (stream, variable) -> the value it holds; None: one of several
-)
+# (stream, variable) -> the value it holds; None: one of several
+_Known: TypeAlias = "dict[tuple[int, str], int | None]"
 
 
 def _find_known_reads(body: tuple[AnyOp, ...], known: _Known, same: dict[int, int]) -> None:
@@ -260,8 +278,8 @@ def _find_known_reads(body: tuple[AnyOp, ...], known: _Known, same: dict[int, in
             for made in op.streams if isinstance(op, Fork) else (op.target,):
                 known.update({(made, var): v for (stream, var), v in list(known.items()) if stream == op.stream})
         elif isinstance(op, Join):
-            for stream, var in list(known):
-                if stream in op.streams:
+            for (stream, var), value in list(known.items()):
+                if stream in op.streams and known.get((op.stream, var), -1) != value:
                     known[op.stream, var] = None
         elif isinstance(op, Switch):
             ends = [dict(known)]
@@ -288,6 +306,7 @@ def _without_dead(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
 
 
 def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
+    """The region without the Exprs whose value is not in `used`."""
     kept: list[AnyOp] = []
     for op in body:
         if isinstance(op, Expr) and op.out.id not in used:

@@ -179,6 +179,22 @@ def test_many_ifs_do_not_multiply_the_program():
     assert sum(isinstance(op, Text) for op in walk(program.body)) == 12
 
 
+def test_values_computed_on_one_side_only_do_not_keep_paths_apart():
+    def extra(s, q):
+        if q == "a":
+            len(q)
+            s += "A"
+        s += gen("x")
+        s += "got " + s["x"]
+
+    assert body_text(extra)[2:] == [
+        'switch %1 { case true { text "A" } }',
+        '%2 = gen "x"',
+        '%3 = add "got " %2',
+        "text %3",
+    ]
+
+
 def test_early_return_inside_a_role_ends_the_program_there():
     def early(s, a):
         with s.role("assistant"):
