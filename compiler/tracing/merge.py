@@ -254,7 +254,7 @@ def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     """Where one op alone can have set a variable that is read by name, use that op's value."""
     same: dict[int, int] = {}
     _find_known_reads(body, {}, same)
-    others = {ref.id for ref in _defined(body)} - same.keys()
+    others = {op.out.id for op in walk(body) if isinstance(op, Expr)} - same.keys()
     result: tuple[AnyOp, ...] = renamed(_filter(body, others), same, {})
     return result
 
