@@ -46,15 +46,19 @@ Problems = Iterator[str]
 
 @dataclass(slots=True)
 class _Stream:
-    """An open stream: which fork or copy made it, its open role, and the variables some path has set."""
+    """A stream: which fork or copy made it, its open role, and the variables some path has set.
+
+    Once joined it can be read (Expr) and nothing else.
+    """
 
     parent: int = -1
     maker: int = -1  # number of the Fork among the program's; -1: the program's own stream, or a copy
     role: str | None = None
     variables: set[str] = field(default_factory=set)
+    is_joined: bool = False
 
     def copy(self) -> _Stream:
-        return _Stream(self.parent, self.maker, self.role, set(self.variables))
+        return _Stream(self.parent, self.maker, self.role, set(self.variables), self.is_joined)
 
 
 @dataclass(slots=True)
@@ -203,9 +207,10 @@ def _start(op: Fork | Copy, streams: tuple[int, ...], flow: _Flow, maker: int) -
 
 def _join(op: Join, flow: _Flow) -> Iterator[VerifyError]:
     for stream in op.streams:
-        ended = flow.streams.pop(stream, None)
+        ended = flow.streams.get(stream)
         if ended is None:
             continue
+        ended.is_joined = True
         flow.made[stream] = "it was joined before"
         if op.mode == "gather_variable" and op.stream in flow.streams:
             flow.streams[op.stream].variables |= ended.variables
@@ -235,6 +240,7 @@ def _switch(op: Switch, flow: _Flow) -> Iterator[VerifyError]:
     for number, stream in streams.items():
         if all(number in end for end in merged):
             stream.variables = set().union(*(end[number].variables for end in merged))
+            stream.is_joined = any(end[number].is_joined for end in merged)
             flow.streams[number] = stream
 
 
@@ -268,9 +274,10 @@ def _path_end(op: Op, flow: _Flow) -> Problems:
         yield f"it follows `{flow.ended_by}`, which ends the path"
 
 
-@_law("stream-open", "An op acts on a stream that a fork or copy has made and no join has ended.")
+@_law("stream-open", "An op acts on a stream that a fork or copy has made; one that was joined is only read.")
 def _stream_open(op: Op, flow: _Flow) -> Problems:
-    if op.stream not in flow.streams:
+    stream = flow.streams.get(op.stream)
+    if stream is None or (stream.is_joined and not isinstance(op, Expr)):
         yield f"stream {op.stream} is not open here: {flow.made.get(op.stream, 'no fork or copy makes it before')}"
 
 
@@ -447,7 +454,7 @@ def _join_of_fork(op: Join, flow: _Flow) -> Problems:
         branch = flow.streams.get(stream)
         if stream in op.streams[:i]:
             yield f"stream {stream} is joined twice"
-        elif branch is None:
+        elif branch is None or branch.is_joined:
             yield f"stream {stream} is not open here: {flow.made.get(stream, 'no fork makes it before')}"
         elif branch.maker < 0:
             yield f"stream {stream} was not made by a fork"
