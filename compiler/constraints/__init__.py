@@ -12,6 +12,7 @@ from .compile import (
     compile_constraint,
 )
 from .interface import CompiledConstraint, ConstraintStats, Matcher, mask_words
+from .source import source_of_schema
 
 __all__ = [
     "CacheCounters",
@@ -23,4 +24,5 @@ __all__ = [
     "check_constraint",
     "compile_constraint",
     "mask_words",
+    "source_of_schema",
 ]

@@ -1,11 +1,13 @@
 """Deterministic automata over Unicode characters: what regexes and string schemas are compiled to first.
 
 A `CharDfa` is trimmed and minimal: every state but 0 can be reached and can reach acceptance; state 0 is the dead one.
-The boolean operations are exact, so two languages can be compared. `spelling` turns one into an automaton over bytes.
+It says not only yes or no but gives each text a label, so that several languages can be decided in one reading.
+`char_algebra` holds the boolean operations, `spelling` turns an automaton into one over bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from . import charset
 from .charset import MAX_CODE_POINT, Ranges
-from .minimise import minimise
+from .minimise import CYCLIC, distances, minimise
 from .nfa import Nfa, TooLarge, build_nfa
 from .regex_ast import Regex
 
@@ -31,13 +33,14 @@ class CharDfa:
     """`delta[s, c]` is the state after reading a character of class c in state s; 0 is dead, `start` may be 0.
 
     `bounds` [R] int32 are the first code points of consecutive ranges, `classes` [R] the class of each. Class 0 holds
-    what no transition reads, surrogates included: its column is dead.
+    what no transition reads, surrogates included: its column is dead. `labels[s]` is what a text that ends in s gets,
+    0 if it is not in the language; a plain language has the one label 1.
     """
 
     bounds: IntArray
     classes: IntArray
     delta: IntArray  # [S, C]
-    accept: BoolArray  # [S]
+    labels: IntArray  # [S]
     start: int
 
     @property
@@ -51,12 +54,18 @@ class CharDfa:
 
     @property
     def matches_empty(self) -> bool:
-        return bool(self.accept[self.start])
+        return bool(self.labels[self.start])
+
+    @cached_property
+    def accept(self) -> BoolArray:
+        """Whether each state accepts, [S]."""
+        accept: BoolArray = self.labels != 0
+        return accept
 
     @cached_property
     def key(self) -> bytes:
         """Equal for equal languages, and only then: the automaton is minimal and its states are numbered in order."""
-        parts = (self.bounds, self.classes, self.delta, self.accept)
+        parts = (self.bounds, self.classes, self.delta, self.labels)
         return b"|".join([*(p.tobytes() for p in parts), repr((self.start, self.delta.shape)).encode()])
 
     def class_of(self, code_point: int) -> int:
@@ -64,53 +73,63 @@ class CharDfa:
 
     def matches(self, text: str) -> bool:
         """Whether the whole text is in the language."""
+        return self.label(text) != 0
+
+    def label(self, text: str) -> int:
+        """The label of the whole text, 0 if it is not in the language."""
         state = self.start
         for char in text:
             state = int(self.delta[state, self.class_of(ord(char))])
             if state == 0:
-                return False
-        return bool(self.accept[state])
+                return 0
+        return int(self.labels[state])
 
     @cached_property
     def is_finite(self) -> bool:
         """Whether the language has finitely many texts: no state can be reached from itself."""
-        return self.longest() is not None
+        return self.longest is not None
 
+    @cached_property
     def longest(self) -> int | None:
         """The length of the longest text in characters; None if there is none longest, -1 if there are no texts."""
         if self.is_empty:
             return -1
-        lengths: dict[int, int] = {}
-        on_path: set[int] = set()
-        todo = [(self.start, False)]
-        while todo:
-            state, done = todo.pop()
-            targets = {int(t) for t in self.delta[state]} - {0}
-            if done:
-                on_path.discard(state)
-                lengths[state] = max((lengths[t] + 1 for t in targets), default=0)
-                continue
-            if state in lengths:
-                continue
-            on_path.add(state)
-            todo.append((state, True))
-            for target in targets:
-                if target in on_path:
-                    return None
-                if target not in lengths:
-                    todo.append((target, False))
-        return lengths[self.start]
+        height = int(distances(self.delta, self.accept)[1][self.start])
+        return None if height == CYCLIC else height
 
-    def shortest(self) -> int:
-        """The length of the shortest text in characters; -1 if there are no texts."""
-        level, seen, depth = {self.start} - {0}, {self.start}, 0
-        while level:
-            if any(self.accept[s] for s in level):
-                return depth
-            level = {int(t) for s in level for t in self.delta[s]} - seen - {0}
-            seen |= level
-            depth += 1
-        return -1
+    @cached_property
+    def count(self) -> int | None:
+        """How many texts the language has; None if there is no end of them."""
+        if self.is_empty or not self.is_finite:
+            return 0 if self.is_empty else None
+        widths = self._class_widths()
+        counts: dict[int, int] = {0: 0}
+        heights = distances(self.delta, self.accept)[1]
+        for state in sorted(range(1, self.num_states), key=lambda s: int(heights[s])):
+            row = self.delta[state].tolist()
+            below = sum(widths[c] * counts[t] for c, t in enumerate(row) if t)
+            counts[state] = below + bool(self.labels[state])
+        return counts[self.start]
+
+    def _class_widths(self) -> list[int]:
+        ends = np.append(self.bounds[1:], MAX_CODE_POINT + 1)
+        widths = np.bincount(self.classes, weights=ends - self.bounds, minlength=self.delta.shape[1])
+        return [int(w) for w in widths]
+
+    def some_text(self) -> str | None:
+        """A shortest text of the language; None if it is empty."""
+        shortest = distances(self.delta, self.accept)[0]
+        text, state = "", self.start
+        if not state:
+            return None
+        while shortest[state]:
+            row = self.delta[state].tolist()
+            which = next(c for c, t in enumerate(row) if t and shortest[t] == shortest[state] - 1)
+            span = int(np.flatnonzero(self.classes == which)[-1])
+            printable = [r for r in np.flatnonzero(self.classes == which).tolist() if self.bounds[r] >= 0x20]
+            text += chr(int(self.bounds[printable[0] if printable else span]))
+            state = row[which]
+        return text
 
 
 def from_regex(node: Regex) -> CharDfa:
@@ -120,7 +139,7 @@ def from_regex(node: Regex) -> CharDfa:
 
 def from_nfa(nfa: Nfa) -> CharDfa:
     parts = charset.minterms(nfa.sets)
-    bounds, classes = _class_map(parts)
+    bounds, classes = class_map(parts)
     part_of_set = [[i + 1 for i, part in enumerate(parts) if charset.intersect(part, s)] for s in nfa.sets]
     masks = [sum(1 << i for i in members) for members in part_of_set]
     number: dict[int, int] = {0: 0}
@@ -170,11 +189,11 @@ def from_nfa(nfa: Nfa) -> CharDfa:
             if group not in columns:
                 columns[group] = [i for i in range(len(parts) + 1) if group >> i & 1]
             delta[state, columns[group]] = target
-    accept = np.array([bool(s & nfa.accept) for s in order])
-    return tidy(bounds, classes, delta, accept, start)
+    labels = np.array([1 if s & nfa.accept else 0 for s in order], np.int32)
+    return tidy(bounds, classes, delta, labels, start)
 
 
-def _class_map(parts: list[Ranges]) -> tuple[IntArray, IntArray]:
+def class_map(parts: Sequence[Ranges]) -> tuple[IntArray, IntArray]:
     """Bounds and classes for disjoint sets; what is in none gets class 0."""
     spans = sorted((lo, hi, i + 1) for i, part in enumerate(parts) for lo, hi in part)
     bounds, classes, at = [], [], 0
@@ -191,9 +210,9 @@ def _class_map(parts: list[Ranges]) -> tuple[IntArray, IntArray]:
     return np.array(bounds, np.int32), np.array(classes, np.int32)
 
 
-def tidy(bounds: IntArray, classes: IntArray, delta: IntArray, accept: BoolArray, start: int) -> CharDfa:
+def tidy(bounds: IntArray, classes: IntArray, delta: IntArray, labels: IntArray, start: int) -> CharDfa:
     """Trim, minimise, merge equal classes and number everything in order of first use: the canonical form."""
-    delta, accept, start = minimise(delta, accept, start)
+    delta, labels, start = minimise(delta, labels, start)
     # Classes with equal columns are one; the dead column becomes class 0.
     dead = np.zeros((delta.shape[0], 1), np.int32)
     columns, inverse = np.unique(np.concatenate([dead, delta], axis=1), axis=1, return_inverse=True)
@@ -223,5 +242,5 @@ def tidy(bounds: IntArray, classes: IntArray, delta: IntArray, accept: BoolArray
     renumber = np.zeros(delta.shape[0], np.int32)
     renumber[old_of_new] = np.arange(len(old_of_new), dtype=np.int32)
     return CharDfa(
-        bounds.astype(np.int32), rename[merged], renumber[delta[old_of_new]], accept[old_of_new], int(renumber[start])
+        bounds.astype(np.int32), rename[merged], renumber[delta[old_of_new]], labels[old_of_new], int(renumber[start])
     )

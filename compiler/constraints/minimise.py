@@ -11,23 +11,23 @@ LongArray = np.ndarray[Any, np.dtype[np.int64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
 _MOORE_ROUNDS = 48
-_CYCLIC = -1
+CYCLIC = -1
 
 
-def minimise(delta: IntArray, accept: BoolArray, start: int) -> tuple[IntArray, BoolArray, int]:
-    """The minimal automaton of the same language: `delta` [S, C], `accept` [S], start state.
+def minimise(delta: IntArray, labels: IntArray, start: int) -> tuple[IntArray, IntArray, int]:
+    """The minimal automaton of the same meaning: `delta` [S, C], `labels` [S] (0: not accepting), start state.
 
-    Columns keep their meaning; state 0 is dead, and the only state that cannot reach acceptance. Unreachable states
-    are dropped.
+    Texts keep their labels and columns their meaning; state 0 is dead, and the only state that cannot reach
+    acceptance. Unreachable states are dropped.
     """
     kept = _reachable(delta, start)
     renumber = np.zeros(delta.shape[0], np.int32)
     renumber[kept] = np.arange(len(kept), dtype=np.int32)
-    delta, accept, start = renumber[delta[kept]], accept[kept], int(renumber[start])
+    delta, labels, start = renumber[delta[kept]], labels[kept], int(renumber[start])
     columns = np.unique(delta, axis=1)
-    distance, height = _distances(columns, accept)
-    # Both are properties of a state's language, so that equal states start in one block.
-    blocks = np.unique(np.stack([accept, distance, height]), axis=1, return_inverse=True)[1].reshape(-1)
+    distance, height = distances(columns, labels != 0)
+    # All three are properties of a state's language, so that equal states start in one block.
+    blocks = np.unique(np.stack([labels, distance, height]), axis=1, return_inverse=True)[1].reshape(-1)
     blocks, stable = _moore(columns, blocks)
     if not stable:
         blocks = _hopcroft(columns, blocks)
@@ -36,7 +36,7 @@ def minimise(delta: IntArray, accept: BoolArray, start: int) -> tuple[IntArray, 
     representative = np.zeros(int(blocks.max()) + 1, np.int64)
     representative[blocks[::-1]] = np.arange(len(blocks))[::-1]
     merged = blocks[delta[representative]].astype(np.int32)
-    return merged, accept[representative], int(blocks[start])
+    return merged, labels[representative], int(blocks[start])
 
 
 def _reachable(delta: IntArray, start: int) -> LongArray:
@@ -61,8 +61,8 @@ def _edges_by_target(delta: IntArray) -> tuple[LongArray, list[int]]:
     return pairs % num_states, starts.tolist()
 
 
-def _distances(delta: IntArray, accept: BoolArray) -> tuple[LongArray, LongArray]:
-    """Per state: length of the shortest text (-1: none) and of the longest (`_CYCLIC`: unbounded, -2: none)."""
+def distances(delta: IntArray, accept: BoolArray) -> tuple[LongArray, LongArray]:
+    """Per state: length of the shortest text (-1: none) and of the longest (`CYCLIC`: unbounded, -2: none)."""
     sources_array, starts = _edges_by_target(delta)
     sources = sources_array.tolist()
     num_states = len(starts) - 1
@@ -87,7 +87,7 @@ def _distances(delta: IntArray, accept: BoolArray) -> tuple[LongArray, LongArray
         if live[s]:
             for p in sources[starts[s] : starts[s + 1]]:
                 out_degree[p] += 1
-    longest = [_CYCLIC if alive else -2 for alive in live.tolist()]
+    longest = [CYCLIC if alive else -2 for alive in live.tolist()]
     ready = [s for s in range(num_states) if live[s] and not out_degree[s]]
     height = [0] * num_states
     for s in ready:

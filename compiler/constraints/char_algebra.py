@@ -1,0 +1,256 @@
+"""Operations on languages of characters: boolean ones, finite sets, lengths. All exact; all results minimal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+
+import numpy as np
+
+from .char_dfa import MAX_CELLS, CharDfa, IntArray, class_map, from_regex, tidy
+from .charset import ANY
+from .minimise import LongArray
+from .nfa import TooLarge
+from .regex_ast import ANY_TEXT, NEVER, Chars, repeat
+
+# Longer than the text of any context: a bound beyond it is none.
+MAX_COUNTED_LENGTH = 2**20
+MAX_PRODUCT_STATES = 200_000
+
+ALL = from_regex(ANY_TEXT)
+NONE = from_regex(NEVER)
+
+
+def intersect(a: CharDfa, b: CharDfa) -> CharDfa:
+    if a is ALL or b is NONE or a.key == b.key:
+        return b
+    if b is ALL or a is NONE:
+        return a
+    return product(a, b, lambda x, y: int(x > 0 and y > 0), need_a=True, need_b=True)
+
+
+def union(a: CharDfa, b: CharDfa) -> CharDfa:
+    if a is NONE or b is ALL or a.key == b.key:
+        return b
+    if b is NONE or a is ALL:
+        return a
+    return product(a, b, lambda x, y: int(x > 0 or y > 0))
+
+
+def difference(a: CharDfa, b: CharDfa) -> CharDfa:
+    if b is NONE or a is NONE:
+        return a
+    if b is ALL:
+        return NONE
+    return product(a, b, lambda x, y: int(x > 0 and not y), need_a=True)
+
+
+def complement(a: CharDfa) -> CharDfa:
+    return difference(ALL, a)
+
+
+def union_all(languages: Iterable[CharDfa]) -> CharDfa:
+    result = NONE
+    for language in languages:
+        result = union(result, language)
+    return result
+
+
+def is_disjoint(a: CharDfa, b: CharDfa) -> bool:
+    return intersect(a, b).is_empty
+
+
+def product(
+    a: CharDfa, b: CharDfa, label: Callable[[int, int], int], *, need_a: bool = False, need_b: bool = False
+) -> CharDfa:
+    """Read both at once; a text labelled x by `a` and y by `b` gets label(x, y), with label(0, 0) == 0.
+
+    `need_a`: label(0, y) is always 0 (then nothing is built where `a` is dead); `need_b` likewise.
+    Raises TooLarge.
+    """
+    bounds, classes, delta_a, delta_b = _align(a, b)
+    num_a, num_b = a.num_states, b.num_states
+    width = delta_a.shape[1]
+    if num_a * num_b * width <= 400_000:
+        codes: LongArray = np.arange(num_a * num_b)
+        delta = (delta_a[:, None, :].astype(np.int64) * num_b + delta_b[None, :, :]).reshape(-1, width)
+        start = a.start * num_b + b.start
+    else:
+        codes, delta, start = _reachable_product(delta_a, delta_b, a.start, b.start, need_a, need_b)
+    table = _label_table(a, b, label)
+    labels = table[a.labels[codes // num_b], b.labels[codes % num_b]]
+    alive = np.ones(len(codes), bool)
+    if need_a:
+        alive &= codes // num_b != 0
+    if need_b:
+        alive &= codes % num_b != 0
+    renumber = np.where(alive, np.arange(len(codes)), 0)
+    return tidy(bounds, classes, renumber[delta].astype(np.int32), labels, int(renumber[start]))
+
+
+def _reachable_product(
+    delta_a: IntArray, delta_b: IntArray, start_a: int, start_b: int, need_a: bool, need_b: bool
+) -> tuple[LongArray, LongArray, int]:
+    """Pair codes a * |B| + b of the states reached, their table (indices into the codes), and the start's index."""
+    num_b = delta_b.shape[0]
+    number = {0: 0}
+    order = [0]
+    rows: list[list[int]] = [[0] * delta_a.shape[1]]
+
+    def visit(i: int, j: int) -> int:
+        if (need_a and not i) or (need_b and not j):
+            return 0
+        code = i * num_b + j
+        at = number.get(code)
+        if at is None:
+            if len(order) >= MAX_PRODUCT_STATES or len(order) * delta_a.shape[1] > MAX_CELLS:
+                raise TooLarge(f"more than {len(order)} states where two conditions meet")
+            at = number[code] = len(order)
+            order.append(code)
+        return at
+
+    start = visit(start_a, start_b)
+    at = 1
+    while at < len(order):
+        i, j = divmod(order[at], num_b)
+        rows.append([visit(x, y) for x, y in zip(delta_a[i].tolist(), delta_b[j].tolist(), strict=True)])
+        at += 1
+    return np.array(order, np.int64), np.array(rows, np.int64).reshape(len(rows), -1), start
+
+
+def _label_table(a: CharDfa, b: CharDfa, label: Callable[[int, int], int]) -> IntArray:
+    table = np.zeros((int(a.labels.max()) + 1, int(b.labels.max()) + 1), np.int32)
+    for x in np.unique(a.labels).tolist():
+        for y in np.unique(b.labels).tolist():
+            table[x, y] = label(x, y)
+    return table
+
+
+def concat(a: CharDfa, b: CharDfa) -> CharDfa:
+    """A text of `a` followed by one of `b`. Raises TooLarge."""
+    if a.is_empty or b.is_empty:
+        return NONE
+    bounds, classes, delta_a, delta_b = _align(a, b)
+    rows_b = delta_b.tolist()
+    number: dict[tuple[int, int], int] = {(0, 0): 0}
+    order = [(0, 0)]
+    rows: list[list[int]] = [[0] * delta_a.shape[1]]
+
+    def visit(state: int, others: int) -> int:
+        """`others`: the states `b` may be in, as bits."""
+        entry = (state, others | (1 << b.start if a.labels[state] else 0))
+        at = number.get(entry)
+        if at is None:
+            if len(order) >= MAX_PRODUCT_STATES:
+                raise TooLarge(f"more than {len(order)} states where one text follows another")
+            at = number[entry] = len(order)
+            order.append(entry)
+        return at
+
+    start = visit(a.start, 0)
+    at = 1
+    while at < len(order):
+        state, others = order[at]
+        members = [j for j in range(others.bit_length()) if others >> j & 1]
+        targets = [sum({1 << t for j in members if (t := rows_b[j][c])}) for c in range(delta_a.shape[1])]
+        rows.append([visit(t, o) for t, o in zip(delta_a[state].tolist(), targets, strict=True)])
+        at += 1
+    ends = sum(1 << j for j in np.flatnonzero(b.labels).tolist())
+    labels = np.array([1 if others & ends else 0 for _, others in order], np.int32)
+    return tidy(bounds, classes, np.array(rows, np.int32), labels, start)
+
+
+def _align(a: CharDfa, b: CharDfa) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Both tables over common classes: (bounds, classes, a's table, b's)."""
+    bounds = np.union1d(a.bounds, b.bounds).astype(np.int32)
+    class_a = a.classes[np.searchsorted(a.bounds, bounds, side="right") - 1]
+    class_b = b.classes[np.searchsorted(b.bounds, bounds, side="right") - 1]
+    width = b.delta.shape[1]
+    pairs, classes = np.unique(class_a.astype(np.int64) * width + class_b, return_inverse=True)
+    return bounds, classes.reshape(-1).astype(np.int32), a.delta[:, pairs // width], b.delta[:, pairs % width]
+
+
+def tag(languages: Sequence[CharDfa]) -> tuple[CharDfa, tuple[int, ...]]:
+    """One automaton for several languages, and what its labels mean: bit i of sets[label] says that a text is in
+    languages[i]."""
+    if len(languages) == 1:
+        return languages[0], (0, 1)
+    result, bits = NONE, [0]
+    for i, language in enumerate(languages):
+        sets = {0: 0}  # members so far -> label
+        result = product(result, language, partial(_add_member, sets, bits, 1 << i))
+        bits = list(sets)
+    return result, tuple(bits)
+
+
+def _add_member(sets: dict[int, int], bits: list[int], member: int, x: int, y: int) -> int:
+    return sets.setdefault(bits[x] | (member if y else 0), len(sets))
+
+
+def from_texts(texts: Iterable[str], labels: Sequence[int] | None = None) -> CharDfa:
+    """The finite language of `texts`, each with its label (1 if none are given). Raises TooLarge."""
+    nodes: list[dict[str, int]] = [{}, {}]
+    ends: dict[int, int] = {}
+    for i, text in enumerate(texts):
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+            continue  # not writable as UTF-8
+        node = 1
+        for char in text:
+            after = nodes[node].get(char)
+            if after is None:
+                after = nodes[node][char] = len(nodes)
+                nodes.append({})
+            node = after
+        ends.setdefault(node, labels[i] if labels is not None else 1)
+    return _from_trie(nodes, ends)
+
+
+def _from_trie(nodes: list[dict[str, int]], ends: dict[int, int]) -> CharDfa:
+    """Merge equal subtrees from the leaves up (children have higher numbers), then make the table."""
+    merged = [0] * len(nodes)
+    known: dict[tuple[object, ...], int] = {(0,): 0}
+    rows: list[dict[str, int]] = [{}]
+    labels = [0]
+    for node in range(len(nodes) - 1, 0, -1):
+        row = {char: merged[child] for char, child in nodes[node].items()}
+        key = (ends.get(node, 0), *sorted(row.items()))
+        found = known.get(key)
+        if found is None:
+            found = known[key] = len(rows)
+            rows.append(row)
+            labels.append(ends.get(node, 0))
+        merged[node] = found
+    alphabet = sorted({char for row in rows for char in row})
+    if len(rows) * (len(alphabet) + 1) > MAX_CELLS:
+        raise TooLarge(f"{len(rows)} automaton states over {len(alphabet)} characters")
+    column = {char: i + 1 for i, char in enumerate(alphabet)}
+    delta = np.zeros((len(rows), len(alphabet) + 1), np.int32)
+    for state, row in enumerate(rows):
+        if row:
+            delta[state, [column[c] for c in row]] = list(row.values())
+    bounds, classes = class_map([((ord(c), ord(c)),) for c in alphabet])
+    return tidy(bounds, classes, delta, np.array(labels, np.int32), merged[1] if ends else 0)
+
+
+@lru_cache(maxsize=256)
+def of_length(low: int, high: int | None) -> CharDfa:
+    """All texts of `low` to `high` characters. A bound above MAX_COUNTED_LENGTH counts as that, or as none."""
+    low = min(low, MAX_COUNTED_LENGTH)
+    if high is not None and high > MAX_COUNTED_LENGTH:
+        high = None
+    if high is not None and high < low:
+        return NONE
+    if low == 0 and high is None:
+        return ALL
+    last = low if high is None else high
+    delta = np.zeros((last + 2, 2), np.int32)
+    delta[1:, 1] = np.arange(2, last + 3)
+    delta[last + 1, 1] = last + 1 if high is None else 0
+    labels = np.zeros(last + 2, np.int32)
+    labels[low + 1 :] = 1
+    return CharDfa(ALL.bounds, ALL.classes, delta, labels, 1)
+
+
+def any_of(ranges: tuple[tuple[int, int], ...] = ANY) -> CharDfa:
+    """All texts over a set of characters."""
+    return from_regex(repeat(Chars(ranges), 0, None))

@@ -1,0 +1,1 @@
+"""JSON Schema to automata: `document` reads it, `keywords` gives each schema a `Shape`, `machine` reads text by it."""
