@@ -69,8 +69,10 @@ class MemoryManager:
         """Start a request: take a row, match `ids`, lock what is cached and write it into the row.
 
         Give all prompt tokens: the last one is never taken from the cache, because it must run to have logits.
-        None (and no change) when all rows are taken. Allocates no page.
+        None (and no change) when all rows are taken. Allocates no page. Raises MemoryAccountError if the ids do not
+        fit into a row: such a request must be refused at admission.
         """
+        self.table.check_fits(len(ids))
         if not self.table.num_free_rows:
             return None
         match = self.cache.match(ids[:-1], namespace, next_use=next_use)
@@ -95,6 +97,7 @@ class MemoryManager:
         """`extend` by row numbers (each at most once), for large decode batches."""
         old_lens = self.lengths[rows]
         new_lens = old_lens + num_new
+        self.table.check_fits(int(new_lens.max(initial=0)))
         if not self._make_room(self.allocator.pages_needed(old_lens, new_lens)):
             return None
         last_slots = self.table.host[rows, np.maximum(old_lens - 1, 0)].astype(np.int64)

@@ -58,7 +58,7 @@ class ReqToTokenPool:
     def write(self, row: int, start: int, slots: IndexArray) -> None:
         """Set entries [start, start + len(slots)) of one row."""
         end = start + len(slots)
-        self._check_end(row, end)
+        self.check_fits(end)
         self.host[row, start:end] = slots
         self._written[row] = max(int(self._written[row]), end)
         if self._mirrored:
@@ -68,9 +68,7 @@ class ReqToTokenPool:
         """Set entry [rows[i], positions[i]] = slots[i] for all i, in one go."""
         if len(rows) == 0:
             return
-        if int(positions.max()) >= self.max_context_len:
-            worst = int(np.argmax(positions))
-            self._check_end(int(rows[worst]), int(positions[worst]) + 1)
+        self.check_fits(int(positions.max()) + 1)
         self.host[rows, positions] = slots
         np.maximum.at(self._written, rows, positions + 1)
         if self._mirrored:
@@ -82,8 +80,9 @@ class ReqToTokenPool:
         """[end - start] the slots of tokens start..end of one row (a copy)."""
         return self.host[row, start:end].astype(np.int64)
 
-    def _check_end(self, row: int, end: int) -> None:
-        if end > self.max_context_len:
+    def check_fits(self, num_tokens: int) -> None:
+        """Raise MemoryAccountError if a row cannot hold that many tokens."""
+        if num_tokens > self.max_context_len:
             raise MemoryAccountError(
-                f"request row {row} would hold {end} tokens, more than max_context_len {self.max_context_len}"
+                f"a request row would hold {num_tokens} tokens, more than max_context_len {self.max_context_len}"
             )
