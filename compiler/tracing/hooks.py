@@ -237,8 +237,8 @@ class Hooks:
             self.setattr(owner, key, after)
 
     def opaque_store(self) -> None:
-        """A store or delete whose target is not a single name, subscript or attribute."""
-        self.tracer.break_here("a delete, or an assignment to several places of objects at once")
+        """`del owner[key]` or `del owner.name`."""
+        self.tracer.break_here("a part of an object is deleted")
 
 
 def _augments() -> dict[str, Callable[[Any, Any], Any]]:

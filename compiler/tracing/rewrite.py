@@ -134,6 +134,8 @@ def _strip_header(tree: ast.FunctionDef) -> None:
 class _Rewriter(ast.NodeTransformer):
     """Replaces each forcing construct by a hook call at the same place."""
 
+    num_names = 0
+
     def _hook(self, name: str, node: ast.AST, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
         hook = ast.Attribute(value=ast.Name(id=HOOKS, ctx=ast.Load()), attr=name, ctx=ast.Load())
         call = ast.Call(func=hook, args=list(args), keywords=keywords or [])
@@ -209,11 +211,23 @@ class _Rewriter(ast.NodeTransformer):
         target = node.targets[0]
         if len(node.targets) == 1 and isinstance(target, (ast.Subscript, ast.Attribute)):
             return ast.copy_location(ast.Expr(value=self._store(target, node.value)), node)
-        if any(isinstance(part, (ast.Subscript, ast.Attribute)) for t in node.targets for part in ast.walk(t)
-               if isinstance(getattr(part, "ctx", None), ast.Store)):  # fmt: skip
-            guard = ast.Expr(value=self._hook("opaque_store", node))
-            return [ast.copy_location(guard, node), node]
-        return node
+        # `s["a"], s["b"] = x, y`: the values go into names first, and from there into their places.
+        stores: list[ast.stmt] = []
+        node.targets = [self._through_names(target, stores) for target in node.targets]
+        return [node, *stores]
+
+    def _through_names(self, target: ast.expr, stores: list[ast.stmt]) -> ast.expr:
+        if isinstance(target, (ast.Subscript, ast.Attribute)):
+            self.num_names += 1
+            name = f"__dslc_value_{self.num_names}"
+            value = ast.copy_location(ast.Name(id=name, ctx=ast.Load()), target)
+            stores.append(ast.copy_location(ast.Expr(value=self._store(target, value)), target))
+            return ast.copy_location(ast.Name(id=name, ctx=ast.Store()), target)
+        if isinstance(target, (ast.Tuple, ast.List)):
+            target.elts = [self._through_names(part, stores) for part in target.elts]
+        elif isinstance(target, ast.Starred):
+            target.value = self._through_names(target.value, stores)
+        return target
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)

@@ -263,6 +263,15 @@ def test_side_effects_never_happen_and_break_with_their_line():
     assert log == {"n": 0}
 
 
+def test_assignments_to_several_places_at_once():
+    def places(s, q):
+        local = {}
+        (s["a"], local["b"]), [first, *rest] = (q, "B"), "xyz"
+        s += f"{s['a']}{local['b']}{first}{len(rest)}"
+
+    assert body_text(places)[1:] == ['set "a" %0', '%1 = concat %0 "Bx2"', "text %1"]
+
+
 def test_local_containers_may_change():
     def local(s, q):
         parts = []
