@@ -34,7 +34,6 @@ from .ir import (
     Switch,
     Text,
     Tokens,
-    walk,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -48,10 +47,9 @@ class Prompt:
     """What is known of the prompt of one gen or select.
 
     `ids` are its settled leading ids; `pending` the text after its last settled id, tokenised as one when it is sent
-    (None: not known). `is_whole`: the prompt is ids + encode(pending). `op` is the number in program order.
+    (None: not known). `is_whole`: the prompt is ids + encode(pending).
     """
 
-    op: int
     out: Ref
     stream: int
     ids: tuple[int, ...]
@@ -88,7 +86,7 @@ def prompts(
 
     `arguments` gives parameters values (those left out are unknown). Without a tokenizer nothing is settled.
     """
-    walker = _Walker(program, tokenizer, arguments or {})
+    walker = _Walker(tokenizer, arguments or {})
     try:
         yield from walker.region(program.body)
     except _Ended:
@@ -96,10 +94,9 @@ def prompts(
 
 
 class _Walker:
-    def __init__(self, program: Program, tokenizer: Tokenizer | None, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, arguments: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
         self.arguments = arguments
-        self.numbers = {id(op): number for number, op in enumerate(walk(program.body))}
         self.values: dict[int, Any] = {}
         self.streams: dict[int, _Stream] = {0: _Stream()}
 
@@ -218,9 +215,8 @@ class _Walker:
     def generate(self, op: Gen | Select) -> Iterator[Prompt]:
         stream = self.streams[op.stream]
         self.begin(stream, False)
-        number = self.numbers[id(op)]
         is_whole = stream.is_open and stream.pending is not None and self.tokenizer is not None
-        yield Prompt(number, op.out, op.stream, stream.ids, stream.pending, is_whole)
+        yield Prompt(op.out, op.stream, stream.ids, stream.pending, is_whole)
         stream.close("")
         if op.var is not None:
             stream.variables[op.var] = UNKNOWN

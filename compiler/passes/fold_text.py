@@ -1,8 +1,8 @@
 """fold-text: what is constant becomes one constant, and what an f-string appends becomes its parts.
 
-Three steps: expressions of constants are computed; `text` of a `concat` becomes a text for each part, so that the
-constant ones can be joined with their neighbours and tokenised; neighbouring constant texts of a stream are joined. No
-text moves across anything that reads or changes its stream, nor out of its region.
+Three steps: expressions of constants are computed; `text` of a `concat` (an f-string, a sum of strings) becomes a text
+for each part, so that the constant ones can be joined with their neighbours and tokenised; neighbouring constant texts
+of a stream are joined. No text moves across anything that reads or changes its stream, nor out of its region.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Constants:
 
 
 class _Splitter:
-    """`%2 = concat "Q: " %0; text %2` becomes `text "Q: "; text %0`, as strings."""
+    """`%2 = concat "Q: " %0; text %2` becomes `text "Q: "; text %0`, as strings; so does a sum of strings."""
 
     def __init__(self, program: Program) -> None:
         self.concats: dict[int, Expr] = {}
@@ -84,13 +84,22 @@ class _Splitter:
         for op in walk(program.body):
             self.uses.update(ref.id for ref in used(op))
             if isinstance(op, Expr):
-                if op.fn == "concat":
+                adds_strings = op.fn == "add" and all(self.is_string(arg) for arg in op.args)
+                if op.fn == "concat" or adds_strings:
                     self.concats[op.out.id] = op
-                if op.fn in _STRING_FUNCTIONS:
+                if op.fn in _STRING_FUNCTIONS or adds_strings:
                     self.strings.add(op.out.id)
             elif isinstance(op, (Select, Scope)) or (isinstance(op, Gen) and "n" not in dict(op.sampling)):
                 self.strings.add(op.out.id)
+        self.concats = {out: op for out, op in self.concats.items() if not self.is_last_form(op)}
         self.next_ref = max((ref.id for ref in all_refs(program)), default=-1) + 1
+
+    def is_last_form(self, op: Expr) -> bool:
+        """Whether the concat only makes a string of one value: splitting it again would change nothing."""
+        return len(op.args) == 1 and isinstance(op.args[0], Ref) and not self.is_string(op.args[0])
+
+    def is_string(self, operand: Operand) -> bool:
+        return isinstance(operand, str) or (isinstance(operand, Ref) and operand.id in self.strings)
 
     def region(self, body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
         ops: list[AnyOp] = []
@@ -121,7 +130,7 @@ class _Splitter:
                 yield replace(op, text=out)
 
     def drop(self, op: AnyOp) -> bool:
-        """Whether op is a concat that now is only in texts: its parts are formatted there, so no error is lost."""
+        """Whether op is a concat or sum that is only in texts now: its parts are formatted there, no error is lost."""
         if not isinstance(op, Expr) or op.out.id not in self.split or self.uses[op.out.id]:
             return False
         self.uses.subtract(ref.id for ref in used(op))

@@ -71,6 +71,11 @@ def assert_rewrites(pass_, before, after, context=None):
             '%1 = gen; %2 = concat "A " %1; %3 = concat %2 "; " %2; text %3',
             '%1 = gen\ntext "A "\ntext %1\ntext "; A "\ntext %1',
         ),
+        (
+            '%1 = gen; %2 = add "A " %1; %3 = add %2 ";"; text %3; text "B"',
+            '%1 = gen\ntext "A "\ntext %1\ntext ";B"',
+        ),
+        ('%1 = gen; %2 = len %1; %3 = add %2 1; text %3', '%1 = gen\n%2 = len %1\n%3 = add %2 1\ntext %3'),
         ('%1 = concat; set "x" [%1, 2]', 'set "x" ["", 2]'),
     ],
 )  # fmt: skip
