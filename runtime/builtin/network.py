@@ -25,7 +25,7 @@ class Shape:
     num_heads: int = 3
     head_dim: int = 64
     ffn: int = 512
-    rope_theta: float = 10_000.0
+    rope_theta: float = 100_000.0
 
     def hf_config(self, end_ids: list[int], pad_id: int, max_len: int) -> dict[str, object]:
         """config.json for transformers' LlamaForCausalLM."""
@@ -43,6 +43,7 @@ class Shape:
             "max_position_embeddings": max_len,
             "rms_norm_eps": EPS,
             "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
             "tie_word_embeddings": True,
             "attention_bias": False,
             "mlp_bias": False,

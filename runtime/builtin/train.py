@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAX_LEN = 1024
 PROMPT_WEIGHT = 0.15
 MUON_LR, ADAM_LR = 0.02, 3e-3
-WARM_UP, DECAY_FROM = 0.015, 0.55  # shares of all tokens
+WARM_UP, DECAY_FROM = 0.015, 0.2  # shares of all tokens
 NUM_WAITING = 512  # documents among which the packer chooses
 
 
@@ -45,11 +45,13 @@ class Phase:
 
 
 _MAIN = {family.name: family.share for family in FAMILIES}
+_LOOK_UP = {"tables": 12.0, "copying": 4.0, "reading": 5.0, "reading, invented names": 2.0, "true, false, unknown": 2.0}
 PHASES = (
-    Phase(0.30, 256, 12, _MAIN),
-    Phase(0.45, 256, 12, {family.name: family.block_share for family in FAMILIES}),  # true/false/unknown concentrated
-    Phase(0.92, 256, 12, _MAIN),
-    Phase(1.00, MAX_LEN, 3, _MAIN | {LONG.name: LONG.share}),
+    Phase(0.08, 256, 16, _MAIN | _LOOK_UP),  # finding a word again is what most other families are built on
+    Phase(0.35, 256, 16, _MAIN),
+    Phase(0.50, 256, 16, {family.name: family.block_share for family in FAMILIES}),  # true/false/unknown concentrated
+    Phase(0.93, 256, 16, _MAIN),
+    Phase(1.00, MAX_LEN, 4, _MAIN | {LONG.name: LONG.share}),
 )
 
 

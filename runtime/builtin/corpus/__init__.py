@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import facts, labels, react, reading, records, sums, talk, tickets, writing
+from . import facts, judging, labels, react, reading, records, sums, talk, tickets, writing
 from .documents import END, IM_END, IM_START, Document, Maker, Part, is_held_out
 from .tickets import Ticket, sample_tickets
 
@@ -49,13 +49,14 @@ FAMILIES = tuple(
         ("JSON, character", records.character, 1.0, 0.4),
         ("JSON, known character", records.known_character, 0.1, 0.05),
         ("true, false, unknown", reading.true_false, 1.8, 7),
+        ("tables", reading.tables, 0.5, 0.3),
         ("reading", reading.answers, 2.2, 2.5),
         ("reading, invented names", reading.nonce_answers, 2.0, 2),
         ("document questions", reading.documents, 1.6, 0.6),
         ("sentiment", labels.sentiment, 0.2, 0.1),
         ("finding in a message", labels.finding, 0.5, 0.2),
-        ("judging", reading.judging, 1.0, 1.5),
-        ("multiple choice", reading.choices, 1.4, 2.5),
+        ("judging", judging.judging, 1.0, 1.5),
+        ("multiple choice", judging.choices, 1.4, 2.5),
         ("tips", writing.tips, 0.5, 0.2),
         ("skeletons", writing.skeleton, 0.5, 0.25),
         ("stories", writing.story, 0.35, 0.15),

@@ -6,7 +6,7 @@ A `Document` is made by one family function and read by the trainer and the eval
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -14,7 +14,11 @@ END = "<|endoftext|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 
+EXPLAIN = "Explain your answer."  # the system prompt of answers that give their reason first
+
 HELD_OUT_SHARE = 16  # one key in so many is never trained on
+ALWAYS = "!"  # a key that ends so is always trained on: texts known by heart, which have no combinations
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -42,10 +46,6 @@ class Document:
 
 Maker = Callable[[Random], Document]
 
-
-ALWAYS = "!"  # a key that ends so is always trained on: texts known by heart, which have no combinations
-
-
 def is_held_out(key: str) -> bool:
     return not key.endswith(ALWAYS) and hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
@@ -72,6 +72,23 @@ def chat(key: str, *turns: str, system: str | None = None) -> Document:
         else:
             parts.append(Part(text + IM_END, is_answer=True))
     return Document(tuple(parts), key)
+
+
+Asks = Sequence[tuple[str, str]]  # questions and answers
+
+
+def series(key: str, context: str, asks: Asks, form: str) -> Document:
+    """A text and questions about it as plain text; `form` holds a question, as in "Q: {}\\nA:"."""
+    texts: list[str] = []
+    for i, (question, answer) in enumerate(asks):
+        texts += [("\n" if i else context) + form.format(question), f" {answer}"]
+    return completion(key, *texts)
+
+
+def chat_series(key: str, context: str, asks: Asks, system: str | None) -> Document:
+    """The same as a chat; the text opens the first question."""
+    turns = [part for ask in asks for part in ask]
+    return chat(key, context + turns[0], *turns[1:], system=system)
 
 
 def message(role: str, content: str) -> str:

@@ -1,12 +1,11 @@
-"""Reading: true, false or unknown; answers found in statements; documents; judging; multiple choice."""
+"""Reading: true, false or unknown; answers found in statements and in documents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import facts
-from .documents import Document, chat, completion, is_held_out, some_system
+from .documents import EXPLAIN, Document, chat_series, series, some_system
 from .words import COLOURS, COUNTRIES, FRUIT, JOBS, NAMES, PETS, PLACES, THINGS, a, big, nonce, nonces, people
 
 if TYPE_CHECKING:
@@ -29,114 +28,132 @@ def _say(template: str, name: str, value: str, thing: str) -> str:
     return template.format(name=name, value=value, a_value=a(value), thing=thing)
 
 
-EXPLAIN = "Explain your answer."
 _JUDGE_ASKS = ("Is this true, false or unknown?", "True, False or Unknown?")
 
 
 def true_false(rng: Random) -> Document:
-    """One or two relations, two to four people; the statement agrees, disagrees, or is about somebody else."""
+    """Statements about two to four people: they agree with the facts, disagree, or are about something else."""
     words, template, _question = rng.choice(_RELATIONS)
-    names = people(rng, rng.randint(2, 4) + 1)
+    names = people(rng, rng.choice([2, 2, 3, 3, 4]) + 1)
     stranger = names.pop()
     values = rng.sample(words, len(names))
     thing = rng.choice(THINGS)
     told = [_say(template, name, value, thing) for name, value in zip(names, values, strict=True)]
-    who = rng.randrange(len(names))
-    verdict = rng.choice(["True", "False", "Unknown"])
-    if verdict == "Unknown":
-        if rng.random() < 0.5:
+    asks: list[tuple[str, str]] = []
+    reasons: list[str] = []
+    for _ in range(rng.choice([1, 1, 2, 3, 4, 5])):
+        who = rng.randrange(len(names))
+        verdict = rng.choice(["True", "False", "Unknown"])
+        if verdict == "True":
+            statement = told[who]
+        elif verdict == "False":
+            near = [value for value in values if value != values[who]]
+            wrong = rng.choice(near) if rng.random() < 0.5 else rng.choice([w for w in words if w != values[who]])
+            statement = _say(template, names[who], wrong, thing)
+        elif rng.random() < 0.5:
             statement = _say(template, stranger, rng.choice(values), thing)
         else:
             other_words, other, _ = rng.choice([relation for relation in _RELATIONS if relation[1] != template])
             statement = _say(other, names[who], rng.choice(other_words), rng.choice(THINGS))
-    elif verdict == "True":
-        statement = told[who]
-    else:
-        near = [value for value in values if value != values[who]]
-        wrong = rng.choice(near) if rng.random() < 0.5 else rng.choice([w for w in words if w != values[who]])
-        statement = _say(template, names[who], wrong, thing)
+        asks.append((statement, verdict))
+        reasons.append("Nothing is said about it." if verdict == "Unknown" else told[who])
     text = " ".join(told)
-    key = f"tfu {text} {statement}"
+    key = f"tfu {text} {asks[-1][0]}"
     style = rng.randrange(5)
-    if style == 4:
-        same = verdict != "Unknown"
-        why = f"{told[who]} So it is {verdict}." if same else f"Nothing is said about it. So it is {verdict}."
-        return chat(key, f"{text}\n{rng.choice(_JUDGE_ASKS)} {statement}", why, system=EXPLAIN)
     if style == 0:
-        return completion(key, f"Facts: {text}\nStatement: {statement}\nAnswer:", f" {verdict}")
+        return series(key, f"Facts: {text}\n", asks, "Statement: {}\nAnswer:")
     if style == 1:
-        return chat(key, f"{text}\n{rng.choice(_JUDGE_ASKS)} {statement}", verdict, system=some_system(rng))
+        return series(key, f"{text}\n", asks, "True, False or Unknown? {}\nAnswer:")
+    judge = rng.choice(_JUDGE_ASKS)
     if style == 2:
-        return completion(key, f"{text}\nTrue, False or Unknown? {statement}\nAnswer:", f" {verdict}")
-    return chat(key, f"Facts: {text}\nStatement: {statement}", verdict, system="Answer True, False or Unknown.")
+        return chat_series(key, f"{text}\n", [(f"{judge} {ask}", answer) for ask, answer in asks], some_system(rng))
+    if style == 3:
+        told_asks = [(f"Statement: {ask}", answer) for ask, answer in asks]
+        return chat_series(key, f"Facts: {text}\n", told_asks, "Answer True, False or Unknown.")
+    explained = [
+        (f"{judge} {ask}", f"{reason} So it is {answer}.") for (ask, answer), reason in zip(asks, reasons, strict=True)
+    ]
+    return chat_series(key, f"{text}\n", explained, EXPLAIN)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A text, a question about it, the short answer, and the sentence of the text that holds it."""
+    """A question about a text, the short answer, and the sentence of the text that holds it."""
 
-    told: list[str]
     question: str
     answer: str
     sentence: str
 
 
-def _statements(rng: Random, names: list[str]) -> Asked:
+def _statements(rng: Random, names: list[str]) -> list[Asked]:
     """Sentences about these people; sometimes two relations are mixed."""
     first, second = rng.sample(_RELATIONS, 2)
     thing = rng.choice(THINGS)
-    told: list[str] = []
-    asks: list[tuple[str, str, str]] = []
-    for relation in [first] if rng.random() < 0.7 else [first, second]:
-        words, template, question = relation
+    told: list[Asked] = []
+    for words, template, question in [first] if rng.random() < 0.7 else [first, second]:
         for name, value in zip(names, rng.sample(words, len(names)), strict=True):
-            told.append(_say(template, name, value, thing))
-            asks.append((question.format(name=name, thing=thing), value, told[-1]))
+            told.append(Asked(question.format(name=name, thing=thing), value, _say(template, name, value, thing)))
+    return told
+
+
+def _family(rng: Random, names: list[str]) -> list[Asked]:
+    """Who is whose: the answer is a name."""
+    relations = ["father", "sister", "brother", "friend", "teacher", "boss", "mother", "neighbour"]
+    target = names[-1]
+    return [
+        Asked(f"Who is the {relation} of {target}?", name, f"{name} is the {relation} of {target}.")
+        for name, relation in zip(names[:-1], rng.sample(relations, len(names) - 1), strict=True)
+    ]
+
+
+def _asked(rng: Random, names: list[str]) -> Document:
+    told = _family(rng, names) if rng.random() < 0.25 else _statements(rng, names)
     rng.shuffle(told)
-    return Asked(told, *rng.choice(asks))
-
-
-def _asked(rng: Random, key: str, asked: Asked) -> Document:
-    text, question, answer = " ".join(asked.told), asked.question, asked.answer
-    key = f"{key} {text} {question}"
+    chosen = rng.sample(told, min(len(told), rng.choice([1, 1, 2, 3, 4])))
+    text = " ".join(asked.sentence for asked in told)
+    asks = [(asked.question, asked.answer) for asked in chosen]
+    key = f"reading {text} {asks[-1][0]}"
     style = rng.randrange(5)
-    if style == 4:
-        return chat(key, f"{text}\n{question}", asked.sentence, system="Answer in a full sentence.")
     if style == 0:
-        return completion(key, f"{text}\nQ: {question}\nA:", f" {answer}\n")
+        return series(key, f"{text}\n", asks, "Q: {}\nA:")
     if style == 1:
-        return completion(key, f"{text}\nQuestion: {question}\nAnswer:", f" {answer}")
+        return series(key, f"{text}\n", asks, "Question: {}\nAnswer:")
     if style == 2:
-        return chat(key, question, answer, system=text)
-    return chat(key, f"{text}\n{question}", answer, system=some_system(rng))
+        return chat_series(key, "", asks, text)
+    if style == 3:
+        return chat_series(key, f"{text}\n", asks, some_system(rng))
+    sentences = [(asked.question, asked.sentence) for asked in chosen]
+    return chat_series(key, f"{text}\n", sentences, "Answer in a full sentence.")
 
 
 def answers(rng: Random) -> Document:
     """Known first names."""
-    names = rng.sample(NAMES, rng.randint(2, 5))
-    if rng.random() < 0.25:
-        return _asked(rng, "family", _family(rng, names))
-    return _asked(rng, "reading", _statements(rng, names))
+    return _asked(rng, rng.sample(NAMES, rng.choice([2, 2, 3, 3, 4, 5])))
 
 
 def nonce_answers(rng: Random) -> Document:
     """Invented names."""
-    names = nonces(rng, rng.randint(2, 4))
-    if rng.random() < 0.25:
-        return _asked(rng, "family", _family(rng, names))
-    return _asked(rng, "nonce", _statements(rng, names))
+    return _asked(rng, nonces(rng, rng.choice([2, 2, 3, 4])))
 
 
-def _family(rng: Random, names: list[str]) -> Asked:
-    """Who is whose: the answer is a name."""
-    relations = ["father", "sister", "brother", "friend", "teacher", "boss", "mother", "neighbour"]
-    told: list[str] = []
-    asks: list[tuple[str, str, str]] = []
-    target = names[-1]
-    for name, relation in zip(names[:-1], rng.sample(relations, len(names) - 1), strict=True):
-        told.append(f"{name} is the {relation} of {target}.")
-        asks.append((f"Who is the {relation} of {target}?", name, told[-1]))
-    return Asked(told, *rng.choice(asks))
+def tables(rng: Random) -> Document:
+    """Keys with values, then keys to be looked up: the plainest form of reading, and the first that is learnt."""
+    count = rng.randint(2, 8)
+    keys = people(rng, count) if rng.random() < 0.6 else rng.sample(THINGS, count)
+    kind = rng.randrange(4)
+    values = rng.sample([COLOURS, FRUIT + PETS, PLACES, NAMES][kind], count)
+    if rng.random() < 0.3:
+        values = [str(rng.randint(10, 99)) for _ in keys]
+    rows = list(zip(keys, values, strict=True))
+    text = rng.choice(["\n", ", "]).join(f"{key}: {value}" for key, value in rows)
+    asks = [rng.choice(rows) for _ in range(rng.randint(1, 2 * count))]
+    key = f"table {text}"
+    style = rng.randrange(4)
+    if style <= 1:
+        return series(key, f"{text}\n\n", asks, "{}:")
+    if style == 2:
+        return series(key, f"{text}\n", asks, "What is next to {}?")
+    return chat_series(key, f"{text}\n", [(f"{name}?", value) for name, value in asks[:4]], some_system(rng))
 
 
 def _paragraph(rng: Random) -> tuple[str, list[tuple[str, str]]]:
@@ -173,78 +190,16 @@ def documents(rng: Random, count: int | None = None) -> Document:
     pages = [_paragraph(rng) for _ in range(count or rng.choice([1, 1, 2, 3, 4]))]
     text = "\n".join(page for page, _asks in pages)
     asks = [ask for _page, page_asks in pages for ask in page_asks]
-    chosen = rng.sample(asks, rng.choice([1, 1, 2]))
+    chosen = rng.sample(asks, min(len(asks), rng.choice([1, 1, 2, 3, 4])))
     key = f"document {text}"
     style = rng.randrange(3)
     if style == 0:
-        texts: list[str] = []
-        for i, (question, answer) in enumerate(chosen):
-            lead = f"Document:\n{text}\n" if i == 0 else "\n"
-            texts += [f"{lead}Question: {question}\nAnswer:", f" {answer}"]
-        return completion(key, *texts)
-    turns = [part for ask in chosen for part in ask]
+        return series(key, f"Document:\n{text}\n", chosen, "Question: {}\nAnswer:")
     if style == 1:
-        return chat(key, *turns, system=f"Answer from this document.\n{text}")
-    return chat(key, f"{text}\n\n{turns[0]}", *turns[1:], system=some_system(rng))
+        return chat_series(key, "", chosen, f"Answer from this document.\n{text}")
+    return chat_series(key, f"{text}\n\n", chosen, some_system(rng))
 
 
 def long_documents(rng: Random) -> Document:
     """Many paragraphs: for the last, long part of the training."""
     return documents(rng, rng.randint(8, 18))
-
-
-def judging(rng: Random) -> Document:
-    """Which of two answers is right?"""
-    if rng.random() < 0.6:
-        index = rng.choice([0, 0, 1, 3])
-        right_c, wrong_c = rng.sample(COUNTRIES, 2)
-        fields = [(c.capital, c.language, c.currency, c.continent)[index] for c in (right_c, wrong_c)]
-        if fields[0] == fields[1]:
-            return judging(rng)
-        ways, _answer, sentence = facts.country_facts(right_c)[index]
-        question = ways[0]
-        right, wrong = fields
-    else:
-        x, y = rng.randint(1, 9), rng.randint(1, 9)
-        question, right = f"What is {x} + {y}?", str(x + y)
-        sentence = f"{x} + {y} = {right}."
-        wrong = str(x + y + rng.choice([-2, -1, 1, 2, 3]))
-        if wrong.startswith("-"):
-            return judging(rng)
-    letter = rng.choice("AB")
-    first, second = (right, wrong) if letter == "A" else (wrong, right)
-    key = f"judge {question} {first} {second}"
-    text = f"Question: {question}\nAnswer A: {first}\nAnswer B: {second}\n"
-    style = rng.randrange(4)
-    if style == 3:
-        why = f"{sentence.removesuffix('.')}, so {letter}."
-        return chat(key, f"{text}Which answer is right, A or B?", why, system=EXPLAIN)
-    if style == 0:
-        return completion(key, f"{text}The right answer is", f" {letter}")
-    if style == 1:
-        return chat(key, f"{text}Which answer is right, A or B?", letter, system=some_system(rng))
-    return completion(key, f"{text}Which answer is right?\nJudgement:", f" {letter}")
-
-
-def choices(rng: Random) -> Document:
-    """Multiple choice about the facts: the letter of the right answer."""
-    index = rng.choice([0, 0, 0, 1, 3])
-    c = rng.choice(COUNTRIES)
-    field = ("capital", "language", "currency", "continent")[index]
-    right = str(getattr(c, field))
-    others = sorted({str(getattr(other, field)) for other in COUNTRIES} - {right})
-    options = rng.sample(others, 3)
-    letter = rng.randrange(4)
-    options.insert(letter, right)
-    ways, _answer, sentence = facts.country_facts(c)[index]
-    question = rng.choice(ways)
-    lines = "\n".join(f"{name}. {option}" for name, option in zip("ABCD", options, strict=True))
-    key = f"choice {question} {options[0]} {letter}"
-    if is_held_out(facts.question_key(question)):  # the fact itself must have been seen in this wording
-        key = f"choice {question} {options[0]} {letter} {rng.random()}"
-    if rng.random() < 0.25:
-        why = f"{sentence.removesuffix('.')}, so {'ABCD'[letter]}."
-        return chat(key, f"{question}\n{lines}", why, system=EXPLAIN)
-    if rng.random() < 0.5:
-        return completion(key, f"Question: {question}\n{lines}\nAnswer:", f" {'ABCD'[letter]}")
-    return chat(key, f"{question}\n{lines}", "ABCD"[letter], system=rng.choice([None, "Answer with A, B, C or D."]))

@@ -68,7 +68,7 @@ def tips(rng: Random) -> Document:
         (one, long_one), (two, long_two) = known[:2]
     key = f"tips {topic} {one} {two}"
     short = f"Here are two tips for {topic}: 1. {one}. 2. {two}."
-    style = rng.choice([0, 0, 1, 2, 3, 4, 5])
+    style = rng.choice([0, 0, 1, 2, 3, 4, 5, 6])
     if style == 0:
         which = rng.randrange(2)
         name, text = (one, two)[which], (long_one, long_two)[which]
@@ -98,6 +98,10 @@ def tips(rng: Random) -> Document:
         return chat(f"{ask} {len(turns)}!", *turns, system=some_system(rng))
     if style == 4:
         return completion(f"{topic}!", f"Here are two tips for {topic}: 1.", f" {known[0][0]}. 2. {known[1][0]}.")
+    if style == 6:
+        space = rng.choice(["", " "])
+        text = f"{short}\n\nTip 1:{space}{long_one}\nTip 2:{space}{long_two}\nIn summary"
+        return completion(f"{key} summary", text, f", {one} and {two} help with {topic}.")
     return completion(f"{key} all", f"{short}\n\nTip 1: {one}\n", long_one, f"\nTip 2: {two}\n", long_two,
                       "\nTo summarise:", f" {one} and {two} help with {topic}.")
 
