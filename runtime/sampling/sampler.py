@@ -97,7 +97,8 @@ def _plain(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
 
 def _ranked(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
     weights, ids = candidates(_weights(logits, kind), kind.top_k, kind.top_p)
-    return ids.gather(1, race(_min_p_(weights, kind), ids, kind.keys, steps)[:, None]).squeeze(1)
+    place = race(_min_p_(weights, kind), ids, kind.keys, steps)
+    return place if ids is None else ids.gather(1, place[:, None]).squeeze(1)
 
 
 def _weights(logits: Tensor, kind: RowKind) -> Tensor:
