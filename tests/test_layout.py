@@ -3,14 +3,14 @@
 import ast
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("core", "compiler", "lang", "kernels", "runtime")
-# Which rooms a room may import, besides itself. `runtime` may use the constraints of the compiler and nothing else of it.
+# Which rooms a room may import, besides itself. Of the compiler, `runtime` may use the constraints alone.
 DOORS = {
     "core": set(),
     "compiler": {"core"},
@@ -39,7 +39,7 @@ def _imported(path):
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
             for name in names:
-                assert name.split(".")[0] != "dslc", f"{path}:{node.lineno} imports {name} absolutely; use a relative import"
+                assert name.split(".")[0] != "dslc", f"{path}:{node.lineno} imports {name}; use a relative import"
 
 
 @pytest.mark.parametrize("room", ROOMS)
