@@ -279,6 +279,21 @@ class _Pairs:
         return 0
 
 
+def _read_stages(steps: list[tuple[dict[str, Any], Any]]) -> list[Stage]:
+    stages: list[Stage] = []
+    is_bytes = False
+    for step, item in steps:
+        pattern = _stage_pattern(step)
+        if pattern is not None:
+            if is_bytes:
+                raise Unsupported(f"the pre-tokeniser {step['type']} after ByteLevel, on bytes, is not supported")
+            stages.append(Stage(item.pre_tokenize_str, pattern))
+        is_bytes |= step["type"] == "ByteLevel"
+    if not stages:
+        raise Unsupported("byte-level text without a pre-tokeniser is not supported")
+    return stages
+
+
 def _read_pairs(model: dict[str, Any], metaspaces: list[dict[str, Any]]) -> _Pairs:
     if any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout")):
         raise Unsupported("a BPE model with word marks, dropout or whole words has no cuts without a pre-tokeniser")
@@ -310,13 +325,7 @@ class CutFinder:
             if all(step["type"] == "Metaspace" for step, _ in steps):
                 self._pairs = _read_pairs(config["model"], [step for step, _ in steps])
             else:
-                self._stages = [
-                    Stage(item.pre_tokenize_str, pattern)
-                    for step, item in steps
-                    if (pattern := _stage_pattern(step)) is not None
-                ]
-                if not self._stages:
-                    raise Unsupported("byte-level text without a pre-tokeniser is not supported")
+                self._stages = _read_stages(steps)
         except Unsupported as error:
             self.unsupported = str(error)
         except re.error as error:

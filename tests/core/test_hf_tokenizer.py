@@ -90,6 +90,42 @@ def test_safe_cuts_of_long_texts(kind):
         assert cut >= len(text) - len(" words") - 1
 
 
+HAZARDS = [
+    *("foo <think>bar</think> <tool_call>", "a<start_of_turn>user\n\n\n\n\nb<end_of_turn>", "x" + " " * 30 + "y  z"),
+    *("don't we'll I'VE they'Re x''s 's", "1234567 12345678 1,234.5", "日本ABCd 日本ABC", "a \t b\n \n  c\r\n\r\n d"),
+    *(
+        "e\u0301\u0301 ᄒ\u1161ᆫ \u212b\u0323 ﬁ\u0301",
+        "🇫🇷🇫🇷👨‍👩‍👧‍👦👍🏽",
+        "!!!\n\n//#/\n/ ?",
+        "\U0001f9ff\U0001f9ff\u0378\u0378 x",
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_every_split_of_hard_texts(kind):
+    tokenizer = ours(kind)
+    for text in (*HAZARDS, kinds.CORPUS):
+        whole = tokenizer.encode(text)
+        for end in range(len(text)):
+            cut = tokenizer.safe_cut(text[:end])
+            head = tokenizer.encode(text[:cut])
+            assert cut <= end and whole[: len(head)] == head, (text[max(0, end - 20) : end], cut)
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("run", ["7", "a", "日", " ", "\n", "!", "A\n ", "é", "12 "])
+def test_long_runs_are_cut_as_from_their_start(kind, run):
+    """Groups of three digits, for one, count from the start of the run, however long it is."""
+    tokenizer = ours(kind)
+    for count in range(299, 305):
+        text = "start of it " + run * count
+        for more in ("7", " x", "\n"):
+            cut = tokenizer.safe_cut(text)
+            head = tokenizer.encode(text[:cut])
+            assert tokenizer.encode(text + more)[: len(head)] == head
+
+
 @pytest.mark.parametrize("kind", kinds.KINDS)
 @pytest.mark.parametrize(
     "text", ["Answer the question in one short sentence.", "Question: what is 2+2?\nAnswer:", "a b c d"]

@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
 {"name": "Ada", "age": 36, "tags": ["a", "b"], "ok": true, "none": null}
 Übergrößenträger essen Käse. Où est la bibliothèque ? El niño comió piñas mañana. Ελληνικά, русский текст, עברית.
 日本語のテキストです。東京に行きました。 中文文本，没有空格。 한국어 문장입니다. हिन्दी वाक्य है। ภาษาไทย
+7 77 777 7777 77777 777777 777 777 777 !! !!! !!!! aa aaa aaaa 日日 日日日
 Emoji 😀 😃 👍🏽 👨‍👩‍👧‍👦 🇫🇷 and signs → ≤ ≠ ∑ √ € £ ½ ² ™ …
 HelloWorld camelCase SCREAMING_CASE snake_case kebab-case http://example.com/a/b?c=d#e user@example.org
   two leading spaces,   three between,    four; trailing  \n\n\n\nA new paragraph. A new line.\r\nWindows line.
@@ -52,7 +53,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-BYTE_LEVEL = ("gpt2", "llama3", "qwen2", "o200k", "deepseek", "starcoder", "neox")
+BYTE_LEVEL = ("gpt2", "llama3", "qwen2", "o200k", "deepseek", "starcoder", "neox", "triples")
 SPACED = ("llama2", "mistral", "metaspace", "gemma", "unigram")
 KINDS = (*BYTE_LEVEL, *SPACED, "bert")
 
@@ -80,6 +81,8 @@ def _byte_level(kind: str) -> Any:
         ]
     if kind == "starcoder":
         split = [pre_tokenizers.Digits(individual_digits=True)]
+    if kind == "triples":  # Falcon's way with digits
+        split = [pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")]
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = (
         pre_tokenizers.Sequence([*split, unsplit if kind in PATTERNS else whole]) if split else whole
