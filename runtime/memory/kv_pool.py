@@ -23,12 +23,6 @@ class KVShape:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
-def default_kv_dtype(device: str | torch.device, model_dtype: torch.dtype) -> torch.dtype:
-    """float32 on the CPU, whatever the weights are (half-precision attention is 2-3 times slower there); elsewhere the
-    model's."""
-    return torch.float32 if torch.device(device).type == "cpu" else model_dtype
-
-
 def tokens_in_budget(num_bytes: int, shape: KVShape, page_size: int = 1) -> int:
     """How many tokens a pool of at most `num_bytes` holds: whole pages, the padding page paid from the budget too.
 

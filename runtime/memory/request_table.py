@@ -12,20 +12,22 @@ IndexArray = npt.NDArray[np.integer]
 
 
 class ReqToTokenPool:
-    """`[max_running_requests, max_context_len]` int32: entry [row, i] is the slot of token i of the request in `row`.
+    """`[max_running_requests + 1, max_context_len]` int32: [row, i] is the slot of token i of the request in `row`.
 
     `host` (numpy) is the truth and what the scheduler reads; `device` (torch) is what attention reads. On the CPU both
     are the same memory; elsewhere each write is copied over, in stream order, and nothing is ever read back. Entries
-    behind what was written are 0, the padding slot.
+    behind what was written are 0, the padding slot. The last row, `padding_row`, is never given out and stays 0: the
+    padding requests of a batch of static shape read it.
     """
 
     def __init__(self, max_running_requests: int, max_context_len: int, device: str | torch.device = "cpu") -> None:
         self.max_running_requests = max_running_requests
         self.max_context_len = max_context_len
         on_cpu = torch.device(device).type == "cpu"
-        shape = (max_running_requests, max_context_len)
+        shape = (max_running_requests + 1, max_context_len)
         self.host: npt.NDArray[np.int32] = np.zeros(shape, dtype=np.int32)
         self.device = torch.from_numpy(self.host) if on_cpu else torch.zeros(shape, dtype=torch.int32, device=device)
+        self.padding_row = max_running_requests
         self._mirrored = not on_cpu
         self._free_rows = list(range(max_running_requests - 1, -1, -1))
         self._written = np.zeros(max_running_requests, dtype=np.int64)  # entries of a row that may be other than 0

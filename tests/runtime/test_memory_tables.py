@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dslc.runtime.memory.allocator import MemoryAccountError
-from dslc.runtime.memory.kv_pool import KVPool, KVShape, default_kv_dtype, tokens_in_budget
+from dslc.runtime.memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from dslc.runtime.memory.request_table import ReqToTokenPool
 
 torch.set_num_threads(1)
@@ -47,12 +47,13 @@ def test_table_against_a_dict_model():
             expected = [model.get(row, {}).get(i, 0) for i in range(32)]
             assert table.device[row].tolist() == table.host[row].tolist() == expected
     assert table.device.dtype == torch.int32
+    assert table.padding_row == 6 and not table.host[6].any()
 
 
 def test_a_mirrored_table_follows_every_write():
     """Off the CPU the device holds a copy; it is kept equal by writes alone (seen on the meta of a second tensor)."""
     table = ReqToTokenPool(3, 8)
-    table.device, table._mirrored = torch.zeros((3, 8), dtype=torch.int32), True  # as on a GPU: memory of its own
+    table.device, table._mirrored = torch.zeros((4, 8), dtype=torch.int32), True  # as on a GPU: memory of its own
     row, other = table.alloc(), table.alloc()
     table.write(row, 2, np.array([5, 6, 7]))
     table.write_many(np.array([row, other, other]), np.array([0, 3, 4]), np.array([9, 8, 7]))
@@ -114,8 +115,3 @@ def test_a_byte_budget_gives_the_exact_number_of_slots(page_size, budget):
 def test_pool_size_is_whole_pages():
     with pytest.raises(ValueError, match="multiple of page_size 16"):
         KVPool(40, KVShape(1, 1, 1), page_size=16)
-
-
-def test_kv_is_float32_on_the_cpu_only():
-    assert default_kv_dtype("cpu", torch.bfloat16) is torch.float32
-    assert default_kv_dtype("cuda", torch.bfloat16) is torch.bfloat16

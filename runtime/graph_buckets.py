@@ -1,0 +1,147 @@
+"""Decode batches of a few static shapes, so that a captured graph can stand for the forward of each.
+
+A batch of n requests runs in the smallest bucket that holds it. The missing requests are padding: one token, id 0 at
+position 0, whose KV goes to slot 0 and who reads the table's padding row, so nothing of a real request is touched and
+no shape or address changes from step to step. What is captured, and how, is the caller's: `capture` gets the function
+to record and returns the one that replays it. Nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from .batch import ForwardBatch, ForwardMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def decode_buckets(max_batch_size: int) -> tuple[int, ...]:
+    """Batch sizes worth a graph: 1, 2, 4, then steps of 8 up to 128, of 16 up to 256, of 32 beyond, and the largest.
+
+    So at most 3 requests are padding up to 8, 7 up to 128, 15 up to 256 and 31 beyond.
+    """
+    if max_batch_size < 1:
+        raise ConfigError(f"must be at least 1, not {max_batch_size}", field="max_running_requests")
+    sizes = [1, 2, 4, *range(8, 128, 8), *range(128, 256, 16), *range(256, max_batch_size, 32), max_batch_size]
+    return tuple(sorted({size for size in sizes if size <= max_batch_size}))
+
+
+def bucket_for(buckets: Sequence[int], batch_size: int) -> int | None:
+    """The smallest of the ascending `buckets` that holds `batch_size` requests; None if none does."""
+    place = bisect.bisect_left(buckets, batch_size)
+    return buckets[place] if batch_size > 0 and place < len(buckets) else None
+
+
+class StaticInputs:
+    """The device buffers a captured forward reads: allocated once, for the largest bucket; a bucket is their head."""
+
+    _FIELDS = (
+        "input_ids", "positions", "out_slots", "req_rows", "seq_lens", "prefix_lens", "extend_lens", "logits_rows",
+    )  # fmt: skip
+
+    def __init__(self, max_batch_size: int, padding_row: int, device: str | torch.device = "cpu") -> None:
+        self._padding = dict.fromkeys(self._FIELDS, 0) | {"req_rows": padding_row, "seq_lens": 1, "extend_lens": 1}
+        self._buffers = {
+            name: torch.full((max_batch_size,), self._padding[name], dtype=torch.int64, device=device)
+            for name in self._FIELDS
+        }
+        self._buffers["logits_rows"].copy_(torch.arange(max_batch_size))
+
+    def load(self, fb: ForwardBatch, bucket: int) -> ForwardBatch:
+        """Copy a decode batch into the buffers and pad it to `bucket` requests; the padded batch reads the buffers."""
+        n = fb.num_requests
+        for name in self._FIELDS[:-1]:
+            buffer = self._buffers[name]
+            buffer[:n].copy_(getattr(fb, name), non_blocking=True)
+            buffer[n:bucket].fill_(self._padding[name])
+        missing = bucket - n
+        head = {name: buffer[:bucket] for name, buffer in self._buffers.items()}
+        return ForwardBatch(
+            mode=ForwardMode.DECODE,
+            input_ids=head["input_ids"],
+            positions=head["positions"],
+            out_slots=head["out_slots"],
+            req_rows=head["req_rows"],
+            seq_lens=head["seq_lens"],
+            prefix_lens=head["prefix_lens"],
+            extend_lens=head["extend_lens"],
+            logits_rows=head["logits_rows"],
+            seq_lens_cpu=fb.seq_lens_cpu + (1,) * missing,
+            prefix_lens_cpu=fb.prefix_lens_cpu + (0,) * missing,
+            extend_lens_cpu=(1,) * bucket,
+        )
+
+    def blank(self, bucket: int) -> ForwardBatch:
+        """A batch of padding only, to warm up and to capture with."""
+        empty = torch.zeros(0, dtype=torch.int64)
+        return self.load(
+            ForwardBatch(ForwardMode.DECODE, empty, empty, empty, empty, empty, empty, empty, (), (), (), empty), bucket
+        )
+
+
+class GraphCapture(Protocol):
+    """Records `forward`, a function of no arguments over static buffers, and returns what repeats it."""
+
+    def __call__(self, forward: Callable[[], Tensor]) -> Callable[[], Tensor]: ...
+
+
+class DecodeGraphs:
+    """One captured forward per bucket, made on first use or by `capture_all`, largest first.
+
+    `prepare` is called outside of the graph with each padded batch before capture and before each replay (attention
+    metadata, into buffers of its own); `forward` is what is captured and returns [bucket, ...].
+    """
+
+    def __init__(
+        self,
+        inputs: StaticInputs,
+        buckets: Sequence[int],
+        capture: GraphCapture,
+        forward: Callable[[ForwardBatch], Tensor],
+        prepare: Callable[[ForwardBatch], None],
+    ) -> None:
+        self.buckets = tuple(sorted(buckets))
+        self._inputs = inputs
+        self._capture = capture
+        self._forward = forward
+        self._prepare = prepare
+        self._replays: dict[int, Callable[[], Tensor]] = {}
+
+    def capture_all(self) -> None:
+        """Capture every bucket, largest first, so that the smaller ones can share its memory pool."""
+        for bucket in reversed(self.buckets):
+            self._replay_of(bucket)
+
+    def can_run(self, fb: ForwardBatch) -> bool:
+        """Whether a batch has a graph: plain decode of one row per request, all logits wanted, within the buckets."""
+        return (
+            fb.mode is ForwardMode.DECODE
+            and fb.tree_parents is None
+            and fb.num_rows == fb.num_requests == int(fb.logits_rows.shape[0])
+            and bucket_for(self.buckets, fb.num_requests) is not None
+        )
+
+    def run(self, fb: ForwardBatch) -> Tensor:
+        """What `forward(fb)` would return, [n, ...]; the tensor is overwritten by the bucket's next run.
+
+        Raises ValueError for a batch without a graph: ask `can_run`.
+        """
+        bucket = bucket_for(self.buckets, fb.num_requests)
+        if bucket is None or not self.can_run(fb):
+            raise ValueError(f"no graph for a {fb.mode.value} batch of {fb.num_requests} requests, {fb.num_rows} rows")
+        replay = self._replay_of(bucket)
+        self._prepare(self._inputs.load(fb, bucket))
+        return replay()[: fb.num_requests]
+
+    def _replay_of(self, bucket: int) -> Callable[[], Tensor]:
+        if bucket not in self._replays:
+            padded = self._inputs.blank(bucket)
+            self._prepare(padded)
+            self._replays[bucket] = self._capture(lambda: self._forward(padded))
+        return self._replays[bucket]
