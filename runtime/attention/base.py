@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from ...core.errors import ConfigError
 
@@ -23,6 +23,8 @@ class AttentionBackend(ABC):
 
     For each forward `init_forward_metadata` is called first, then `forward` for each layer in turn.
     """
+
+    is_deterministic: ClassVar[bool] = False  # whether a row's bits depend on its own sequence alone
 
     def __init__(self, req_to_token: ReqToTokenPool) -> None:
         self.req_to_token = req_to_token

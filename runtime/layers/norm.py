@@ -15,6 +15,7 @@ class RMSNorm(RowWise):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
+        self.in_features = size
         self.eps = eps
 
     def rows(self, x: Tensor) -> Tensor:

@@ -20,8 +20,12 @@ TILE_ROWS = 16
 
 
 class RowWise(nn.Module):
-    """Base of row-wise layers: a subclass writes `rows(x)`; `tile_rows` None runs it on all rows at once."""
+    """Base of row-wise layers: a subclass writes `rows(x)`; `tile_rows` None runs it on all rows at once.
 
+    `in_features` is the size of the last dimension of x.
+    """
+
+    in_features: int
     tile_rows: int | None = None
 
     def rows(self, x: Tensor) -> Tensor:
@@ -33,13 +37,15 @@ class RowWise(nn.Module):
 
 
 def in_tiles(rows: Callable[[Tensor], Tensor], x: Tensor, tile_rows: int) -> Tensor:
-    """rows(x), computed on tiles of exactly `tile_rows` rows, each in its own memory."""
+    """rows(x), computed on contiguous tiles of exactly `tile_rows` rows."""
     num_rows = x.shape[0]
     out: Tensor | None = None
     for start in range(0, num_rows, tile_rows):
         end = min(start + tile_rows, num_rows)
-        tile = x.new_zeros((tile_rows, *x.shape[1:]))
-        tile[: end - start] = x[start:end]
+        tile = x[start:end]
+        if end - start < tile_rows or not x.is_contiguous():
+            tile = x.new_zeros((tile_rows, *x.shape[1:]))
+            tile[: end - start] = x[start:end]
         done = rows(tile)
         if out is None:
             out = done.new_empty((num_rows, *done.shape[1:]))
@@ -56,8 +62,15 @@ def place_independent(rows: Callable[[Tensor], Tensor], example: Tensor, tile_ro
     return all(torch.equal(rows(example.roll(shift, 0)).roll(-shift, 0), at_home) for shift in range(1, tile_rows))
 
 
-def set_tile_rows(model: nn.Module, tile_rows: int | None) -> None:
-    """Turn fixed tiles on (or off: None) for all row-wise layers of a model."""
+def fix_tiles(model: nn.Module, act_dtype: torch.dtype, device: torch.device) -> None:
+    """Have all row-wise layers of a model work in fixed tiles: of TILE_ROWS rows, or of one where places differ."""
+    sizes: dict[tuple[object, ...], int] = {}  # layers of one class and shape do the same
+    rng = torch.Generator().manual_seed(0)
     for module in model.modules():
-        if isinstance(module, RowWise):
-            module.tile_rows = tile_rows
+        if not isinstance(module, RowWise):
+            continue
+        kind = (type(module), *(param.shape for param in module.parameters(recurse=False)), module.in_features)
+        if kind not in sizes:
+            example = torch.randn(TILE_ROWS, module.in_features, generator=rng).to(act_dtype).to(device)
+            sizes[kind] = TILE_ROWS if place_independent(module.rows, example, TILE_ROWS) else 1
+        module.tile_rows = sizes[kind]

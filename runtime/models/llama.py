@@ -38,7 +38,7 @@ class LlamaMLP(nn.Module):
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_up_proj = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
-        self.act = SiluAndMul()
+        self.act = SiluAndMul(2 * inner)
         self.down_proj = Linear(inner, hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
