@@ -34,10 +34,9 @@ _STRUCTURAL = frozenset({list, tuple, dict, zip, enumerate, reversed, map, filte
 
 
 class Hooks:
-    """Bound as one global of the rewritten copy. Every method may raise TraceStop, through the tracer."""
+    """Bound as one global of the rewritten copies. Every method may raise TraceStop, through the tracer of the path."""
 
-    def __init__(self, tracer: PathTracer) -> None:
-        self.tracer = tracer
+    tracer: PathTracer
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`: ours and pure ones run, the user's own are followed, the rest is a break."""

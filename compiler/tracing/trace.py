@@ -16,7 +16,7 @@ from .hooks import is_traceable
 from .merge import merge, tree_of
 from .rewrite import CannotRewrite, location
 from .symbols import Symbol, operand
-from .tracer import MAX_OPS, MAX_PATHS, PathEvent, PathTracer, TraceStop, captured_by, free_values
+from .tracer import MAX_OPS, MAX_PATHS, Copies, PathEvent, PathTracer, TraceStop, captured_by, free_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ def trace(
     params, problem = _params(body, bound)
     arguments = [p.name for p in params]
     paths: list[Sequence[PathEvent]] = []
-    followed: dict[int, types.FunctionType] = {id(body): body}
+    copies = Copies()
     captured = captured_by(body, bound)
     todo: list[list[bool]] = [[]]
     num_ops = 0
     while todo and len(paths) < MAX_PATHS and num_ops < MAX_OPS and problem is None:
         decisions = todo.pop()
-        tracer = PathTracer(decisions, captured, MAX_OPS)
+        tracer = PathTracer(copies, decisions, captured, MAX_OPS)
         try:
             _run_path(tracer, body, make_state, arguments, bound)
         except CannotRewrite as error:
@@ -82,14 +82,13 @@ def trace(
         todo += [[*taken[:i], False] for i in range(len(decisions), len(taken)) if taken[i]]
         num_ops += len(tracer.events) - (len(paths[-1]) // 2 if paths else 0)
         paths.append(tracer.events)
-        followed.update((id(f), f) for f in tracer.followed)
     where = location(body)
     if problem is not None:
         args = tuple(Arg(out=_ref(i), param=name, where=where) for i, name in enumerate(arguments))
         ops: Any = (*args, Opaque(reason=problem.message, where=problem.where))
     else:
         ops = merge(tree_of(paths), f"unexplored: more than {MAX_PATHS} paths or {MAX_OPS} ops")
-    guards = _guards(list(followed.values()))
+    guards = _guards(list({id(body): body, **copies.originals}.values()))
     marks = tuple(sorted({(name, mark) for _, name, _, mark in guards.entries if mark}))
     program = Program(
         title=title, params=params, body=ops, guards=marks, num_api_spec_tokens=num_api_spec_tokens, where=where

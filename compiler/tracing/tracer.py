@@ -64,6 +64,24 @@ class Decision:
 PathEvent: TypeAlias = "AnyOp | Enter | Leave | Decision"
 
 
+class Copies:
+    """The rewritten copies that the paths of one trace share, and the hooks they go through."""
+
+    def __init__(self) -> None:
+        self.hooks = Hooks()
+        self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
+        self._copies: dict[int, types.FunctionType] = {}
+
+    def of(self, function: types.FunctionType) -> types.FunctionType:
+        """The copy of a function. Raises NoSource or CannotRewrite."""
+        if function.__globals__.get(HOOKS) is self.hooks:
+            return function  # defined inside a copy: rewritten already
+        if id(function) not in self._copies:
+            self._copies[id(function)] = rewrite(function, self.hooks)
+            self.originals[id(function)] = function
+        return self._copies[id(function)]
+
+
 @dataclass(slots=True)
 class _Stream:
     """What the tracer knows of a text stream."""
@@ -78,7 +96,7 @@ class PathTracer:
 
     is_tracing = True
 
-    def __init__(self, decisions: Sequence[bool], captured: Mapping[int, Any], budget: int) -> None:
+    def __init__(self, copies: Copies, decisions: Sequence[bool], captured: Mapping[int, Any], budget: int) -> None:
         self.decisions = decisions
         self.events: list[PathEvent] = []
         self.num_decisions = 0
@@ -91,12 +109,11 @@ class PathTracer:
         self._streams: dict[int, _Stream] = {0: _Stream()}
         self._open: list[Role | Scope] = []
         self._stopped = False
-        self._hooks = Hooks(self)
-        self._copies: dict[types.CodeType, types.FunctionType] = {}
+        self._copies = copies
+        copies.hooks.tracer = self
         self._exprs: dict[tuple[Any, ...], tuple[Symbol, int]] = {}
         self._keys: dict[int, tuple[Any, ...]] = {}  # ref id -> what it computes
         self._facts: dict[tuple[Any, ...], bool] = {}
-        self.followed: list[types.FunctionType] = []
 
     # -- running the copy
 
@@ -110,19 +127,12 @@ class PathTracer:
             self.break_here(f"call of {getattr(function, '__qualname__', function)!s}, which wraps another function")
         if self._depth >= MAX_DEPTH:
             self.break_here(f"{function.__qualname__} is more than {MAX_DEPTH} calls deep")
-        if function.__globals__.get(HOOKS) is self._hooks:
-            copy = function  # defined inside a copy: rewritten already
-        elif function.__code__ in self._copies and not function.__closure__:
-            copy = self._copies[function.__code__]
-        else:
-            try:
-                copy = rewrite(function, self._hooks)
-            except (NoSource, CannotRewrite) as error:
-                if self._depth == 0:
-                    raise
-                self.break_here(f"call of {function.__qualname__}: {error.message}")
-            self._copies[function.__code__] = copy
-            self.followed.append(function)
+        try:
+            copy = self._copies.of(function)
+        except (NoSource, CannotRewrite) as error:
+            if self._depth == 0:
+                raise
+            self.break_here(f"call of {function.__qualname__}: {error.message}")
         self._depth += 1
         try:
             return copy(*args, **kwargs)
@@ -152,7 +162,7 @@ class PathTracer:
         """The user's line that is being run: the innermost frame of a rewritten copy."""
         frame = sys._getframe(1)
         while frame is not None:
-            if frame.f_globals.get(HOOKS) is self._hooks:
+            if frame.f_globals.get(HOOKS) is self._copies.hooks:
                 return SourceLoc(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
             frame = frame.f_back  # type: ignore[assignment]
         return None
