@@ -13,6 +13,11 @@ from .template import ChatTemplate
 from .tokenizer import Tokenizer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Models whose files name the LlamaTokenizer class though transformers takes their tokenizer.json as it is.
+_NOT_LLAMA = frozenset(
+    "mistral mixtral ministral mistral3 phi3 phi3_v phimoe internlm2 internlm3 jamba minicpm3 persimmon fuyu nemotron "
+    "llava llava_next vipllava arctic ernie4_5 ernie4_5_moe h2ovl_chat stablelm granite".split()
+)
 _FILES = ["*.json", "*.jinja", "additional_chat_templates/*", "*.model", "*.tiktoken"]
 
 
@@ -121,6 +126,8 @@ def load_hf(folder: Path) -> HFTokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ModelLoadError(f"cannot be read: {error}", path=str(folder / "tokenizer.json")) from None
     config = read_tokenizer_config(folder)
+    if _is_llama_class(config, read_json(folder / "config.json"), backend):
+        _as_llama_class(backend, config)
     _add_tokens(backend, config)
     template = read_chat_template(folder, config)
     return HFTokenizer(
@@ -132,6 +139,28 @@ def load_hf(folder: Path) -> HFTokenizer:
             (token.content for token in backend.get_added_tokens_decoder().values()), config, template
         ),
     )
+
+
+def _is_llama_class(config: Mapping[str, Any], model_config: Mapping[str, Any], backend: Any) -> bool:
+    """Whether transformers (5.x) builds its LlamaTokenizer class here, from no more than the file's vocabulary."""
+    name = config.get("tokenizer_class") or model_config.get("tokenizer_class") or ""
+    if name.removesuffix("Fast") != "LlamaTokenizer" or model_config.get("model_type") in _NOT_LLAMA:
+        return False
+    return "ByteLevel" not in f"{backend.pre_tokenizer} {backend.decoder}" and type(backend.model).__name__ == "BPE"
+
+
+def _as_llama_class(backend: Any, config: Mapping[str, Any]) -> None:
+    """Give the backend the steps of that class: a space before the text, with `legacy` also after special tokens."""
+    from tokenizers import decoders, pre_tokenizers
+
+    has_prefix = config.get("add_prefix_space") in (None, True)
+    scheme = ("always" if config.get("legacy") else "first") if has_prefix else "never"
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.model.fuse_unk = True
+    backend.model.byte_fallback = True
+    backend.model.dropout = None
 
 
 def control_tokens(added: Iterable[str], config: Mapping[str, Any], template: ChatTemplate | None) -> list[str]:

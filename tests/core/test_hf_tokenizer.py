@@ -1,12 +1,14 @@
 """HFTokenizer against transformers' AutoTokenizer and against the laws of `core.text.tokenizer.Tokenizer`."""
 
 import functools
+import json
 import random
+import shutil
 
 import pytest
 from support import tokenizer_kinds as kinds
 
-from dslc.core.errors import RequestError
+from dslc.core.errors import ModelLoadError, RequestError
 from dslc.core.text.load import load_tokenizer
 
 PIECES = [
@@ -235,3 +237,70 @@ def test_vocabulary_agrees_with_token_bytes():
     assert tokenizer.token_bytes(tokenizer.vocab_size) is None and tokenizer.token_bytes(-1) is None
     with pytest.raises(RequestError, match="not below the vocabulary size"):
         tokenizer.decode([tokenizer.vocab_size])
+
+
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "metaspace"])
+@pytest.mark.parametrize("model_type", [None, "llama", "mistral", "phi3"])
+@pytest.mark.parametrize("options", [{}, {"legacy": False}, {"legacy": True}, {"add_prefix_space": False}])
+def test_the_llama_class_is_read_as_transformers_reads_it(tmp_path, kind, model_type, options):
+    """It takes only the vocabulary from tokenizer.json, unless the model is of one of several other families."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(kinds.folder(kind, "LlamaTokenizerFast"), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text()) | options
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(config))
+    if model_type is not None:
+        (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    tokenizer, reference = load_tokenizer(tmp_path / "m"), AutoTokenizer.from_pretrained(tmp_path / "m")
+    for text in ["Hello", " Hello", "a <s> b</s>c", "", "\n", *random_texts(8, 40)]:
+        assert tokenizer.encode_prompt(text) == reference(text).input_ids, text
+    assert tokenizer.decode(tokenizer.encode("Hello  there")) == "Hello  there"
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [("gpt2", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer"), ("gemma", "GemmaTokenizer"), ("bert", "BertTokenizer")],
+)
+def test_other_published_classes(kind, name):
+    from transformers import AutoTokenizer
+
+    folder = kinds.folder(kind, name)
+    tokenizer, reference = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in random_texts(9, 150):
+        assert tokenizer.encode_prompt(text) == reference(text).input_ids, text
+
+
+def test_special_tokens_from_the_files_beside_tokenizer_json(tmp_path):
+    """tokenizer_config.json adds tokens; an old special_tokens_map.json counts where the former lists none."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(kinds.folder("gpt2"), tmp_path / "m")
+    path = tmp_path / "m" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["additional_special_tokens"] = ["<|tool|>"]
+    path.write_text(json.dumps(config))
+    pad = {"content": "<pad>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+    special_map = {"eos_token": "<|endoftext|>", "pad_token": pad}
+    (tmp_path / "m" / "special_tokens_map.json").write_text(json.dumps(special_map))
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [700, 5]}))
+    tokenizer, reference = load_tokenizer(tmp_path / "m"), AutoTokenizer.from_pretrained(tmp_path / "m")
+    text = "a <|tool|> b  <pad> c<|im_end|>"
+    assert tokenizer.encode_prompt(text) == reference(text).input_ids
+    assert tokenizer.eos_ids == (reference.eos_token_id, 5) == (700, 5)
+    assert tokenizer.vocab_size == len(reference)
+    ids = [i for p in tokenizer.split_special(text) for i in ([p] if isinstance(p, int) else tokenizer.encode(p))]
+    assert ids == reference(text).input_ids
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(ModelLoadError, match="no such folder"):
+        load_tokenizer(tmp_path / "nothing" / "here")
+    with pytest.raises(ModelLoadError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json: cannot be read"):
+        load_tokenizer(tmp_path)
+    shutil.copy(kinds.folder("gpt2") / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(ModelLoadError, match=r"tokenizer_config\.json: is not valid JSON"):
+        load_tokenizer(tmp_path)
