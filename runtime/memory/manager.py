@@ -25,17 +25,18 @@ class Lease:
 
     `row` is its row in the request table. The KV of its first `num_shared` tokens (whole pages) belongs to the cache,
     under a lock on `node`; it owns the pages of tokens num_shared .. length. `num_cached` is what the cache held when
-    the lease was made: the request's cached tokens.
+    the lease was made: the request's cached tokens. `use` numbers its match among all uses of the cache.
     """
 
-    __slots__ = ("is_released", "namespace", "node", "num_cached", "num_shared", "row")
+    __slots__ = ("is_released", "namespace", "node", "num_cached", "num_shared", "row", "use")
 
-    def __init__(self, row: int, namespace: Namespace, node: Node, num_cached: int) -> None:
+    def __init__(self, row: int, namespace: Namespace, node: Node, num_cached: int, use: int) -> None:
         self.row = row
         self.namespace = namespace
         self.node = node
         self.num_cached = num_cached
         self.num_shared = num_cached
+        self.use = use
         self.is_released = False
 
     def __repr__(self) -> str:
@@ -81,7 +82,7 @@ class MemoryManager:
         self.cache.lock(match.node)
         self.table.write(row, 0, match.slots)
         self.lengths[row] = match.num_tokens
-        lease = self._leases[row] = Lease(row, namespace, match.node, match.num_tokens)
+        lease = self._leases[row] = Lease(row, namespace, match.node, match.num_tokens, self.cache.num_uses)
         return lease
 
     def extend(self, leases: Sequence[Lease], num_new: Sequence[int] | IntArray) -> IntArray | None:
@@ -128,7 +129,8 @@ class MemoryManager:
         """Give the computed pages of a request that goes on to the cache. `ids` are its tokens whose KV is computed.
 
         Only after the forward that computed them: before, others would match slots without content. Where another
-        request was faster, its pages replace this one's in the table and the duplicates are freed.
+        request was faster, its pages replace this one's in the table and the duplicates are freed. `next_use` counts
+        from the use with which the lease began.
         """
         self._check_computed(lease, ids)
         self._hand_over(lease, ids, priority, next_use)
@@ -167,7 +169,8 @@ class MemoryManager:
 
     def _hand_over(self, lease: Lease, ids: TokenIds, priority: int, next_use: int) -> None:
         slots = self.table.host[lease.row, : len(ids)]
-        num_cached, end, node = self.cache.insert(ids, slots, lease.namespace, priority=priority, next_use=next_use)
+        from_now = max(-1, lease.use + next_use - self.cache.num_uses) if next_use >= 0 else -1
+        num_cached, end, node = self.cache.insert(ids, slots, lease.namespace, priority=priority, next_use=from_now)
         begin = lease.num_shared
         if num_cached > begin:
             self.allocator.free(slots[begin : num_cached : self.page_size] // self.page_size)

@@ -108,7 +108,6 @@ class PinHandle:
 class CacheStats:
     """Token totals since the cache was made."""
 
-    num_matches: int = 0
     matched_tokens: int = 0
     inserted_tokens: int = 0
     evicted_tokens: int = 0
@@ -125,6 +124,8 @@ class PrefixCache(Protocol):
     stats: CacheStats
     on_evict: EvictListener | None
     """Called with the number of tokens after each eviction."""
+    num_uses: int
+    """How many matches there were: the clock that `next_use` counts on."""
 
     @property
     def evictable_tokens(self) -> int: ...
@@ -230,6 +231,7 @@ class ChunkCache:
         self.page_size = page_size
         self.stats = CacheStats()
         self.on_evict: EvictListener | None = None
+        self.num_uses = 0
         self._root = Node(None, b"", EMPTY_PAGES, 0)
         self._pins: set[int] = set()
         self._num_pins = 0
@@ -247,7 +249,7 @@ class ChunkCache:
         return 0
 
     def match(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, *, next_use: int = -1) -> Match:
-        self.stats.num_matches += 1
+        self.num_uses += 1
         return Match(0, EMPTY_PAGES, self._root, self.page_size)
 
     def probe(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, last: Probe | None = None) -> Probe:

@@ -88,7 +88,6 @@ class RadixCache:
         """Longest cached prefix, in whole pages, counted as a use. See `PrefixCache.match`."""
         self._clock += 1
         self.num_uses += 1
-        self.stats.num_matches += 1
         path = self._path(ids, namespace)
         wanted_at = self.num_uses + next_use + 1 if next_use >= 0 else -1
         for node in path[1:]:

@@ -234,3 +234,21 @@ def test_a_pinned_document_outlives_pressure():
     memory.cache.unpin(pin)
     assert memory.extend([other], [20]) is not None
     memory.check_integrity()
+
+
+def test_a_next_use_counts_from_the_admission_and_not_from_the_end():
+    """The prefix of `first` is wanted after two more requests: known until then, however late it is inserted."""
+    memory = manager_of(cache=RadixCache(policy=eviction_policy("next_use")))
+    first = memory.acquire([1, 2, 3], next_use=2)
+    memory.extend([first], [3])
+    memory.acquire([7])
+    memory.release(first, [1, 2, 3], next_use=2)
+    (node,) = memory.cache.nodes()
+    assert node.next_use == 4 and memory.cache.num_uses == 2
+    late = memory.acquire([1, 2, 4, 5], next_use=0)
+    memory.extend([late], [2])
+    for _ in range(2):
+        memory.release(memory.acquire([8]))
+    memory.release(late, [1, 2, 4, 5], next_use=0)  # its time is over: nothing is promised any more
+    assert {node.next_use for node in memory.cache.nodes()} == {-1}
+    memory.check_integrity()
