@@ -14,6 +14,11 @@ from .interface import CompiledConstraint
 from .matcher import AutomatonConstraint
 from .nfa import TooLarge
 from .regex_syntax import RegexError, parse_regex
+from .schema.document import Document
+from .schema.lower import Lowering, SchemaOptions
+from .schema.machine import SchemaMachine
+from .schema.style import STYLES
+from .schema.universe import Universe
 from .spelling import ByteDfa
 from .token_index import Automaton, Encode
 
@@ -124,8 +129,35 @@ def build_automaton(constraint: Constraint) -> Automaton:
             f"the source has {len(constraint.source)} characters, more than {MAX_SOURCE_CHARS}", field=constraint.kind
         )
     if constraint.kind == "regex":
+        _options(constraint, {})
         return ByteDfa(_regex(constraint.source), "utf8")
+    if constraint.kind == "json_schema":
+        return _schema(constraint)
     raise ConstraintError(f"{constraint.kind} is not supported", field=constraint.kind)
+
+
+def _schema(constraint: Constraint) -> SchemaMachine:
+    options = _options(constraint, {"whitespace": tuple(STYLES), "format": ("assert", "annotate")})
+    document = Document(constraint.source)
+    lowering = Lowering(document, SchemaOptions(assert_formats=options["format"] == "assert"))
+    universe = Universe(lowering, lowering.formulas.node(document.root))
+    if not universe.inhabited(universe.root):
+        raise ConstraintError("no value meets the schema", field="json_schema", pointer="")
+    return SchemaMachine(universe, STYLES[options["whitespace"]])
+
+
+def _options(constraint: Constraint, known: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """The options with defaults: the first value of each. Raises ConstraintError for unknown ones."""
+    chosen = {name: values[0] for name, values in known.items()}
+    for name, value in constraint.options:
+        if name not in known:
+            raise ConstraintError(f"unknown option {name!r}; known: {', '.join(known)}", field=constraint.kind)
+        if value not in known[name]:
+            raise ConstraintError(
+                f"{name} must be one of {', '.join(known[name])}, not {value!r}", field=constraint.kind
+            )
+        chosen[name] = value
+    return chosen
 
 
 def _regex(pattern: str) -> CharDfa:

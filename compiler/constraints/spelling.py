@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from .char_dfa import BoolArray, CharDfa, IntArray
-from .interface import MaskRow
-from .token_index import expand
-from .token_trie import TokenTrie
+from .token_index import Mask, expand
+from .token_trie import LongArray, TokenTrie
 
-Spelling = Literal["utf8", "json"]
+# "json" is the inside of a JSON string; "json-plain" without the \\u escapes of what can be written plainly.
+Spelling = Literal["utf8", "json", "json-plain"]
+WIDE = 24  # states with more moves than this are walked in arrays
 
 QUOTE, BACKSLASH = 0x22, 0x5C
 _SHORT_ESCAPES = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", QUOTE: '"', BACKSLASH: "\\"}
@@ -109,7 +110,7 @@ def _lead(
     return made
 
 
-def _json_entries(builder: _SpellerBuilder) -> dict[int, int]:
+def _json_entries(builder: _SpellerBuilder, plain: bool) -> dict[int, int]:
     """The root's entries for the inside of a JSON string (RFC 8259, section 7), one spelling per ASCII character.
 
     Printable ASCII is written plainly; `"`, `\\` and the controls with a short escape by that; other controls as
@@ -119,7 +120,8 @@ def _json_entries(builder: _SpellerBuilder) -> dict[int, int]:
     for byte in [*range(0x20), QUOTE, BACKSLASH]:
         entries.pop(byte)
     escapes = {ord(letter): ~builder.class_of(cp) for cp, letter in _SHORT_ESCAPES.items()}
-    low = {cp: ~builder.class_of(cp) if cp >= 0x7F or (cp < 0x20 and cp not in _SHORT_ESCAPES) else _DEAD
+    first_escaped = 0x110000 if plain else 0x7F
+    low = {cp: ~builder.class_of(cp) if cp >= first_escaped or (cp < 0x20 and cp not in _SHORT_ESCAPES) else _DEAD
            for cp in range(0x100)}  # fmt: skip
     memo: dict[tuple[int, int], int] = {}
 
@@ -127,6 +129,10 @@ def _json_entries(builder: _SpellerBuilder) -> dict[int, int]:
         return builder.node({byte: child for d, child in enumerate(children) for byte in _HEX[d]})
 
     page_zero = [hex_node([low[16 * hi + lo] for lo in range(16)]) for hi in range(16)]
+    if plain:
+        escapes[ord("u")] = hex_node([hex_node([hex_node(page_zero)])])
+        entries[BACKSLASH] = builder.node(escapes)
+        return entries
     blocks = [hex_node(page_zero), *(builder.digits(page << 8, 256, _HEX, memo) for page in range(1, 16))]
     leads = [hex_node(blocks), *(builder.digits(lead << 12, 4096, _HEX, memo) for lead in range(1, 16))]
     leads[0xD] = _surrogate_lead(builder, memo, hex_node)
@@ -168,7 +174,7 @@ class Speller:
 
     def __init__(self, bounds: IntArray, classes: IntArray, spelling: Spelling) -> None:
         builder = _SpellerBuilder(bounds.tolist(), classes.tolist())
-        root = _utf8_entries(builder) if spelling == "utf8" else _json_entries(builder)
+        root = _utf8_entries(builder) if spelling == "utf8" else _json_entries(builder, spelling == "json-plain")
         builder.rows[0] = {byte: entry for byte, entry in root.items() if entry != _DEAD}
         self.rows: list[dict[int, int]] = builder.rows
         self.table: IntArray = np.full((len(self.rows), 256), _DEAD, np.int32)
@@ -250,13 +256,24 @@ class ByteDfa:
         dead = np.where(is_leaf, target == 0, ~self.live[after])
         return np.where(dead, -1, after).astype(np.int32)
 
-    def wide_mask(self, state: int, trie: TokenTrie) -> MaskRow:
-        """The mask row of `state`, EOS left out, walking the tree level by level."""
-        alive = []
+    def single(self, state: int) -> bool:
+        """Whether exactly one byte may come next."""
+        return len(self.moves(state)) == 1
+
+    def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
+        """The mask of `state`, EOS left out; None for a state with few moves."""
+        if len(self.moves(state)) <= WIDE:
+            return None
+        row = trie.dense_row(self.walk(state, trie)[0])
+        return Mask(row, np.zeros(0, np.int64), row[:0])
+
+    def walk(self, state: int, trie: TokenTrie) -> tuple[LongArray, IntArray]:
+        """The nodes below the root that can be read from `state`, level by level, and the state at each."""
         nodes, states = expand(trie, np.zeros(1, np.int64), np.array([state], np.int32))
+        found = [(nodes[:0], states[:0])]
         while nodes.size:
             states = self.step_many(states, trie.bytes[nodes])
             nodes, states = nodes[states >= 0], states[states >= 0]
-            alive.append(nodes)
+            found.append((nodes, states))
             nodes, states = expand(trie, nodes, states)
-        return trie.dense_row(np.concatenate(alive) if alive else np.zeros(0, np.int64))
+        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ Encode = Callable[[str], list[int]]
 MAX_MASK_BYTES = 64 * 2**20  # per compiled constraint
 MAX_MEMO = 100_000  # entries of the small memos (token steps, forced runs)
 MAX_FORCED_BYTES = 2048
-_WIDE = 24  # states with more moves than this are walked in arrays where the automaton can
 _SPARSE_SHARE = 16  # a mask is stored as words where fewer than one word in this many is set
 
 
@@ -33,8 +32,11 @@ class Automaton(Protocol):
 
     def accepting(self, state: int) -> bool: ...
 
-    def wide_mask(self, state: int, trie: TokenTrie) -> MaskRow | None:
-        """The mask of a state with many tokens, by walking in arrays, without EOS; None: walk it byte by byte."""
+    def single(self, state: int) -> bool:
+        """Whether exactly one byte may come next."""
+
+    def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
+        """The mask of a state with many tokens, in arrays, without EOS; None: walk it byte by byte."""
 
     @property
     def num_states(self) -> int: ...
@@ -45,22 +47,50 @@ class Automaton(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A packed row, whole (`words` is None) or as the words that are not zero."""
+    """A packed row: `base` (None: nothing allowed; may be shared by masks) and more bits in some words."""
 
-    row: MaskRow
-    words: LongArray | None
+    base: MaskRow | None
+    words: LongArray
+    values: MaskRow
 
     def write(self, out: MaskRow) -> None:
-        if self.words is None:
-            out[: len(self.row)] = self.row
-            out[len(self.row) :] = 0
-        else:
+        if self.base is None:
             out.fill(0)
-            out[self.words] = self.row
+            out[self.words] = self.values
+            return
+        out[: len(self.base)] = self.base
+        out[len(self.base) :] = 0
+        if len(self.words):
+            out[self.words] |= self.values
 
     @property
     def num_bytes(self) -> int:
-        return self.row.nbytes + (0 if self.words is None else self.words.nbytes) + 200
+        return (0 if self.base is None else self.base.nbytes) + self.values.nbytes + self.words.nbytes + 300
+
+    def with_tokens(self, tokens: Iterable[int]) -> Mask:
+        """This mask with more tokens allowed."""
+        words, values = pack([*tokens])
+        return Mask(self.base, *merge_words((self.words, self.values), (words, values))) if len(words) else self
+
+
+def pack(tokens: list[int]) -> tuple[LongArray, MaskRow]:
+    """The words that hold the bits of `tokens`, ascending, and their values."""
+    words: dict[int, int] = {}
+    for token in tokens:
+        words[token >> 5] = words.get(token >> 5, 0) | 1 << (token & 31)
+    index = np.array(sorted(words), np.int64)
+    return index, np.array([words[w] for w in sorted(words)], np.uint32).view(np.int32)
+
+
+def merge_words(*parts: tuple[LongArray, MaskRow]) -> tuple[LongArray, MaskRow]:
+    """The union of several sets of words."""
+    words = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, np.int64)
+    if len(parts) < 2:
+        return words, parts[0][1] if parts else np.zeros(0, np.int32)
+    distinct, inverse = np.unique(words, return_inverse=True)
+    values = np.zeros(len(distinct), np.int32)
+    np.bitwise_or.at(values, inverse, np.concatenate([p[1] for p in parts]))
+    return distinct, values
 
 
 class TokenIndex:
@@ -99,24 +129,15 @@ class TokenIndex:
 
     def _compute(self, state: int) -> Mask:
         ends = self.trie.eos_ids if self.automaton.accepting(state) else ()
-        row = self.automaton.wide_mask(state, self.trie) if len(self.automaton.moves(state)) > _WIDE else None
-        if row is None:
-            return self._pack([*walk(self.automaton, self.trie, state), *ends])
-        for token in ends:
-            row[token >> 5] |= np.int32(_BIT[token & 31])
-        return Mask(row, None)
-
-    def _pack(self, tokens: list[int]) -> Mask:
-        words: dict[int, int] = {}
-        for token in tokens:
-            words[token >> 5] = words.get(token >> 5, 0) | 1 << (token & 31)
-        index = np.array(sorted(words), np.int64)
-        values = np.array([words[w] for w in sorted(words)], np.uint32).view(np.int32)
-        if len(index) * _SPARSE_SHARE < self.trie.num_words:
-            return Mask(values, index)
+        wide = self.automaton.wide_mask(state, self.trie)
+        if wide is not None:
+            return wide.with_tokens(ends)
+        words, values = pack([*walk(self.automaton, self.trie, state), *ends])
+        if len(words) * _SPARSE_SHARE < self.trie.num_words:
+            return Mask(None, words, values)
         row = np.zeros(self.trie.num_words, np.int32)
-        row[index] = values
-        return Mask(row, None)
+        row[words] = values
+        return Mask(row, words[:0], values[:0])
 
     def step(self, state: int, token_id: int) -> int:
         """The state after a token that is not EOS; -1 if it is not allowed."""
@@ -154,10 +175,9 @@ class TokenIndex:
         """The bytes that must come after `state`, and the state they lead to."""
         out = bytearray()
         while len(out) < MAX_FORCED_BYTES and not self.automaton.accepting(state):
-            moves = self.automaton.moves(state)
-            if len(moves) != 1:
+            if not self.automaton.single(state):
                 break
-            ((byte, state),) = moves.items()
+            ((byte, state),) = self.automaton.moves(state).items()
             out.append(byte)
         return bytes(out), state
 
@@ -234,6 +254,3 @@ def _whole_chars(data: bytes) -> int:
         if byte < 0x80:
             break
     return len(data)
-
-
-_BIT = [1 << i if i < 31 else -(1 << 31) for i in range(32)]

@@ -1,0 +1,275 @@
+"""The automaton of a schema: a stack of frames, built as texts are read, with equal stacks made once.
+
+A state is `context << 32 | leaf`: the context is a stack of frames, and `leaf` the state of the automaton or name tree
+that the top frame reads a string, number or name with (0 in other frames). What a byte does depends on the top frame
+alone, except where a value ends: then the frame below takes its result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import IntEnum
+from functools import partial
+from typing import Any
+
+from ..spelling import QUOTE
+from ..token_index import Mask
+from ..token_trie import TokenTrie
+from .string_masks import is_wide, string_mask
+from .style import Style
+from .universe import Universe
+from .values import (
+    ArrayProgram,
+    ArrayTracks,
+    Demand,
+    ObjectProgram,
+    ObjectTracks,
+    ValueProgram,
+    demand_of,
+    survivors,
+)
+
+SHIFT = 32
+LEAF_BITS = (1 << SHIFT) - 1
+
+
+class Kind(IntEnum):
+    """Kinds of frames, with what they hold."""
+
+    END = 0  # the text is complete
+    ROOT = 1  # below the whole value
+    TEXT = 2  # bytes that must come, how many have come, and the state after them
+    VALUE = 3  # program: a value is to begin
+    STRING = 4  # leaf, bytes so far if they are needed (else None): inside a string
+    PLAIN = 5  # leaf: inside a number or literal
+    NAME = 6  # object program, bits of the names that may come: inside a declared name
+    OBJECT = 7  # program, tracks or pending tracks, phase
+    ARRAY = 8  # program, tracks or pending tracks, phase
+    GAP = 9  # how much whitespace may still come, and the state it stands before
+
+
+class Phase(IntEnum):
+    OPEN = 0  # just opened
+    NAME = 1  # a declared name is being read above
+    KEY = 2  # any name is being read above
+    VALUE = 3  # a value is being read above
+    AFTER = 4  # a value has been read
+
+
+Frame = tuple[Any, ...]
+
+
+class SchemaMachine:
+    """Implements `Automaton`. Grows as texts are read; not bounded by itself (`num_bytes` tells)."""
+
+    def __init__(self, universe: Universe, style: Style) -> None:
+        self.universe = universe
+        self.style = style
+        self._frames: list[Frame] = []
+        self._parents: list[int] = []
+        self._contexts: dict[tuple[Frame, int], int] = {}
+        self._moves: dict[int, dict[int, int]] = {}
+        self._values: dict[Demand, ValueProgram] = {}
+        self._end = self._push((Kind.END,), -1)
+        root = self._push((Kind.ROOT,), -1)
+        self.start = self._value((universe.root,), root) << SHIFT if universe.inhabited(universe.root) else -1
+
+    @property
+    def num_states(self) -> int:
+        """Contexts built so far; states inside strings and numbers are not counted one by one."""
+        return len(self._frames)
+
+    @property
+    def num_bytes(self) -> int:
+        return 400 * len(self._frames) + 100 * sum(len(m) for m in self._moves.values())
+
+    # Stack
+
+    def _push(self, frame: Frame, parent: int) -> int:
+        key = (frame, parent)
+        found = self._contexts.get(key)
+        if found is None:
+            found = self._contexts[key] = len(self._frames)
+            self._frames.append(frame)
+            self._parents.append(parent)
+        return found
+
+    def _value(self, demand: Demand, parent: int) -> int:
+        program = self._values.get(demand)
+        if program is None:
+            program = self._values[demand] = ValueProgram(demand, self.universe)
+        return self._push((Kind.VALUE, program), parent)
+
+    # The automaton
+
+    def accepting(self, state: int) -> bool:
+        context = state >> SHIFT
+        frame = self._frames[context]
+        if frame[0] is Kind.PLAIN:
+            result = frame[1].outcome(state & LEAF_BITS)
+            return bool(result) and self._frames[self._deliver(self._parents[context], result) >> SHIFT][0] is Kind.END
+        return frame[0] is Kind.END
+
+    def moves(self, state: int) -> Mapping[int, int]:
+        found = self._moves.get(state)
+        if found is None:
+            found = self._compute_moves(state)
+            if len(self._moves) > 50_000:
+                self._moves.clear()
+            self._moves[state] = found
+        return found
+
+    def _compute_moves(self, state: int) -> dict[int, int]:
+        context, leaf_state = state >> SHIFT, state & LEAF_BITS
+        frame, parent = self._frames[context], self._parents[context]
+        kind = frame[0]
+        if kind is Kind.TEXT:
+            return {frame[1][frame[2]]: self._text(frame[1], frame[3], frame[2] + 1)}
+        if kind is Kind.GAP:
+            return {**dict.fromkeys(b" \n\r\t", self._gap(frame[2], frame[1] - 1)), **self.moves(frame[2])}
+        if kind is Kind.VALUE:
+            return self._begin_value(frame[1], parent)
+        if kind is Kind.STRING:
+            return self._string_moves(context, frame, parent, leaf_state)
+        if kind is Kind.PLAIN:
+            base = context << SHIFT
+            moves = {byte: base | target for byte, target in frame[1].dfa.moves(leaf_state).items()}
+            if result := frame[1].outcome(leaf_state):
+                moves.update(self.moves(self._deliver(parent, result)))
+            return moves
+        if kind is Kind.NAME:
+            return self._name_moves(context, frame, parent, leaf_state)
+        if kind is Kind.OBJECT:
+            return self._object_moves(frame, parent)
+        if kind is Kind.ARRAY:
+            return self._array_moves(frame, parent)
+        return {}
+
+    def _text(self, text: bytes, state: int, done: int = 0) -> int:
+        """The state in which text[done:] must come before `state`."""
+        return self._push((Kind.TEXT, text, done, state), -1) << SHIFT if done < len(text) else state
+
+    def _gap(self, state: int, left: int | None = None) -> int:
+        """`state`, with up to `left` characters of whitespace allowed before it."""
+        left = self.style.gap if left is None else left
+        return self._push((Kind.GAP, left, state), -1) << SHIFT if left else state
+
+    def _begin_value(self, program: ValueProgram, parent: int) -> dict[int, int]:
+        moves: dict[int, int] = {}
+        if program.strings is not None:
+            moves[QUOTE] = self._push((Kind.STRING, program.strings, None), parent) << SHIFT | program.strings.dfa.start
+        if program.plain is not None:
+            base = self._push((Kind.PLAIN, program.plain), parent) << SHIFT
+            for byte, target in program.plain.dfa.moves(program.plain.dfa.start).items():
+                moves[byte] = base | target
+        if program.objects is not None:
+            inside = self._push((Kind.OBJECT, program.objects, program.objects.start, Phase.OPEN), parent)
+            moves[0x7B] = self._gap(inside << SHIFT)
+        if program.arrays is not None:
+            inside = self._push((Kind.ARRAY, program.arrays, program.arrays.start, Phase.OPEN), parent)
+            moves[0x5B] = self._gap(inside << SHIFT)
+        return moves
+
+    # Strings and names
+
+    def _string_moves(self, context: int, frame: Frame, parent: int, leaf_state: int) -> dict[int, int]:
+        leaf, text = frame[1], frame[2]
+        if text is None:
+            base = context << SHIFT
+            moves = {byte: base | target for byte, target in leaf.dfa.moves(leaf_state).items()}
+        else:
+            moves = {
+                byte: self._push((Kind.STRING, leaf, text + bytes([byte])), parent) << SHIFT | target
+                for byte, target in leaf.dfa.moves(leaf_state).items()
+            }
+        if result := leaf.outcome(leaf_state):
+            moves[QUOTE] = self._deliver(parent, result, text)
+        return moves
+
+    def _name_moves(self, context: int, frame: Frame, parent: int, node: int) -> dict[int, int]:
+        trie, allowed = frame[1].trie, frame[2]
+        base = context << SHIFT
+        moves = {byte: base | child for byte, child in trie.children[node].items() if trie.below[child] & allowed}
+        number = trie.ends.get(node)
+        if number is not None and allowed >> number & 1:
+            moves[QUOTE] = self._deliver(parent, number)
+        return moves
+
+    # Objects and arrays
+
+    def _object_moves(self, frame: Frame, parent: int) -> dict[int, int]:
+        program: ObjectProgram = frame[1]
+        tracks: ObjectTracks = frame[2]
+        moves: dict[int, int] = {}
+        key = self._key(program, tracks, parent)
+        if key is not None:
+            if frame[3] is Phase.OPEN:
+                moves[QUOTE] = key
+            else:
+                moves[self.style.comma[0]] = self._text(self.style.comma[1:], self._gap(self._text(b'"', key)))
+        if result := program.close(tracks):
+            moves[0x7D] = self._deliver(parent, result)
+        return moves
+
+    def _key(self, program: ObjectProgram, tracks: ObjectTracks, parent: int) -> int | None:
+        """The state behind the quote of the next key; None if none may come."""
+        leaf = program.open_leaf(tracks)
+        names = program.declared_bits(tracks)
+        if leaf is None and not names:
+            return None
+        if leaf is None:
+            below = self._push((Kind.OBJECT, program, tracks, Phase.NAME), parent)
+            return self._push((Kind.NAME, program, names), below) << SHIFT
+        below = self._push((Kind.OBJECT, program, tracks, Phase.KEY), parent)
+        return self._push((Kind.STRING, leaf, b"" if program.distinct else None), below) << SHIFT | leaf.dfa.start
+
+    def _array_moves(self, frame: Frame, parent: int) -> dict[int, int]:
+        program: ArrayProgram = frame[1]
+        tracks: ArrayTracks = frame[2]
+        moves: dict[int, int] = {}
+        pending = program.next_item(tracks)
+        if pending:
+            below = self._push((Kind.ARRAY, program, pending, Phase.VALUE), parent)
+            item = self._value(demand_of(pending), below) << SHIFT
+            if frame[3] is Phase.OPEN:
+                moves.update(self.moves(item))
+            else:
+                moves[self.style.comma[0]] = self._text(self.style.comma[1:], self._gap(item))
+        if result := program.close(tracks):
+            moves[0x5D] = self._deliver(parent, result)
+        return moves
+
+    def _deliver(self, context: int, result: int, text: bytes | None = None) -> int:
+        """The state after a value or name above `context` has ended with `result`."""
+        frame, parent = self._frames[context], self._parents[context]
+        if frame[0] is Kind.ROOT:
+            return self._end << SHIFT
+        if frame[3] is Phase.VALUE:
+            tracks = survivors(frame[2], demand_of(frame[2]), result)
+            return self._gap(self._push((frame[0], frame[1], tracks, Phase.AFTER), parent) << SHIFT)
+        program: ObjectProgram = frame[1]
+        classes, number = (0, result) if frame[3] is Phase.NAME else program.meaning(result)
+        name = None if text is None else str(json.loads(b'"' + text + b'"'))
+        after = program.after_key(frame[2], name, number, classes)
+        below = self._push((Kind.OBJECT, program, after, Phase.VALUE), parent)
+        value = self._gap(self._value(demand_of(after), below) << SHIFT)
+        return self._gap(self._text(self.style.colon, value))
+
+    # Masks
+
+    def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
+        """The mask inside a string, put together from what its automaton allows and what follows its end."""
+        context, leaf_state = state >> SHIFT, state & LEAF_BITS
+        frame, parent = self._frames[context], self._parents[context]
+        if frame[0] is not Kind.STRING or not is_wide(frame[1].dfa, leaf_state):
+            return None
+        return string_mask(self, frame[1], leaf_state, frame[2], partial(self._deliver, parent), trie)
+
+    def single(self, state: int) -> bool:
+        """Whether exactly one byte may come next."""
+        context = state >> SHIFT
+        frame = self._frames[context]
+        if frame[0] is Kind.STRING and len(frame[1].dfa.moves(state & LEAF_BITS)) > 1:
+            return False
+        return len(self.moves(state)) == 1
