@@ -42,10 +42,13 @@ def _unassigned(char: str) -> bool:
     return unicodedata.category(char) == "Cn"
 
 
+Splitter = Callable[[str], list[tuple[str, tuple[int, int]]]]
+
+
 class Stage:
     """One step of a pre-tokeniser: the library's splitter and the live states of its pattern."""
 
-    def __init__(self, split: Callable[[str], list[tuple[str, tuple[int, int]]]], pattern: str) -> None:
+    def __init__(self, split: Splitter, pattern: str) -> None:
         """`split` is `pre_tokenize_str`; `pattern` covers its pieces: whole matches, or gaps between matches."""
         self._split = split
         self.live = LiveStates(build_nfa(pattern), _oniguruma_test, _unassigned)
@@ -167,33 +170,32 @@ def starts_afresh(char: str) -> bool:
     return True
 
 
-class _Normalizer:
-    """What the normaliser does to positions."""
+class Normalizer:
+    """What a tokenizer does to a text before it splits it. `rewrites`: lengths may change; `joins`: a character may be
+    rewritten in view of those after it, though never of one that `starts_afresh`."""
 
-    def __init__(self, config: dict[str, Any] | None, item: Any) -> None:
-        self._item = item
-        self.unsupported = ""
-        self.replaces_spaces = False
-        self._replaces: dict[str, str] = {}
-        self.joins = False  # may rewrite a character in view of the next
-        self._rewrites = False  # may change lengths
+    def __init__(self, apply: Callable[[str], str] | None = None, rewrites: bool = False, joins: bool = False) -> None:
+        self.apply = apply if apply is not None else lambda text: text
+        self.rewrites = rewrites
+        self.joins = joins
+
+    @classmethod
+    def of_json(cls, config: dict[str, Any] | None, item: Any) -> Normalizer:
+        """Of a tokenizer.json and the library's object for it. Raises Unsupported."""
+        rewrites = joins = False
         for part, _ in _flatten(config, item, "normalizers"):
             kind = part["type"]
-            if kind == "Replace" and len(part["pattern"].get("String", "")) == 1 and len(part["content"]) == 1:
-                self.replaces_spaces |= part["pattern"]["String"] == " "
-            elif kind in ("NFC", "NFD", "NFKC", "NFKD", "BertNormalizer", "StripAccents"):
-                self.joins = self._rewrites = True
+            if kind in ("NFC", "NFD", "NFKC", "NFKD", "BertNormalizer", "StripAccents"):
+                rewrites = joins = True
             elif kind == "Lowercase":
-                self._rewrites = True
-            else:
-                self.unsupported = f"the normaliser {kind} is not supported"
-
-    def apply(self, text: str) -> str:
-        return text if self._item is None else str(self._item.normalize_str(text))
+                rewrites = True
+            elif not _replaces_char(part):
+                raise Unsupported(f"the normaliser {kind} is not supported")
+        return cls(item.normalize_str if item is not None else None, rewrites, joins)
 
     def positions(self, text: str, normal: str) -> dict[int, int]:
         """Position in `normal` (= apply(text)) -> position in `text`, at the places where one may cut; both ends."""
-        if not self._rewrites:
+        if not self.rewrites:
             return {i: i for i in range(len(text) + 1)}
         starts = [i for i, char in enumerate(text) if i == 0 or not self.joins or starts_afresh(char)]
         if normal == text:
@@ -205,6 +207,11 @@ class _Normalizer:
             pos += len(self.apply(text[start:stop]))
         places[pos] = len(text)
         return places if pos == len(normal) else {0: 0}
+
+
+def _replaces_char(step: dict[str, Any]) -> bool:
+    """Whether the step puts one character for another."""
+    return step["type"] == "Replace" and len(step["pattern"].get("String", "")) == len(step["content"]) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +257,7 @@ class _AddedTokens:
         return end, reach
 
 
-class _Pairs:
+class Pairs:
     """Characters that stand side by side in some token: between others a BPE or Unigram model always cuts."""
 
     def __init__(self, tokens: Iterable[str], mark: str, splits: bool) -> None:
@@ -279,7 +286,8 @@ class _Pairs:
         return 0
 
 
-def _read_stages(steps: list[tuple[dict[str, Any], Any]]) -> list[Stage]:
+def stages_of_json(steps: list[tuple[dict[str, Any], Any]]) -> list[Stage]:
+    """The steps of a pre-tokeniser, as (JSON, library object). Raises Unsupported."""
     stages: list[Stage] = []
     is_bytes = False
     for step, item in steps:
@@ -294,7 +302,8 @@ def _read_stages(steps: list[tuple[dict[str, Any], Any]]) -> list[Stage]:
     return stages
 
 
-def _read_pairs(model: dict[str, Any], metaspaces: list[dict[str, Any]]) -> _Pairs:
+def pairs_of_json(model: dict[str, Any], metaspaces: list[dict[str, Any]]) -> Pairs:
+    """For a model without a pre-tokeniser, or with Metaspace only. Raises Unsupported."""
     if any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout")):
         raise Unsupported("a BPE model with word marks, dropout or whole words has no cuts without a pre-tokeniser")
     if model.get("type", "BPE") not in ("BPE", "Unigram"):
@@ -303,33 +312,51 @@ def _read_pairs(model: dict[str, Any], metaspaces: list[dict[str, Any]]) -> _Pai
     splits = any(step.get("split", True) for step in metaspaces)
     vocab = model["vocab"]
     words = vocab if isinstance(vocab, dict) else [piece for piece, _ in vocab]
-    return _Pairs((word for word in words if not re.fullmatch("<0x[0-9A-F]{2}>", word)), mark, splits)
+    return Pairs((word for word in words if not re.fullmatch("<0x[0-9A-F]{2}>", word)), mark, splits)
 
 
 class CutFinder:
     """Finds safe cuts for one tokenizer. `unsupported` says why every cut is 0, if that is so."""
 
-    def __init__(self, config: dict[str, Any], normalizer: Any, pre_tokenizer: Any, added: Sequence[AddedText]) -> None:
-        """`config` holds the `model`, `normalizer` and `pre_tokenizer` of a tokenizer.json, as used for continuations;
-        the next two are the library's objects for them; `added` the added tokens that plain text may spell."""
-        self._normalizer = _Normalizer(config.get("normalizer"), normalizer)
+    def __init__(
+        self,
+        *,
+        normalizer: Normalizer | None = None,
+        added: Sequence[AddedText] = (),
+        stages: Sequence[Stage] = (),
+        split: Splitter | None = None,
+        pairs: Pairs | None = None,
+        unsupported: str = "",
+    ) -> None:
+        """Either `stages` with `split`, the whole pre-tokeniser, or `pairs`."""
+        self._normalizer = normalizer or Normalizer()
         self._added = _AddedTokens(added)
-        self._pre_tokenizer = pre_tokenizer
-        self._stages: list[Stage] = []
-        self._pairs: _Pairs | None = None
-        self.unsupported = self._normalizer.unsupported
+        self._stages = stages
+        self._split = split
+        self._pairs = pairs
+        self.unsupported = unsupported
+
+    @classmethod
+    def of_json(
+        cls, config: dict[str, Any], normalizer: Any, pre_tokenizer: Any, added: Sequence[AddedText]
+    ) -> CutFinder:
+        """`config` holds the `model`, `normalizer` and `pre_tokenizer` of a tokenizer.json, as used for continuations;
+        the next two are the library's objects for them."""
         try:
+            rules = Normalizer.of_json(config.get("normalizer"), normalizer)
             steps = _flatten(config.get("pre_tokenizer"), pre_tokenizer, "pretokenizers")
-            if self._normalizer.replaces_spaces:  # no space is left to split at
-                steps = [(step, item) for step, item in steps if step.get("pattern") != {"String": " "}]
+            for part, _ in _flatten(config.get("normalizer"), normalizer, "normalizers"):
+                if _replaces_char(part):  # no such character is left to split at
+                    steps = [(step, item) for step, item in steps if step.get("pattern") != part["pattern"]]
             if all(step["type"] == "Metaspace" for step, _ in steps):
-                self._pairs = _read_pairs(config["model"], [step for step, _ in steps])
-            else:
-                self._stages = _read_stages(steps)
+                pairs = pairs_of_json(config["model"], [step for step, _ in steps])
+                return cls(normalizer=rules, added=added, pairs=pairs)
+            stages = stages_of_json(steps)
+            return cls(normalizer=rules, added=added, stages=stages, split=pre_tokenizer.pre_tokenize_str)
         except Unsupported as error:
-            self.unsupported = str(error)
-        except re.error as error:
-            self.unsupported = f"the pre-tokeniser's pattern is not supported: {error}"
+            return cls(unsupported=str(error))
+        except ValueError as error:  # the regex module's own, for a class it cannot read
+            return cls(unsupported=f"the pre-tokeniser's pattern is not supported: {error}")
 
     def cut(self, text: str) -> int:
         """See `Tokenizer.safe_cut`."""
@@ -404,4 +431,5 @@ class CutFinder:
         return 0
 
     def _bounds(self, text: str) -> list[tuple[int, int]]:
-        return [bounds for _, bounds in self._pre_tokenizer.pre_tokenize_str(text) if bounds[1] > bounds[0]]
+        assert self._split is not None
+        return [bounds for _, bounds in self._split(text) if bounds[1] > bounds[0]]

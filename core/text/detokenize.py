@@ -5,11 +5,10 @@ from __future__ import annotations
 import codecs
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-
-class _BytesOfTokens(Protocol):
-    def text_bytes(self, token_id: int, skip_special_tokens: bool) -> bytes: ...
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 
 class IncrementalDetokenizer:
@@ -20,7 +19,7 @@ class IncrementalDetokenizer:
     U+FFFD at once. `text_len` and `num_ids` count what was given out and taken in.
     """
 
-    def __init__(self, tokenizer: _BytesOfTokens, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -34,7 +33,7 @@ class IncrementalDetokenizer:
         """The text that these ids make certain. O(1) per id."""
         pieces: list[str] = []
         for token_id in ids:
-            piece = self._decoder.decode(self._tokenizer.text_bytes(token_id, self._skip))
+            piece = self._decoder.decode(self._bytes(token_id))
             self.text_len += len(piece)
             self.num_ids += 1
             if not self._decoder.getstate()[0]:
@@ -42,6 +41,12 @@ class IncrementalDetokenizer:
                 self._whole_chars.append(self.text_len)
             pieces.append(piece)
         return "".join(pieces)
+
+    def _bytes(self, token_id: int) -> bytes:
+        raw = self._tokenizer.token_bytes(token_id)
+        if raw is None:  # a special token: its text, unless it is skipped
+            return self._tokenizer.decode((token_id,), self._skip).encode()
+        return raw
 
     def finish(self) -> str:
         """What was held back: U+FFFD for an unfinished character, or nothing."""
@@ -60,7 +65,7 @@ class IncrementalDetokenizer:
 
 
 def kept_ids(
-    tokenizer: _BytesOfTokens, ids: Sequence[int], text: str, skip_special_tokens: bool = True
+    tokenizer: Tokenizer, ids: Sequence[int], text: str, skip_special_tokens: bool = True
 ) -> tuple[tuple[int, ...], str]:
     """(`kept_ids`, `kept_tail`) of an output whose kept text is `text`, a beginning of the text of `ids`.
 

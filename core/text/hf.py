@@ -257,7 +257,7 @@ class HFTokenizer(TokenTables):
                     "pre_tokenizer": _without_prefix(self._config.get("pre_tokenizer")),
                 }
                 backend = self._backend
-                self._cuts = CutFinder(config, backend.normalizer, backend.pre_tokenizer, self._added_texts)
+                self._cuts = CutFinder.of_json(config, backend.normalizer, backend.pre_tokenizer, self._added_texts)
             return self._cuts
 
     def safe_cut(self, text: str) -> int:

@@ -39,6 +39,7 @@ class Assertion:
     atom: Atom | None = None
 
 
+_NEWLINE = Atom("\\n", 0)
 Consume = tuple[int, int]  # (atom number, target state)
 
 
@@ -128,7 +129,7 @@ class _Parser:
         if char == "^":
             return ("assert", Assertion("line-start" if self.flags & re.MULTILINE else "start"))
         if char == "$":
-            return ("assert", Assertion("line-end" if self.flags & re.MULTILINE else "end-or-newline"))
+            return ("assert", Assertion("line-end" if self.flags & re.MULTILINE else "end-or-newline", _NEWLINE))
         if char in "*+?":
             raise Unsupported(f"nothing to repeat at position {self.pos - 1}")
         return ("atom", Atom(re.escape(char), self.flags))
@@ -194,7 +195,7 @@ class _Parser:
         if letter == "A":
             return ("assert", Assertion("start"))
         if letter in "zZ":  # Python's \Z; in Oniguruma \Z also allows a last newline, which only pre-tokenisers use
-            return ("assert", Assertion("end" if letter == "z" else "end-or-newline"))
+            return ("assert", Assertion("end") if letter == "z" else Assertion("end-or-newline", _NEWLINE))
         if letter.isdigit() and letter != "0":
             raise Unsupported(f"the back-reference {source} at position {start} is not supported")
         if letter.isalpha() and letter not in "pPxuUdDsSwWnrtfvae":
@@ -319,7 +320,7 @@ class LiveStates:
         self.start = frozenset((nfa.start,))
         assertions = {a for moves in nfa.epsilon for a, _ in moves if a is not None}
         self._has_assertions = bool(assertions)
-        self.is_context_free = all(a.kind in ("next", "not-next") for a in assertions)
+        self.is_context_free = all(a.kind not in ("b", "B", "start", "line-start") for a in assertions)
 
     def _signature_of(self, char: str) -> int:
         if self._wild is not None and self._wild(char):
@@ -356,12 +357,12 @@ class LiveStates:
             return if_unknown
         if kind == "end":
             return after is None
-        if kind in ("end-or-newline", "line-end"):  # the former also wants the newline to be the last: not looked at
-            return after is None or after == "\n"
         assert assertion.atom is not None
         if after is not None and self._wild is not None and self._wild(after):
             return True
         follows = after is not None and self._matches(assertion.atom, after)
+        if kind in ("end-or-newline", "line-end"):  # the former also wants the newline to be the last: not looked at
+            return after is None or follows
         if kind in ("next", "not-next"):
             return follows == (kind == "next")
         is_boundary = follows != (before is not None and self._matches(assertion.atom, before))

@@ -27,7 +27,7 @@ BEHAVIORS = ["isolated", "contiguous"]
 
 def finder_of(splitter):
     config = {"pre_tokenizer": json.loads(splitter.__getstate__()), "model": {"type": "BPE", "vocab": {}}}
-    return CutFinder(config, None, splitter, [])
+    return CutFinder.of_json(config, None, splitter, [])
 
 
 def pieces(splitter, text):
