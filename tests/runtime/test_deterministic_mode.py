@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 MODELS = {
     "llama": ("llama", {}, "float32"),
-    "llama-odd": ("llama", {"num_key_value_heads": 1, "hidden_size": 60, "intermediate_size": 99, "head_dim": 20}, "float32"),
+    "llama-odd": ("llama", {"num_key_value_heads": 1, "head_dim": 20, "intermediate_size": 99}, "float32"),
     "mistral": ("mistral", {}, "float32"),
     "qwen3-bfloat16": ("qwen3", {"use_sliding_window": True, "sliding_window": 70, "max_window_layers": 1}, "bfloat16"),
 }  # fmt: skip

@@ -1,0 +1,258 @@
+"""Both torch backends against attention written out row by row, for every option of the layer."""
+
+import math
+
+import pytest
+import torch
+from support.batches import Slots, make_batch
+
+from dslc.core.config import EngineConfig
+from dslc.core.errors import ConfigError, EngineError
+from dslc.runtime.attention import choose_attention_backend, ops, torch_native, trees
+from dslc.runtime.attention.base import AttentionBackend, attention_backend, register_attention_backend
+from dslc.runtime.batch import PrefixGroup
+from dslc.runtime.layers.attention import AttentionType, RadixAttention
+from dslc.runtime.memory.kv_pool import KVPool, KVShape
+from dslc.runtime.memory.request_table import ReqToTokenPool
+from dslc.runtime.platform import CpuPlatform
+
+torch.set_num_threads(1)
+BACKENDS = ["torch_native", "torch_deterministic"]
+OPTIONS = {
+    "mha": {"heads": 4, "kv_heads": 4},
+    "gqa": {"heads": 4, "kv_heads": 2},
+    "mqa": {"heads": 4, "kv_heads": 1},
+    "wide-group": {"heads": 8, "kv_heads": 1},
+    "scaling": {"scaling": 0.7},
+    "soft-cap": {"logit_cap": 3.0},
+    "window": {"sliding_window": 5},
+    "window-1": {"sliding_window": 1},
+    "window-cap": {"sliding_window": 9, "logit_cap": 2.0},
+    "encoder": {"attn_type": AttentionType.ENCODER_ONLY},
+}
+
+
+class World:
+    """A pool, a table, a layer and a backend; remembers every sequence's q, k, v to check against."""
+
+    def __init__(self, backend, *, heads=4, kv_heads=2, dim=16, scaling=None, **options):
+        self.layer = RadixAttention(heads, dim, scaling or dim**-0.5, kv_heads, 0, **options)
+        self.table = ReqToTokenPool(32, 2048)
+        self.pool = KVPool(4096, KVShape(1, kv_heads, dim))
+        self.pool.k[0].normal_(std=50)  # what is not a sequence's own must have no influence
+        self.pool.v[0].normal_(std=50)
+        self.slots = Slots(self.table, 4096)
+        self.backend = attention_backend(backend)(self.table)
+        self.rng = torch.Generator().manual_seed(0)
+        self.kv = {}  # by sequence: (keys, values, index), each in the order of its slots
+
+    def sequence(self, share=None, shared_len=0):
+        seq = self.slots.sequence(share=share, shared_len=shared_len)
+        self.kv[seq] = [x[:shared_len] for x in self.kv[share]] if share else [torch.empty(0)] * 3
+        return seq
+
+    def run(self, work, groups=(), parents=None):
+        """Append the given numbers of rows to the sequences; returns (got, expected)."""
+        layer = self.layer
+        fb = make_batch(self.slots, [(seq, [0] * n) for seq, n in work], groups=groups, parents=parents)
+        q = torch.randn(fb.num_rows, layer.num_heads, layer.head_dim, generator=self.rng) * 2
+        k, v = (torch.randn(fb.num_rows, layer.num_kv_heads, layer.head_dim, generator=self.rng) for _ in range(2))
+        with torch.inference_mode():
+            self.backend.init_forward_metadata(fb)
+            got = layer(q.flatten(1), k.flatten(1), v.flatten(1), fb, self.pool, self.backend)
+        expected, row = [], 0
+        for b, (seq, n) in enumerate(work):
+            keys, values, index = self.kv[seq]
+            prefix = len(index)
+            new = slice(row, row + n)
+            keys, values = (
+                torch.cat([keys.view(-1, *k.shape[1:]), k[new]]),
+                torch.cat([values.view(-1, *v.shape[1:]), v[new]]),
+            )
+            index = torch.cat([index.long(), fb.positions[new]])
+            self.kv[seq] = [keys, values, index]
+            tree = parents[b] if parents else None
+            for i in range(n):
+                sees = index <= index[prefix + i]
+                if tree is not None:
+                    sees = torch.zeros(prefix + n, dtype=torch.bool)
+                    sees[:prefix] = True
+                    sees[[prefix + j for j in trees.path(tree, i)]] = True
+                if layer.attn_type is AttentionType.ENCODER_ONLY:
+                    sees = torch.ones_like(sees)
+                if layer.sliding_window is not None:
+                    sees = sees & (index > index[prefix + i] - layer.sliding_window)
+                expected.append(self.attend_row(q[row + i], keys[sees], values[sees]))
+            row += n
+        return got, torch.stack(expected)
+
+    def attend_row(self, q, keys, values):
+        layer, out = self.layer, []
+        for head in range(layer.num_heads):
+            kv_head = head * layer.num_kv_heads // layer.num_heads
+            scores = keys[:, kv_head] @ q[head] * layer.scaling
+            if layer.logit_cap:
+                scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
+            out.append(scores.softmax(0) @ values[:, kv_head])
+        return torch.cat(out)
+
+
+def check(pair):
+    torch.testing.assert_close(*pair, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_prefill_extend_decode_and_mixed(backend, options):
+    world = World(backend, **OPTIONS[options])
+    a, b, c, d = (world.sequence() for _ in range(4))
+    check(world.run([(a, 20)]))  # whole prompts
+    if options == "encoder":  # its rows would have to be computed again with each extension
+        check(world.run([(b, 7), (c, 33), (d, 1)]))
+        return
+    check(world.run([(b, 7), (c, 33)]))
+    check(world.run([(a, 3), (b, 1), (c, 2), (d, 90)]))  # mixed: chunks, a decode, a prompt
+    check(world.run([(a, 1), (b, 1), (c, 1), (d, 1)]))  # decode
+    check(world.run([(d, 1)]))
+    check(world.run([(c, 5), (a, 4), (b, 3)]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", ["gqa", "window", "soft-cap"])
+def test_trees_beside_plain_requests(backend, options):
+    world = World(backend, **OPTIONS[options])
+    a, b, c = (world.sequence() for _ in range(3))
+    check(world.run([(a, 30), (b, 12)]))
+    parents = [None, [-1, 0, 0, 1, -1, 4, 5, 2, 3], None]
+    check(world.run([(b, 1), (a, 9), (c, 6)], parents=parents))
+    check(world.run([(world.sequence(), 3)], parents=[[-1, -1, 1]]))  # a tree at the very beginning
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", ["gqa", "mqa", "soft-cap", "window"])
+def test_groups_that_share_a_prefix(backend, options, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch_native, "merge_rows", lambda *args: (calls.append(1), ops.merge_rows(*args)))
+    world = World(backend, **OPTIONS[options])
+    base = world.sequence()
+    world.run([(base, 300)])
+    branch = world.sequence(base, 200)
+    world.run([(branch, 100)])
+    # five share 200 tokens; three of these 300; two requests share nothing
+    short = [world.sequence(base, 200) for _ in range(2)]
+    long = [world.sequence(branch, 300) for _ in range(3)]
+    others = [world.sequence() for _ in range(2)]
+    world.run([(others[0], 40), (others[1], 3)])
+    order = [short[0], long[0], others[0], long[1], short[1], others[1], long[2]]
+    groups = (PrefixGroup((0, 1, 3, 4, 6), 200), PrefixGroup((1, 3, 6), 300))
+    for rows in ([2, 3, 1, 2, 5, 9, 1], [1] * 7):
+        check(world.run(list(zip(order, rows, strict=True)), groups=groups))
+    assert bool(calls) == (backend == "torch_native" and options != "window")
+
+
+def test_a_group_beyond_what_is_cached_is_not_trusted():
+    """Identical prompts computed in one batch share no slots; a group that says so must not be followed."""
+    world = World("torch_native")
+    seqs = [world.sequence() for _ in range(4)]
+    world.run([(seq, 10) for seq in seqs])
+    check(world.run([(seq, 100) for seq in seqs], groups=(PrefixGroup((0, 1, 2, 3), 90),)))
+
+
+def test_many_decodes_of_all_lengths():
+    world = World("torch_native")
+    seqs = [world.sequence() for _ in range(24)]
+    world.run([(seq, 1 + 13 * i) for i, seq in enumerate(seqs)])
+    check(world.run([(seq, 1) for seq in reversed(seqs)]))
+
+
+def test_a_long_extend_is_done_in_blocks(monkeypatch):
+    monkeypatch.setattr(torch_native, "QUERY_BLOCK", 32)
+    for options in ({}, {"sliding_window": 20}):
+        world = World("torch_native", **options)
+        seq = world.sequence()
+        check(world.run([(seq, 100)]))
+        check(world.run([(seq, 100), (world.sequence(), 70)]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neighbouring_slots_are_read_in_place_and_give_the_same(backend):
+    worlds = []
+    for scatter in (True, False):
+        world = World(backend)
+        world.slots = Slots(world.table, 4096, scatter)
+        seq = world.sequence()
+        check(world.run([(seq, 50)]))
+        pair = world.run([(seq, 1)])
+        check(pair)
+        worlds.append(pair[0])
+    torch.testing.assert_close(*worlds, atol=1e-6, rtol=0)
+
+
+def test_ops_agree_with_their_plain_twin():
+    rng = torch.Generator().manual_seed(0)
+    for heads, kv_heads, length, keys in ((4, 2, 5, 7), (4, 4, 1, 9), (6, 1, 3, 3)):
+        q = torch.randn(2, heads, length, 8, generator=rng)
+        k, v = torch.randn(2, kv_heads, keys, 8, generator=rng), torch.randn(2, kv_heads, keys, 8, generator=rng)
+        mask = torch.zeros(2, 1, length, keys).masked_fill(
+            torch.rand(2, 1, length, keys, generator=rng) < 0.3, -math.inf
+        )
+        mask[..., 0] = 0
+        for m in (None, mask):
+            expected, lse = ops.attend_plain(q, k, v, m, 0.3)
+            torch.testing.assert_close(ops.attend(q, k, v, m, 0.3), expected, atol=1e-5, rtol=1e-5)
+            for got, want in zip(ops.attend_lse(q, k, v, m, 0.3), (expected, lse), strict=True):
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_parent_after_its_child_is_an_error():
+    with pytest.raises(EngineError, match="tree row 1 names row 2"):
+        trees.ancestors([-1, 2, 0])
+
+
+def test_backends_register_by_name():
+    class Toy(AttentionBackend):
+        def init_forward_metadata(self, fb):
+            self.seen = fb
+
+        def forward(self, q, k, v, layer, fb, kv_pool):
+            return q * 0
+
+    from dslc.runtime.attention import base
+
+    register_attention_backend("toy")(Toy)
+    try:
+        with pytest.raises(ValueError, match="'toy' is registered already"):
+            register_attention_backend("toy")(type("Other", (Toy,), {}))
+        world = World("toy")
+        got, _ = world.run([(world.sequence(), 3)])
+        assert isinstance(world.backend, Toy) and got.abs().sum() == 0
+        with pytest.raises(
+            ConfigError, match="unknown backend 'flash'; choices: auto, torch_deterministic, torch_native, toy"
+        ):
+            attention_backend("flash")
+    finally:
+        del base._BACKENDS["toy"]
+
+
+@pytest.mark.parametrize(
+    "asked, deterministic, chosen",
+    [
+        ("auto", False, "torch_native"),
+        ("auto", True, "torch_deterministic"),
+        ("torch_native", False, "torch_native"),
+        ("torch_deterministic", False, "torch_deterministic"),
+        ("torch_deterministic", True, "torch_deterministic"),
+    ],
+)
+def test_the_table_of_backends(asked, deterministic, chosen):
+    config = EngineConfig.of(attention_backend=asked, deterministic=deterministic)
+    assert choose_attention_backend(config, CpuPlatform()) == chosen
+
+
+def test_layer_options_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="must divide num_heads"):
+        RadixAttention(4, 8, 1.0, 3, 0)
+    with pytest.raises(ValueError, match="sliding window"):
+        RadixAttention(4, 8, 1.0, 2, 0, sliding_window=0)
+    with pytest.raises(ValueError, match="sliding window"):
+        RadixAttention(4, 8, 1.0, 2, 0, sliding_window=4, attn_type=AttentionType.ENCODER_ONLY)
