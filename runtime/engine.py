@@ -1,0 +1,406 @@
+"""The engine: requests in, events out. `step` is the whole serving loop.
+
+Threads: `submit` and `abort` only put messages into a mailbox. Whoever holds the driver's lock steps: a thread blocked
+in `wait`, or the engine's own thread once something streams or an event loop waits (`start`). Never two at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..core.backend import Capabilities, Counters, EventSink
+from ..core.config import EngineConfig
+from ..core.errors import Aborted, EngineClosed, EngineError, ErrorInfo
+from ..core.events import Failed
+from .generate import GenerateAPI
+from .intake import Intake, constraints_compiled
+from .mailbox import Mailbox
+from .memory.allocator import PageAllocator
+from .memory.eviction import eviction_policy
+from .memory.manager import MemoryManager
+from .memory.prefix_cache import ChunkCache, Namespace, PinHandle, PrefixCache
+from .memory.radix import RadixCache
+from .sampling.random import splitmix64
+from .scheduling.messages import Cancel, Submit
+from .scheduling.policies import schedule_policy
+from .scheduling.results import Resolver
+from .scheduling.scheduler import Scheduler
+from .worker import InFlight, Worker
+
+if TYPE_CHECKING:
+    from ..core import backend
+    from ..core.request import GenRequest
+    from ..core.text.tokenizer import Tokenizer
+    from .scheduling.batch import Batch
+    from .trace import StepTrace
+    from .worker import Runner
+
+log = logging.getLogger(__name__)
+
+MAX_PINNED_SHARE = 0.5  # of the pool: what is pinned can neither be evicted nor used
+
+
+class Engine(GenerateAPI):
+    """A model being served in this process: `core.backend.Backend`, and SGLang's `generate` (see `GenerateAPI`).
+
+    `Engine(**options)` takes the fields of `EngineConfig`; without `model_path` it runs the built-in model. Raises
+    ConfigError for an unknown option or impossible value, ModelLoadError for a model that cannot be loaded. Use as a
+    context manager, or call `close`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        from ..core.text.load import load_tokenizer
+        from .model_runner import ModelRunner
+
+        config = EngineConfig.of(**options)
+        runner = ModelRunner(config)
+        if config.tokenizer_path is not None:
+            tokenizer = load_tokenizer(config.tokenizer_path, config.revision)
+        else:
+            tokenizer = load_tokenizer(runner.folder)
+        self._assemble(config, runner, tokenizer)
+
+    @classmethod
+    def of_parts(
+        cls,
+        config: EngineConfig,
+        runner: Runner,
+        tokenizer: Tokenizer | None = None,
+        *,
+        overlap: bool | None = None,
+        check_when_idle: bool = False,
+    ) -> Engine:
+        """An engine around a runner that is there already. Without a tokenizer it takes and gives ids only.
+
+        `overlap` forces the overlapped order (launch N, then resolve N-1) on or off; `check_when_idle` runs
+        `check_integrity` whenever nothing is left to do.
+        """
+        engine = cls.__new__(cls)
+        engine._assemble(config, runner, tokenizer)
+        if overlap is not None:
+            engine.overlap = overlap
+        engine.check_when_idle = check_when_idle
+        return engine
+
+    def _assemble(self, config: EngineConfig, runner: Runner, tokenizer: Tokenizer | None) -> None:
+        self.config = config
+        self._tokenizer = tokenizer
+        self.runner = runner
+        policy = schedule_policy(config.schedule_policy, seed=config.random_seed or 0)
+        eviction = eviction_policy(config.radix_eviction_policy)
+        cache: PrefixCache = ChunkCache(config.page_size)
+        if not config.disable_radix_cache:
+            max_pinned = int(runner.num_tokens * MAX_PINNED_SHARE)
+            cache = RadixCache(config.page_size, eviction, max_pinned_tokens=max_pinned)
+        allocator = PageAllocator(runner.num_tokens // config.page_size, config.page_size)
+        memory = MemoryManager(runner.req_to_token, allocator, cache)
+        resolver = Resolver(tokenizer, config.stream_interval)
+        self.scheduler = Scheduler(config, memory, policy, resolver, runner.vocab_size)
+        self.worker = Worker(runner, deterministic=config.deterministic)
+        self.intake = Intake.of(
+            tokenizer, runner.vocab_size, runner.context_length, runner.num_tokens, config.grammar_backend
+        )
+        # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests.
+        self.overlap = runner.device.type != "cpu" and not config.disable_overlap_schedule
+        self.check_when_idle = False
+        self.trace: StepTrace | None = None
+        self.run_seed = int.from_bytes(os.urandom(7), "little") if config.random_seed is None else config.random_seed
+        self.step_started_at: float | None = None  # of a step under way: a watchdog's food
+        self._in_flight: InFlight | None = None
+        self._mailbox = Mailbox()
+        self._drive = threading.Lock()  # held by whoever steps
+        self._state = threading.Lock()  # held while scheduler and cache change, not during a forward
+        self._thread: threading.Thread | None = None
+        self._num_unseeded = 0
+        self._compiled_before = constraints_compiled()
+        self._is_closed = False
+        self._broken: ErrorInfo | None = None
+
+    # The loop
+
+    def step(self) -> bool:
+        """One turn: take messages, launch, resolve. False if there was nothing to do. Only for the driver."""
+        self.step_started_at = now = time.monotonic()
+        try:
+            with self._state:
+                messages = self._mailbox.take(now)
+                self.scheduler.receive(messages, now)
+                batch = self.scheduler.next_batch(in_flight=self._in_flight is not None)
+            if self.trace is not None:
+                self.trace.record(self.scheduler.step, messages, batch)
+            launched = self._launch(batch)
+            due, self._in_flight = (self._in_flight, launched) if self.overlap else (launched, None)
+            if due is not None:
+                self._resolve(due)
+        except Exception as error:
+            self._crash(error)
+            due = None
+        has_work = self.scheduler.has_work
+        if not has_work and self.check_when_idle and self._in_flight is None:
+            self.check_integrity()
+        self._dispatch()
+        self.step_started_at = None
+        return has_work or due is not None or self._in_flight is not None
+
+    def _launch(self, batch: Batch | None) -> InFlight | None:
+        """Launch; on a failure take it back, and end the request whose forward fails even alone."""
+        if batch is None:
+            return None
+        try:
+            return self.worker.launch(batch)
+        except BaseException as error:
+            with self._state:
+                if not isinstance(error, Exception):  # Ctrl-C in a driving thread
+                    self.scheduler.undo(batch)
+                    raise
+                requests = {seq.request.id: seq.request for seq in batch.seqs}
+                if len(batch.seqs) > 1:
+                    log.warning("a forward of %d requests failed (%r); running them one by one", len(requests), error)
+                    self.scheduler.undo(batch)
+                    return None
+                for request in requests.values():
+                    info = ErrorInfo("EngineError", f"the forward of this request failed: {error!r}")
+                    self.scheduler.fail(request, info, keep=False)
+        return None
+
+    def _resolve(self, due: InFlight) -> None:
+        try:
+            results = due.read()
+        except Exception as error:
+            info = ErrorInfo("EngineError", f"reading the results of a forward failed: {error!r}")
+            with self._state:
+                for seq in due.batch.seqs:
+                    self.scheduler.fail(seq.request, info, keep=False)
+            return
+        with self._state:
+            self.scheduler.resolve(due.batch, results, time.monotonic())
+
+    def _dispatch(self) -> None:
+        """Hand out the events collected in this turn, then wake whoever waits for them."""
+        outbox = self.scheduler.outbox
+        if not outbox:
+            return
+        events, outbox[:] = list(outbox), []
+        for request, event in events:
+            try:
+                request.sink(event)
+            except Exception:
+                log.exception("the sink of request %r raised; the request is aborted", request.id)
+                self._mailbox.put(Cancel(request.id, ErrorInfo("Aborted", "its event sink raised")))
+        self._mailbox.notify()
+
+    def _crash(self, error: Exception) -> None:
+        """The loop itself failed: end every request by name of the fault, and go on if the memory still adds up."""
+        log.exception("the engine's loop failed; all requests in flight end with an error")
+        info = ErrorInfo("EngineError", f"the engine's loop failed: {error!r}")
+        self._in_flight = None
+        with self._state:
+            requests = list(self.scheduler.requests.values())
+            try:
+                for request in requests:
+                    self.scheduler.fail(request, info, keep=False)
+                self.scheduler.check_integrity()
+            except Exception as second:
+                self._broken = ErrorInfo("EngineError", f"the engine is out of order since: {error!r} ({second!r})")
+                for request in requests:
+                    if not request.is_over:
+                        self.scheduler.finish_request(request, Failed(request.id, info))
+
+    # Backend: requests
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What programs may ask of this engine."""
+        has_text = self._tokenizer is not None and self.config.grammar_backend != "none"
+        return Capabilities(
+            name="dslc",
+            constraints=frozenset(("regex", "json_schema", "ebnf")) if has_text else frozenset(),
+            scoring=True,
+            logprobs=True,
+            streaming=True,
+            token_ids=True,
+            max_context_len=self.runner.context_length,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    def submit(self, requests: Sequence[GenRequest], sink: EventSink) -> None:
+        """Check and queue requests; see `Backend.submit`. Tokenising and compiling is done in the calling thread."""
+        for source in requests:
+            if self._is_closed:
+                raise EngineClosed("the engine is closed")
+            now = time.monotonic()
+            try:
+                if self._broken is not None:
+                    raise self._broken.exception()
+                request = self.intake.admit(source, self._draw_seed(source), sink, now)
+            except Exception as error:
+                sink(Failed(source.id, ErrorInfo.of(error)))
+                continue
+            self._mailbox.put(Submit(request), deadline=request.deadline)
+
+    def _draw_seed(self, source: GenRequest) -> int:
+        """Unseeded requests draw theirs from the run's seed, one after the other."""
+        if source.sampling.seed is not None:
+            return source.sampling.seed
+        with self._state:
+            self._num_unseeded += 1
+            return splitmix64(splitmix64(self.run_seed % 2**64) ^ self._num_unseeded) >> 1
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """End these requests with `Failed(Aborted)`; unknown and finished ids are ignored."""
+        for request_id in request_ids:
+            self._mailbox.put(Cancel(request_id, ErrorInfo.of(Aborted("aborted by its owner"))))
+        if self._drive.acquire(blocking=False):  # nobody drives: free their memory now
+            try:
+                self._take_messages()
+            finally:
+                self._drive.release()
+        self._mailbox.notify()
+
+    def _take_messages(self) -> None:
+        now = time.monotonic()
+        with self._state:
+            self.scheduler.receive(self._mailbox.take(now), now)
+        self._dispatch()
+
+    # Backend: driving
+
+    def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Block until `ready()` or the timeout; drives the loop meanwhile if nobody else does. Returns `ready()`.
+
+        Raises EngineClosed if the engine closes before it is ready.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            seen = self._mailbox.version
+            if until is not None and time.monotonic() >= until:
+                return False
+            if self._is_closed and not self._drive.locked():
+                if ready():
+                    break
+                raise EngineClosed("the engine was closed while something waited for it")
+            if self._drive.acquire(blocking=False):
+                try:
+                    self._drive_until(ready, until)
+                finally:
+                    self._drive.release()
+                    self._mailbox.notify()
+            else:
+                self._mailbox.wait_for_change(seen, until)
+        return True
+
+    def _drive_until(self, ready: Callable[[], bool], until: float | None) -> None:
+        while not (ready() or self._is_closed or (until is not None and time.monotonic() >= until)):
+            seen = self._mailbox.version
+            if not self.step() and not ready():
+                self._mailbox.wait_for_change(seen, until)
+
+    def start(self) -> None:
+        """Have the engine's own thread drive from now on: something streams, or an event loop must not be blocked."""
+        with self._state:
+            if self._is_closed:
+                raise EngineClosed("the engine is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dslc-engine", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        with self._drive:
+            while not self._is_closed:
+                seen = self._mailbox.version
+                if not self.step():
+                    self._mailbox.wait_for_change(seen, None)
+
+    # Backend: the rest
+
+    def pin(self, ids: Sequence[int], cache_salt: str = "") -> backend.PinHandle:
+        """Keep the cached part of this prefix until `unpin`. RequestError beyond half of the pool."""
+        with self._state:
+            return self.scheduler.memory.cache.pin(ids, Namespace(cache_salt))
+
+    def unpin(self, handle: backend.PinHandle) -> None:
+        """Release a pin. RequestError if it is not held."""
+        with self._state:
+            if not isinstance(handle, PinHandle):
+                raise EngineError(f"{handle!r} is no pin of this engine")
+            self.scheduler.memory.cache.unpin(handle)
+
+    def counters(self) -> Counters:
+        """Exact totals since the engine was made."""
+        with self._state:
+            tally = self.scheduler.tally
+            tally.evicted_tokens = self.scheduler.memory.cache.stats.evicted_tokens
+            tally.constraints_compiled = constraints_compiled() - self._compiled_before
+            return tally.snapshot()
+
+    def flush_cache(self) -> int:
+        """Drop everything from the prefix cache that no request or pin holds; returns the tokens freed."""
+        with self._state:
+            return self.scheduler.memory.flush()
+
+    def get_server_info(self) -> dict[str, Any]:
+        """The configuration, the sizes that followed from it, and what is in use now."""
+        with self._state:
+            memory, scheduler = self.scheduler.memory, self.scheduler
+            sizes = {
+                "max_total_num_tokens": self.runner.num_tokens,
+                "context_length": self.runner.context_length,
+                "vocab_size": self.runner.vocab_size,
+                "device": str(self.runner.device),
+                "num_running_reqs": len(scheduler.running),
+                "num_waiting_reqs": len(scheduler.waiting),
+                "free_tokens": memory.allocator.num_free_tokens,
+                "evictable_tokens": memory.cache.evictable_tokens,
+                "protected_tokens": memory.cache.protected_tokens,
+                "new_token_ratio": scheduler.new_token_ratio,
+            }
+        options = {name: getattr(self.config, name) for name in EngineConfig.__dataclass_fields__}
+        return {**options, **sizes, "run_seed": self.run_seed}
+
+    def check_integrity(self) -> None:
+        """Raise MemoryAccountError or EngineError unless pages, rows and queues add up."""
+        with self._state:
+            self.scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Fail what is in flight with EngineClosed, end the engine's thread, free the memory. May be called twice."""
+        with self._state:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            thread = self._thread
+        self._mailbox.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        with self._drive:
+            if self._in_flight is not None:
+                self._resolve(self._in_flight)
+                self._in_flight = None
+            self._take_messages()
+            closed = ErrorInfo.of(EngineClosed("the engine was closed"))
+            with self._state:
+                for request in list(self.scheduler.requests.values()):
+                    self.scheduler.fail(request, closed, keep=False)
+            self._dispatch()
+        self._mailbox.notify()
+
+    def shutdown(self) -> None:
+        """SGLang's name of `close`."""
+        self.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

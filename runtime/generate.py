@@ -1,0 +1,393 @@
+"""SGLang's `generate` and `async_generate` over any backend that can submit, wait and drive itself."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.constraint import Constraint
+from ..core.errors import DslcError, EngineClosed, RequestError
+from ..core.events import Event, Failed, Finished, TokenLogprob, Tokens
+from ..core.request import GenRequest, LogprobWish, Segment
+from ..core.sampling import SAMPLING_FIELDS, SamplingParams
+
+if TYPE_CHECKING:
+    from ..core.backend import EventSink
+    from ..core.text.tokenizer import Tokenizer
+
+Result = dict[str, Any]
+SamplingOptions = SamplingParams | dict[str, Any] | None
+CONSTRAINT_KEYS = ("regex", "json_schema", "ebnf")
+_ids = itertools.count()
+
+
+@dataclass(slots=True)
+class _Job:
+    """One request of a call, and what has come of it."""
+
+    request: GenRequest
+    texts: list[str] = field(default_factory=list)  # by choice, as streamed so far
+    ids: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    last: Finished | Failed | None = None
+
+    def __post_init__(self) -> None:
+        for _ in range(self.request.sampling.n):
+            self.texts.append("")
+            self.ids.append([])
+            self.logprobs.append([])
+
+    def take(self, event: Event) -> bool:
+        """Note an event; whether it brought tokens or the end."""
+        if isinstance(event, Tokens):
+            self.texts[event.index] += event.text
+            self.ids[event.index] += event.token_ids
+            self.logprobs[event.index] += event.logprobs
+            return True
+        if isinstance(event, (Finished, Failed)):
+            self.last = event
+            return True
+        return False
+
+
+class GenerateAPI(ABC):
+    """The calls people know, in terms of the `Backend` verbs of the class it is mixed into."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @abstractmethod
+    def submit(self, requests: Sequence[GenRequest], sink: EventSink) -> None: ...
+
+    @abstractmethod
+    def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool: ...
+
+    @abstractmethod
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: SamplingOptions | list[SamplingOptions] = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        return_logprob: bool | list[bool] = False,
+        logprob_start_len: int | list[int] | None = None,
+        top_logprobs_num: int | list[int] | None = None,
+        token_ids_logprob: list[int] | list[list[int]] | None = None,
+        stream: bool = False,
+        *,
+        return_text_in_logprobs: bool = False,
+        rid: str | list[str] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> Result | list[Result] | Iterator[Result]:
+        """Continue prompts. One prompt with n = 1 gives a dict, several (or n > 1) a list, in order.
+
+        `prompt` is text (special tokens in it are parsed, BOS added as the tokenizer does) or `input_ids` are final.
+        `sampling_params`: a SamplingParams, or a dict of its fields (`sampling_seed` is another name of `seed`) with
+        at most one of `regex`, `json_schema`, `ebnf`; one for all prompts or one for each. Each result has `text`,
+        `output_ids` and `meta_info`: id, finish_reason, prompt_tokens, completion_tokens, cached_tokens, e2e_latency
+        (seconds), seed, and with `return_logprob` the log-probs as (log-prob, id, text or None).
+
+        `stream=True` gives an iterator of such dicts, cumulative, with `index` where there are several.
+        Raises RequestError (a bad option), ConstraintError, ContextOverflow, QueueFull, DeadlineExceeded, EngineError.
+        """
+        jobs, is_one = self._jobs(
+            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
+            _Shared(return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream),
+        )  # fmt: skip
+        if stream:
+            return self._stream(jobs, is_one)
+        self._complete(jobs)
+        return self._all_results(jobs, is_one)
+
+    async def async_generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: SamplingOptions | list[SamplingOptions] = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        return_logprob: bool | list[bool] = False,
+        logprob_start_len: int | list[int] | None = None,
+        top_logprobs_num: int | list[int] | None = None,
+        token_ids_logprob: list[int] | list[list[int]] | None = None,
+        stream: bool = False,
+        *,
+        return_text_in_logprobs: bool = False,
+        rid: str | list[str] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> Result | list[Result] | AsyncIterator[Result]:
+        """`generate` for an event loop, which is never blocked by a forward. With `stream=True` awaiting it gives an
+        async iterator. Cancelling aborts the requests.
+        """
+        jobs, is_one = self._jobs(
+            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
+            _Shared(return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream),
+        )  # fmt: skip
+        if stream:
+            return self._async_stream(jobs, is_one)
+        async for _ in self._async_events(jobs):
+            pass
+        return self._all_results(jobs, is_one)
+
+    # Running
+
+    def _complete(self, jobs: list[_Job]) -> None:
+        by_id = {job.request.id: job for job in jobs}
+        remaining = len(jobs)
+
+        def sink(event: Event) -> None:
+            nonlocal remaining
+            job = by_id[event.request_id]
+            job.take(event)
+            if job.last is event:
+                remaining -= 1
+
+        try:
+            self.submit([job.request for job in jobs], sink)
+            self.wait(lambda: remaining == 0 or any(isinstance(job.last, Failed) for job in jobs))
+        finally:
+            self._abort_rest(jobs)
+
+    def _abort_rest(self, jobs: list[_Job]) -> None:
+        unfinished = [job.request.id for job in jobs if job.last is None]
+        if unfinished:
+            self.abort(unfinished)
+
+    def _stream(self, jobs: list[_Job], is_one: bool) -> Iterator[Result]:
+        inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        by_id = {job.request.id: (i, job) for i, job in enumerate(jobs)}
+        self.start()
+        self.submit([job.request for job in jobs], inbox.put)
+        try:
+            while any(job.last is None for job in jobs):
+                event = inbox.get()
+                number, job = by_id[event.request_id]
+                if job.take(event):
+                    yield from self._chunks(number, job, event, is_one)
+        finally:
+            self._abort_rest(jobs)
+
+    async def _async_stream(self, jobs: list[_Job], is_one: bool) -> AsyncIterator[Result]:
+        async for number, job, event in self._async_events(jobs):
+            for chunk in self._chunks(number, job, event, is_one):
+                yield chunk
+
+    async def _async_events(self, jobs: list[_Job]) -> AsyncIterator[tuple[int, _Job, Event]]:
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+        by_id = {job.request.id: (i, job) for i, job in enumerate(jobs)}
+
+        def sink(event: Event) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        self.start()
+        # Tokenising a long prompt or compiling a constraint takes its time: not in the event loop.
+        await loop.run_in_executor(None, self.submit, [job.request for job in jobs], sink)
+        try:
+            while any(job.last is None for job in jobs):
+                event = await inbox.get()
+                number, job = by_id[event.request_id]
+                if job.take(event):
+                    yield number, job, event
+                if isinstance(event, Failed):
+                    return
+        finally:
+            self._abort_rest(jobs)
+
+    # Results
+
+    def _all_results(self, jobs: list[_Job], is_one: bool) -> Result | list[Result]:
+        for job in jobs:
+            if isinstance(job.last, Failed):
+                raise job.last.error.exception()
+        results = [result for job in jobs for result in self._results(job)]
+        if any(job.last is None for job in jobs):
+            raise EngineClosed("the engine ended before the request did")
+        return results[0] if is_one else results
+
+    def _results(self, job: _Job) -> list[Result]:
+        last = job.last
+        if not isinstance(last, Finished):
+            return []
+        results = []
+        for output in last.outputs:
+            meta = self._meta(job, last.num_prompt_tokens, len(output.token_ids), output.finish_reason.as_dict())
+            meta["cached_tokens"] = last.num_cached_tokens
+            meta["e2e_latency"] = last.finished_at - last.queued_at
+            meta["seed"] = last.seed
+            self._add_logprobs(meta, job, output.logprobs, last.prompt_logprobs)
+            results.append({"text": output.text, "output_ids": list(output.token_ids), "meta_info": meta})
+        return results
+
+    def _chunks(self, number: int, job: _Job, event: Event, is_one: bool) -> Iterator[Result]:
+        n = job.request.sampling.n
+        if isinstance(event, Failed):
+            raise event.error.exception()
+        if isinstance(event, Tokens):
+            meta = self._meta(job, None, len(job.ids[event.index]), None)
+            self._add_logprobs(meta, job, tuple(job.logprobs[event.index]), ())
+            chunk = {"text": job.texts[event.index], "output_ids": list(job.ids[event.index]), "meta_info": meta}
+            yield chunk if is_one else {**chunk, "index": number * n + event.index}
+            return
+        for choice, result in enumerate(self._results(job)):
+            yield result if is_one else {**result, "index": number * n + choice}
+
+    @staticmethod
+    def _meta(job: _Job, num_prompt: int | None, num_output: int, reason: dict[str, Any] | None) -> dict[str, Any]:
+        meta: dict[str, Any] = {"id": job.request.id, "finish_reason": reason, "completion_tokens": num_output}
+        if num_prompt is not None:
+            meta["prompt_tokens"] = num_prompt
+        return meta
+
+    def _add_logprobs(
+        self, meta: dict[str, Any], job: _Job, output: tuple[TokenLogprob, ...], prompt: tuple[TokenLogprob, ...]
+    ) -> None:
+        wish = job.request.logprobs
+        if wish is None:
+            return
+
+        def triple(token_id: int, value: float | None) -> tuple[float | None, int, str | None]:
+            text = self.tokenizer.decode([token_id], False) if wish.with_text and self.tokenizer is not None else None
+            return value, token_id, text
+
+        for name, tokens in (("input", prompt), ("output", output)):
+            meta[f"{name}_token_logprobs"] = [triple(token.token_id, token.logprob) for token in tokens]
+            if wish.top:
+                meta[f"{name}_top_logprobs"] = [[triple(*pair) for pair in t.top] or None for t in tokens]
+            if wish.token_ids:
+                meta[f"{name}_token_ids_logprobs"] = [[triple(*pair) for pair in t.chosen] or None for t in tokens]
+
+    # Requests
+
+    def _jobs(
+        self,
+        prompt: str | list[str] | None,
+        sampling_params: SamplingOptions | list[SamplingOptions],
+        input_ids: list[int] | list[list[int]] | None,
+        return_logprob: bool | list[bool],
+        logprob_start_len: int | list[int] | None,
+        top_logprobs_num: int | list[int] | None,
+        token_ids_logprob: list[int] | list[list[int]] | None,
+        shared: _Shared,
+    ) -> tuple[list[_Job], bool]:
+        prompts, is_one = self._prompts(prompt, input_ids)
+        num = len(prompts)
+        params = _each(sampling_params, num, "sampling_params", list)
+        wants = _each(return_logprob, num, "return_logprob", list)
+        starts = _each(logprob_start_len, num, "logprob_start_len", list)
+        tops = _each(top_logprobs_num, num, "top_logprobs_num", list)
+        nested = bool(token_ids_logprob) and isinstance(token_ids_logprob[0], list)  # type: ignore[index]
+        chosen: list[Any] = list(token_ids_logprob or ()) if nested else [token_ids_logprob] * num
+        if len(chosen) != num:
+            raise RequestError(f"has {len(chosen)} entries for {num} prompts", field="token_ids_logprob")
+        rids = _each(shared.rid, num, "rid", list)
+        jobs = []
+        for i, segments in enumerate(prompts):
+            sampling, constraint = split_sampling(params[i])
+            wish = None
+            if wants[i]:
+                start = -1 if starts[i] is None else starts[i]
+                wish = LogprobWish(start, tops[i] or 0, tuple(chosen[i] or ()), shared.with_text)
+            request = GenRequest(
+                id=rids[i] if rids[i] is not None else f"gen-{next(_ids)}",
+                segments=segments,
+                sampling=sampling,
+                constraint=constraint,
+                logprobs=wish,
+                stream=shared.stream,
+                cache_salt=shared.cache_salt,
+                priority=shared.priority,
+                timeout_s=shared.timeout_s,
+            )
+            jobs.append(_Job(request))
+        if len({job.request.id for job in jobs}) != num:
+            raise RequestError("the ids of the requests must differ", field="rid")
+        return jobs, is_one and jobs[0].request.sampling.n == 1
+
+    def _prompts(
+        self, prompt: str | list[str] | None, input_ids: list[int] | list[list[int]] | None
+    ) -> tuple[list[tuple[Segment, ...]], bool]:
+        if (prompt is None) == (input_ids is None):
+            raise RequestError("give either prompt or input_ids", field="prompt")
+        if input_ids is not None:
+            many = bool(input_ids) and isinstance(input_ids[0], (list, tuple))
+            all_ids: list[Any] = list(input_ids) if many else [input_ids]
+            return [(Segment(ids=tuple(ids)),) for ids in all_ids], not many
+        if self.tokenizer is None:
+            raise RequestError("this engine has no tokenizer; give input_ids", field="prompt")
+        texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise RequestError(f"must be a string, not {text!r}", field=f"prompt[{i}]")
+        encode = self.tokenizer.encode_prompt
+        return [(Segment(ids=tuple(encode(text))),) for text in texts], isinstance(prompt, str)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Options that are the same for all prompts of a call."""
+
+    with_text: bool
+    rid: str | list[str] | None
+    priority: int
+    cache_salt: str
+    timeout_s: float | None
+    stream: bool
+
+
+def _each(value: Any, num: int, name: str, kind: type) -> list[Any]:
+    if not isinstance(value, kind):
+        return [value] * num if name != "rid" or value is None or num == 1 else [f"{value}-{i}" for i in range(num)]
+    if len(value) != num:  # type: ignore[arg-type]
+        raise RequestError(f"has {len(value)} entries for {num} prompts", field=name)  # type: ignore[arg-type]
+    return list(value)  # type: ignore[call-overload, no-any-return]
+
+
+def split_sampling(options: SamplingOptions) -> tuple[SamplingParams, Constraint | None]:
+    """SGLang's dict of sampling parameters as our two values. Raises RequestError for an unknown name."""
+    if options is None:
+        return SamplingParams(), None
+    if isinstance(options, SamplingParams):
+        return options, None
+    given = {name: value for name, value in options.items() if value is not None}
+    if "sampling_seed" in given:
+        given["seed"] = given.pop("sampling_seed")
+    sources = {name: given.pop(name) for name in CONSTRAINT_KEYS if name in given}
+    if len(sources) > 1:
+        raise RequestError(f"give one of {', '.join(sources)}", field="sampling_params")
+    for name in given:
+        if name not in SAMPLING_FIELDS:
+            known = ", ".join(sorted(SAMPLING_FIELDS | set(CONSTRAINT_KEYS)))
+            raise RequestError(f"unknown; known are {known}", field=f"sampling_params.{name}")
+    try:
+        params = replace(SamplingParams(), **given)
+    except DslcError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RequestError(str(error), field="sampling_params") from None
+    for kind, source in sources.items():
+        return params, Constraint(kind, _source(kind, source))  # type: ignore[arg-type]
+    return params, None
+
+
+def _source(kind: str, source: Any) -> str:
+    if kind == "json_schema":
+        from ..compiler.constraints import source_of_schema
+
+        return source_of_schema(source)
+    if not isinstance(source, str):
+        raise RequestError(f"must be a string, not {source!r}", field=f"sampling_params.{kind}")
+    return source

@@ -1,0 +1,227 @@
+"""From a `GenRequest` to a running `Request`: every value is checked and every text tokenised before the loop sees it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..compiler.constraints.compile import BACKENDS, cache_counters, compile_constraint
+from ..core.errors import ConfigError, ConstraintError, ContextOverflow, RequestError
+from ..core.sampling import MAX_TOP_LOGPROBS
+from ..core.text.stops import stop_set
+from .memory.prefix_cache import Namespace
+from .output import OutputText, needs_text
+from .request import Request, Sequence
+from .sampling.mask import mask_words
+from .scoring import plan_trie
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..core.events import Event
+    from ..core.request import GenRequest, LogprobWish
+    from ..core.text.tokenizer import Tokenizer
+    from .request import IdArray
+
+MAX_LOGPROB_IDS = 1024
+MAX_TRIE_ROWS = 2048  # of one forward
+MAX_TRIE_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Checks requests against one model. Immutable, so usable from any thread.
+
+    `context_length` is in tokens of input, `pool_tokens` the capacity of the KV pool, `vocab_size` the width of the
+    logits.
+    """
+
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    context_length: int
+    pool_tokens: int
+    grammar_backend: str
+    max_token_chars: int
+
+    @classmethod
+    def of(
+        cls, tokenizer: Tokenizer | None, vocab_size: int, context_length: int, pool_tokens: int, grammar_backend: str
+    ) -> Intake:
+        """Raises ConfigError for an unknown grammar backend."""
+        if grammar_backend not in (*BACKENDS, "none"):
+            raise ConfigError(
+                f"unknown backend {grammar_backend!r}; choices: {', '.join(BACKENDS)}, none", field="grammar_backend"
+            )
+        longest = 1
+        if tokenizer is not None:
+            longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
+        return cls(tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest)
+
+    def admit(self, source: GenRequest, seed: int, sink: Callable[[Event], None], now: float) -> Request:
+        """The request as the scheduler runs it. `seed` is used if the request has none.
+
+        Raises RequestError naming the field: ContextOverflow if the prompt does not fit, ConstraintError if the
+        constraint does not compile.
+        """
+        params = source.sampling
+        params.verify(self.vocab_size)
+        self._check(source)
+        prompt_ids = self._prompt_ids(source)
+        self._check_length(len(prompt_ids))
+        request = Request(
+            source,
+            prompt_ids,
+            seed if params.seed is None else params.seed,
+            sink,
+            Namespace(source.cache_salt, source.adapter),
+            queued_at=now,
+            deadline=None if source.timeout_s is None else now + source.timeout_s,
+        )
+        if source.score is not None:
+            self._plan_scores(request)
+        else:
+            self._add_choices(request)
+        return request
+
+    def _check(self, source: GenRequest) -> None:
+        if source.adapter is not None:
+            raise RequestError(f"no adapter {source.adapter!r} is loaded", field="adapter")
+        timeout = source.timeout_s
+        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
+            raise RequestError(f"must be a positive number of seconds, not {timeout!r}", field="timeout_s")
+        if type(source.priority) is not int:
+            raise RequestError(f"must be an integer, not {source.priority!r}", field="priority")
+        if source.logprobs is not None:
+            self._check_logprobs(source.logprobs)
+        params = source.sampling
+        if self.tokenizer is None and (params.stop or params.stop_regex):
+            raise RequestError("stop strings need a tokenizer, and this engine has none", field="stop")
+        stop_set(params.stop, params.stop_regex)
+
+    def _check_logprobs(self, wish: LogprobWish) -> None:
+        if type(wish.prompt_start) is not int or wish.prompt_start < -1:
+            raise RequestError(f"must be -1 or a position, not {wish.prompt_start!r}", field="logprobs.prompt_start")
+        if type(wish.top) is not int or not 0 <= wish.top <= MAX_TOP_LOGPROBS:
+            raise RequestError(f"must be between 0 and {MAX_TOP_LOGPROBS}, not {wish.top!r}", field="logprobs.top")
+        if len(wish.token_ids) > MAX_LOGPROB_IDS:
+            raise RequestError(
+                f"at most {MAX_LOGPROB_IDS} ids are allowed, got {len(wish.token_ids)}", field="logprobs.token_ids"
+            )
+        self._check_ids(wish.token_ids, "logprobs.token_ids")
+
+    def _check_ids(self, ids: tuple[int, ...], field: str) -> None:
+        for i, token_id in enumerate(ids):
+            if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"must be a token id below the vocabulary size {self.vocab_size}, not {token_id!r}",
+                    field=f"{field}[{i}]",
+                )
+
+    def _prompt_ids(self, source: GenRequest) -> IdArray:
+        """Neighbouring text is tokenised as one string, as a continuation."""
+        ids: list[int] = []
+        text = ""
+        for number, segment in enumerate(source.segments):
+            if segment.media is not None:
+                raise RequestError(
+                    f"the model takes no {segment.media.kind}s, only text", field=f"segments[{number}].media"
+                )
+            if segment.ids:
+                ids += self._encode(text, number)
+                text = ""
+                self._check_ids(segment.ids, f"segments[{number}].ids")
+                ids += segment.ids
+            text += segment.text
+            if len(ids) > self.context_length:
+                break  # refused below, without tokenising the rest
+        ids += self._encode(text, len(source.segments) - 1)
+        if not ids:
+            raise RequestError("the prompt is empty: there is nothing to continue", field="segments")
+        return np.array(ids, dtype=np.int32)
+
+    def _encode(self, text: str, number: int) -> list[int]:
+        if not text:
+            return []
+        if self.tokenizer is None:
+            raise RequestError("text needs a tokenizer, and this engine has none", field=f"segments[{number}].text")
+        if len(text) > self.max_token_chars * (self.context_length + 1):
+            raise ContextOverflow(
+                f"{len(text)} characters are more than {self.context_length} tokens of this model can hold",
+                field=f"segments[{number}].text",
+            )
+        return self.tokenizer.encode(text)
+
+    def _check_length(self, num_prompt: int) -> None:
+        if num_prompt > self.context_length:
+            raise ContextOverflow(
+                f"the prompt has {num_prompt} tokens, the model's context {self.context_length}", field="segments"
+            )
+        if num_prompt > self.pool_tokens:
+            raise ContextOverflow(
+                f"the prompt has {num_prompt} tokens, the whole KV pool {self.pool_tokens}; raise max_total_tokens",
+                field="segments",
+            )
+
+    def _add_choices(self, request: Request) -> None:
+        source, num_prompt = request.source, len(request.prompt_ids)
+        params = source.sampling
+        # The last sampled token is never an input: it needs neither a position nor a slot.
+        room = min(self.context_length, self.pool_tokens) - num_prompt + 1
+        stop_ids = set(params.stop_token_ids)
+        if not params.ignore_eos and self.tokenizer is not None:
+            stop_ids.update(self.tokenizer.eos_ids)
+        compiled = None
+        if source.constraint is not None:
+            if self.tokenizer is None:
+                raise ConstraintError("a constraint needs a tokenizer, and this engine has none", field="constraint")
+            if self.grammar_backend == "none":
+                raise ConstraintError('constraints are off in this engine (grammar_backend="none")', field="constraint")
+            compiled = compile_constraint(
+                source.constraint,
+                self.tokenizer.vocabulary,
+                encode=self.tokenizer.encode,
+                backend=self.grammar_backend,
+            )
+        for index in range(params.n):
+            seq = Sequence(request, index, num_prompt, frozenset(stop_ids), min(params.max_new_tokens, room))
+            if compiled is not None:
+                seq.matcher = compiled.start()
+                seq.mask = np.zeros(mask_words(self.vocab_size), dtype=np.int32)
+            if needs_text(params, source.stream) and self.tokenizer is not None:
+                seq.text = OutputText(self.tokenizer, params)
+            seq.per_token = (
+                source.stream or seq.matcher is not None or seq.text is not None or source.logprobs is not None
+            )
+            request.sequences.append(seq)
+            request.outputs.append(None)
+
+    def _plan_scores(self, request: Request) -> None:
+        score, num_prompt = request.source.score, len(request.prompt_ids)
+        assert score is not None
+        if request.source.sampling.n != 1 or request.source.constraint is not None:
+            raise RequestError("a scoring request takes neither n nor a constraint", field="score")
+        if not score.sequences:
+            raise RequestError("there is nothing to score", field="score.sequences")
+        if sum(map(len, score.sequences)) > MAX_TRIE_TOKENS:
+            raise RequestError(f"more than {MAX_TRIE_TOKENS} tokens to score", field="score.sequences")
+        room = min(self.context_length, self.pool_tokens) - num_prompt
+        for i, ids in enumerate(score.sequences):
+            field = f"score.sequences[{i}]"
+            if not ids:
+                raise RequestError("is empty", field=field)
+            self._check_ids(ids, field)
+            if len(ids) - 1 > room:
+                raise ContextOverflow(
+                    f"has {len(ids)} tokens; {num_prompt} of the prompt before it leave room for {room + 1}",
+                    field=field,
+                )
+        request.trie = plan_trie(score.sequences, min(MAX_TRIE_ROWS, max(room, 1)))
+        request.sequences.append(Sequence(request, 0, num_prompt))
+
+
+def constraints_compiled() -> int:
+    """Automata built in this process."""
+    return cache_counters().compiled

@@ -1,0 +1,64 @@
+"""Where threads leave messages for whoever drives the engine, and where they wait for it."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ..core.errors import DeadlineExceeded, ErrorInfo
+from .scheduling.messages import Cancel, Submit
+
+if TYPE_CHECKING:
+    from .scheduling.messages import Message
+
+
+class Mailbox:
+    """Messages in order, and deadlines, which become messages when they pass: the scheduler never reads a clock.
+
+    `version` changes with every message and every `notify`. All methods are thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._messages: list[Message] = []
+        self._deadlines: list[tuple[float, str]] = []
+        self.version = 0
+
+    def put(self, message: Message, deadline: float | None = None) -> None:
+        """Leave a message; `deadline` (monotonic seconds) ends the submitted request if it is not finished by then."""
+        with self._changed:
+            self._messages.append(message)
+            if deadline is not None and isinstance(message, Submit):
+                heapq.heappush(self._deadlines, (deadline, message.request.id))
+            self._wake()
+
+    def take(self, now: float) -> list[Message]:
+        """All messages since the last call, with those of deadlines that have passed. Only for the driver."""
+        if not self._messages and not (self._deadlines and self._deadlines[0][0] <= now):
+            return []
+        with self._changed:
+            messages, self._messages = self._messages, []
+            while self._deadlines and self._deadlines[0][0] <= now:
+                _, request_id = heapq.heappop(self._deadlines)
+                late = ErrorInfo.of(DeadlineExceeded("the deadline passed before the request was finished"))
+                messages.append(Cancel(request_id, late))
+        return messages
+
+    def notify(self) -> None:
+        """Wake everybody who waits: there are events, or the driver has left."""
+        with self._changed:
+            self._wake()
+
+    def _wake(self) -> None:
+        self.version += 1
+        self._changed.notify_all()
+
+    def wait_for_change(self, seen: int, until: float | None) -> None:
+        """Sleep until `version` is no longer `seen`, the time `until`, or the next deadline."""
+        with self._changed:
+            if self._deadlines:
+                until = self._deadlines[0][0] if until is None else min(until, self._deadlines[0][0])
+            timeout = None if until is None else max(0.0, until - time.monotonic())
+            self._changed.wait_for(lambda: self.version != seen, timeout)

@@ -1,0 +1,477 @@
+"""Which requests run, and what each forward computes. Knows lengths, rows and pages; never a tensor.
+
+A turn is `receive` (messages), `next_batch` (decide and lease memory), then `resolve` with the tokens of that batch, or
+of the one before (overlap). Everything a `Request` or `Sequence` becomes, it becomes here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...core.errors import DslcError, EngineError, ErrorInfo, QueueFull, RequestError
+from ...core.events import Failed, Preempted, Queued
+from ..request import Request, Sequence, Stage
+from .admission import NewTokenRatio
+from .batch import Batch, Extend
+from .in_flight import PrefillTrie
+from .messages import Submit
+from .policies import Aging
+from .results import Resolver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ...core.config import EngineConfig
+    from ...core.events import Event
+    from ..memory.manager import MemoryManager
+    from .messages import Message
+    from .policies import Policy
+    from .results import Results, Tally
+
+RETRY_STEPS = 64  # try admission again after so many steps without any change: the expected lengths have sunk
+MERGE_ROWS = 512  # the last piece of a scored prompt and its trie go into one forward up to this many rows
+MAX_LOGIT_ELEMENTS = 2**25  # of prompt log-probs in one forward
+
+
+class Scheduler:
+    """Continuous batching over one MemoryManager. Not thread-safe: one driver at a time.
+
+    `outbox` collects (request, event) pairs for whoever drives; `tally` counts.
+    """
+
+    def __init__(
+        self, config: EngineConfig, memory: MemoryManager, policy: Policy, resolver: Resolver, vocab_size: int
+    ) -> None:
+        self.config = config
+        self.memory = memory
+        self.aging = Aging(policy)
+        self.resolver = resolver
+        self.tally: Tally = resolver.tally
+        self.outbox: list[tuple[Request, Event]] = resolver.outbox
+        self.requests: dict[str, Request] = {}
+        self.waiting: list[Sequence] = []
+        self.prefilling: list[Sequence] = []
+        self.decoding: list[Sequence] = []
+        self.step = 0
+        self._shares = not config.disable_radix_cache
+        self._computing = PrefillTrie(config.page_size)
+        self._ratio = NewTokenRatio(config.schedule_conservativeness)
+        self._suspects: deque[Sequence] = deque()
+        self._num_arrivals = 0
+        self._is_stale = False  # decoding and prefilling hold sequences that are done
+        self._changes = 0  # of whatever admission depends on
+        self._tried_at = (-1, -RETRY_STEPS)  # (changes, step) of the last round that admitted nothing
+        self._logprob_rows = max(16, min(4096, MAX_LOGIT_ELEMENTS // vocab_size))
+        whole = config.chunked_prefill_size == -1
+        self._chunked = not whole
+        self._budget = config.max_prefill_tokens
+        if not whole:
+            self._budget = min(self._budget, config.chunked_prefill_size)
+
+    # Messages
+
+    def receive(self, messages: Iterable[Message], now: float) -> None:
+        """Take in what happened outside since the last turn, in order."""
+        for message in messages:
+            if isinstance(message, Submit):
+                self._take(message.request, now)
+            else:
+                request = self.requests.get(message.request_id)
+                if request is not None:
+                    self.fail(request, message.error)
+
+    def _take(self, request: Request, now: float) -> None:
+        limit = self.config.max_queued_requests
+        if request.id in self.requests:
+            error: DslcError = RequestError(f"a request {request.id!r} is running", field="id")
+        elif limit is not None and sum(seq.index == 0 for seq in self.waiting) >= limit:
+            error = QueueFull(f"{limit} requests are waiting already (max_queued_requests)")
+        else:
+            self._num_arrivals += 1
+            request.arrival, request.queued_at = self._num_arrivals, now
+            self.requests[request.id] = request
+            self.waiting += request.sequences
+            self._changes += 1
+            self.tally.requests += 1
+            self.tally.prompt_tokens += len(request.prompt_ids)
+            self.outbox.append((request, Queued(request.id, now)))
+            return
+        request.is_over = True
+        self.outbox.append((request, Failed(request.id, ErrorInfo.of(error))))
+
+    # One turn
+
+    def next_batch(self, *, in_flight: bool = False) -> Batch | None:
+        """Decide the next launch and lease its memory, or None if there is nothing to launch now.
+
+        `in_flight`: an earlier batch is not resolved yet. Then nobody is retracted, and what needs its results waits.
+        """
+        self.step += 1
+        self._drop_done()
+        if self._suspects:
+            return None if in_flight else self._lone_batch()
+        extends = self._plan_extends()
+        decodes = self._ready_decodes() if self.config.enable_mixed_chunk or not extends else []
+        while decodes or extends:
+            batch = self._lease(decodes, extends)
+            if batch is not None:
+                return self._launched(batch)
+            if extends and (decodes or len(extends) > 1):
+                extends.pop()
+            elif in_flight:
+                return None
+            else:
+                self._make_room(decodes, extends)
+        return None
+
+    def _ready_decodes(self) -> list[Sequence]:
+        """Those whose next input is on the device, and that need neither a mask made from it nor an end."""
+        return [
+            seq
+            for seq in self.decoding
+            if not seq.in_flight or (seq.matcher is None and len(seq.output_ids) + seq.in_flight < seq.max_output)
+        ]
+
+    def _plan_extends(self) -> list[Extend]:
+        """The next pieces of prompts that have begun, then of newly admitted ones, within the budget of tokens."""
+        extends: list[Extend] = []
+        budget = self._budget
+        for seq in self.prefilling:
+            if budget <= 0:
+                return extends
+            budget -= self._add_extend(extends, seq, budget)
+        if budget > 0 and self.waiting:
+            self._admit(extends, budget)
+        return extends
+
+    def _add_extend(self, extends: list[Extend], seq: Sequence, budget: int) -> int:
+        """Append the next piece of a sequence, of at most `budget` tokens; returns its rows."""
+        request = seq.request
+        if seq.in_flight:
+            return 0
+        start, end = seq.kv_len, seq.num_tokens
+        remaining = end - start
+        if not self._chunked and remaining > budget and extends:
+            return 0
+        trie = None
+        if request.trie is not None:
+            trie = request.trie.parts[request.trie.num_done]
+            rows = remaining + len(trie.token_ids)
+            if remaining > 1 and (rows > MERGE_ROWS or remaining > budget):
+                trie, end = None, end - 1  # the prompt first; its last token runs with the trie
+        if self._chunked:
+            end = min(end, start + budget)
+        logprobs_from = end
+        if seq.index == 0 and request.next_prompt_logprob < seq.prompt_len:
+            logprobs_from = max(start, request.next_prompt_logprob - 1)
+            end = min(end, max(start, logprobs_from) + self._logprob_rows)
+            logprobs_from = min(logprobs_from, end)
+        is_last = end == seq.num_tokens
+        samples = is_last and request.trie is None and seq.max_output > 0
+        extend = Extend(seq, start, end, samples, logprobs_from, is_last, trie)
+        extends.append(extend)
+        return extend.num_rows
+
+    # Admission
+
+    def _admit(self, extends: list[Extend], budget: int) -> None:
+        if not self.memory.table.num_free_rows:
+            return
+        tried, at = self._tried_at
+        if tried == self._changes and self.step - at < RETRY_STEPS:
+            return
+        self._probe_waiting()
+        order, num_aged = self.aging.arrange(self.waiting)
+        reserved = self._reserved_tokens()
+        admitted: list[Sequence] = []
+        for place, index in enumerate(order):
+            seq = self.waiting[index]
+            if budget <= 0 or not self.memory.table.num_free_rows:
+                break
+            if self._waits_for_prefix(seq):
+                if place < num_aged:
+                    break
+                continue
+            if not self._open(seq, reserved):
+                break
+            admitted.append(seq)
+            reserved += seq.num_tokens - seq.kv_len + self._expected(seq)
+            self.aging.admitted(seq.arrival, seq.num_tokens - seq.kv_len + seq.expected_len)
+            used = self._add_extend(extends, seq, budget)
+            if not used:
+                break  # a whole prompt that does not fit into this forward: it is the next one's first
+            budget -= used
+        if admitted:
+            self.waiting = [seq for seq in self.waiting if seq.stage is Stage.WAITING]
+            self._tried_at = (-1, -RETRY_STEPS)
+        else:
+            self._tried_at = (self._changes, self.step)
+
+    def _probe_waiting(self) -> None:
+        if self._shares and self.aging.wants_prefixes(len(self.waiting)):
+            for seq in self.waiting:
+                self._probe(seq)
+
+    def _probe(self, seq: Sequence) -> int:
+        """How many tokens of a waiting sequence are cached now."""
+        seq.probe = self.memory.cache.probe(seq.ids(0, seq.max_cached), seq.request.namespace, seq.probe)
+        return seq.probe.num_tokens
+
+    def _waits_for_prefix(self, seq: Sequence) -> bool:
+        """Whether somebody is just computing more of its prefix than is cached."""
+        if not self._shares or not len(self._computing):
+            return False
+        ids = seq.ids(0, seq.max_cached + 1)
+        return self._computing.holds_back(ids, self._probe(seq), seq.request.namespace)
+
+    def _reserved_tokens(self) -> int:
+        """Tokens that those admitted will still need: rest of the prompt, and expected output."""
+        total = sum(seq.num_tokens - seq.kv_len for seq in self.prefilling)
+        return total + sum(self._expected(seq) for seq in (*self.prefilling, *self.decoding))
+
+    def _expected(self, seq: Sequence) -> int:
+        """Further tokens it will need, with a page's worth of rounding."""
+        if seq.request.trie is not None:
+            return max(len(part.token_ids) for part in seq.request.trie.parts) + self.config.page_size
+        return self._ratio.expect(seq.max_output - len(seq.output_ids)) + self.config.page_size
+
+    def _open(self, seq: Sequence, reserved: int) -> bool:
+        """Lease a row and the cached prefix, if what it needs fits beside what is reserved. Alone it always fits."""
+        source = seq.request.source
+        next_use = source.hints.next_use if source.hints else -1
+        lease = self.memory.acquire(seq.ids(0, seq.max_cached + 1), seq.request.namespace, next_use=next_use)
+        if lease is None:
+            return False
+        uncached = seq.num_tokens - lease.num_cached
+        others = self.memory.num_leases - 1
+        if others and uncached + self._expected(seq) > self.memory.available_tokens - reserved:
+            self.memory.release(lease)
+            return False
+        seq.lease, seq.row, seq.probe = lease, lease.row, None
+        seq.kv_len = seq.kv_ready = lease.num_cached
+        seq.stage = Stage.PREFILL
+        self.prefilling.append(seq)
+        if self._shares:
+            self._computing.add(seq, seq.ids(), seq.request.namespace)
+        self._count_admission(seq)
+        return True
+
+    def _count_admission(self, seq: Sequence) -> None:
+        request, tally = seq.request, self.tally
+        if request.num_cached_tokens < 0:
+            request.num_cached_tokens = seq.kv_len
+            tally.cached_tokens += seq.kv_len
+            tally.prefilled_tokens += seq.prompt_len - seq.kv_len
+        else:
+            tally.recomputed_tokens += seq.num_tokens - seq.kv_len
+        seq.has_run = True
+
+    # Leasing memory for a launch
+
+    def _lease(self, decodes: list[Sequence], extends: list[Extend]) -> Batch | None:
+        """A batch with slots for all its rows; None, and nothing changed, if memory does not suffice."""
+        num_decodes, num = len(decodes), len(decodes) + len(extends)
+        rows = np.empty(num, dtype=np.int64)
+        counts = np.ones(num, dtype=np.int64)
+        rows[:num_decodes] = [seq.row for seq in decodes]
+        for i, extend in enumerate(extends, num_decodes):
+            rows[i], counts[i] = extend.seq.row, extend.num_rows
+        slots = self.memory.extend_rows(rows, counts)
+        if slots is None:
+            return None
+        return Batch(self.step, decodes, extends, rows, self.memory.lengths[rows], slots)
+
+    def _launched(self, batch: Batch) -> Batch:
+        """Bring the lengths forward: the host need not see a token for that."""
+        self._ratio.step()
+        for seq in batch.decodes:
+            seq.kv_len += 1
+            seq.in_flight += 1
+        for extend in batch.extends:
+            seq = extend.seq
+            seq.kv_len = extend.start + extend.num_rows
+            seq.in_flight += extend.is_last
+            if extend.samples:
+                seq.stage = Stage.DECODE
+                self.decoding.append(seq)
+                self._is_stale = True
+        tally = self.tally
+        tally.forwards += 1
+        tally.rows += len(batch.slots)
+        return batch
+
+    def _make_room(self, decodes: list[Sequence], extends: list[Extend]) -> None:
+        """Retract one sequence, or fail the only one there is: it has the pool to itself and finds no page in it."""
+        holders = [seq for seq in (*self.prefilling, *self.decoding) if seq.lease is not None]
+        if len(holders) == 1:
+            pinned = self.memory.cache.pinned_tokens
+            error = EngineError(f"no KV memory is left for one request alone; {pinned} tokens are pinned")
+            self.fail(holders[0].request, ErrorInfo.of(error))
+            victim = holders[0]
+        else:
+            victim = min(holders, key=lambda seq: (seq.priority, len(seq.output_ids), -seq.arrival, -seq.index))
+            limit = sum(seq.max_output for seq in self.decoding)
+            self._ratio.retracted(sum(len(seq.output_ids) for seq in self.decoding), len(self.decoding), limit)
+            self.retract(victim)
+        decodes[:] = [seq for seq in decodes if seq is not victim]
+        extends[:] = [extend for extend in extends if extend.seq is not victim]
+
+    def retract(self, seq: Sequence) -> None:
+        """Take its memory back and queue it again, with the output it has; what it computed stays cached if it can."""
+        if seq.in_flight:
+            raise EngineError(f"{seq!r} has a token in flight and cannot be retracted")
+        request = seq.request
+        self._close(seq, keep=True)
+        seq.stage = Stage.WAITING
+        self._drop_done()
+        self.waiting.append(seq)
+        request.num_preemptions += 1
+        self.tally.preemptions += 1
+        self.outbox.append((request, Preempted(request.id, seq.num_tokens)))
+
+    # Results
+
+    def resolve(self, batch: Batch, results: Results, now: float) -> None:
+        """Take in what a launched batch gave: tokens, stops, log-probs; insert, finish and free."""
+        self.resolver.resolve(self, batch, results, now)
+
+    def share(self, seq: Sequence) -> None:
+        """Put what a running sequence has computed into the prefix cache, for others."""
+        if seq.lease is not None and seq.kv_ready > seq.lease.num_shared:
+            source = seq.request.source
+            next_use = source.hints.next_use if source.hints else -1
+            self.memory.commit(seq.lease, seq.ids(0, seq.kv_ready), priority=source.priority, next_use=next_use)
+            self._changes += 1
+
+    def truncate(self, seq: Sequence, length: int) -> None:
+        """Give back the scratch slots behind `length`."""
+        if seq.lease is not None:
+            self.memory.truncate(seq.lease, length)
+            seq.kv_len = length
+
+    def prefilled(self, seq: Sequence) -> None:
+        """All tokens of a sequence but the last sampled are computed and shared."""
+        self._computing.remove(seq)
+        self._changes += 1
+
+    def close(self, seq: Sequence, *, keep: bool = True) -> None:
+        """A sequence is over: give back all it holds. With `keep` its computed tokens stay cached."""
+        if seq.stage is Stage.WAITING:
+            self.waiting.remove(seq)
+        self._close(seq, keep=keep)
+        seq.stage = Stage.DONE
+        seq.matcher = seq.mask = None
+
+    def _close(self, seq: Sequence, *, keep: bool) -> None:
+        self._computing.remove(seq)
+        if seq.lease is not None:
+            source = seq.request.source
+            next_use = source.hints.next_use if source.hints else -1
+            ids = seq.ids(0, seq.kv_ready) if keep else None
+            self.memory.release(seq.lease, ids, priority=source.priority, next_use=next_use)
+        seq.lease, seq.row, seq.probe = None, -1, None
+        seq.kv_len = seq.kv_ready = 0
+        self._is_stale = True
+        self._changes += 1
+
+    def fail(self, request: Request, error: ErrorInfo, *, keep: bool = True) -> None:
+        """End a request without a result, wherever it stands. Without `keep` nothing it computed stays cached."""
+        if request.is_over:
+            return
+        for seq in request.sequences:
+            if seq.stage is not Stage.DONE:
+                self.close(seq, keep=keep)
+        self.finish_request(request, Failed(request.id, error))
+
+    def finish_request(self, request: Request, event: Event) -> None:
+        """Its last event."""
+        request.is_over = True
+        self.requests.pop(request.id, None)
+        self.outbox.append((request, event))
+        if not self.requests:
+            self._ratio.reset()
+
+    def _drop_done(self) -> None:
+        if self._is_stale:
+            self.prefilling = [seq for seq in self.prefilling if seq.stage is Stage.PREFILL]
+            self.decoding = [seq for seq in self.decoding if seq.stage is Stage.DECODE]
+            self._is_stale = False
+
+    # Faults
+
+    def undo(self, batch: Batch) -> None:
+        """The forward of a batch failed: as if it had not been launched. Its sequences then run one by one."""
+        starts = [len_ - 1 for len_ in batch.lens[: len(batch.decodes)].tolist()] + [e.start for e in batch.extends]
+        for seq in batch.decodes + [extend.seq for extend in batch.extends if extend.is_last]:
+            seq.in_flight -= 1
+        for seq, start in zip(batch.seqs, starts, strict=True):
+            if seq.lease is not None:
+                self.memory.truncate(seq.lease, start)
+                seq.kv_len = start
+        self._drop_done()
+        for extend in batch.extends:
+            if extend.seq.stage is Stage.DECODE:
+                extend.seq.stage = Stage.PREFILL
+                self.prefilling.append(extend.seq)
+                self._is_stale = True
+        self._drop_done()
+        self._suspects.extend(seq for seq in batch.seqs if seq.lease is not None)
+
+    @property
+    def is_isolating(self) -> bool:
+        """Whether sequences of a failed batch are being run one by one, to find the one that fails."""
+        return bool(self._suspects)
+
+    def _lone_batch(self) -> Batch | None:
+        """The next suspect alone: if its forward fails too, the fault is its own."""
+        while self._suspects:
+            seq = self._suspects.popleft()
+            if seq.lease is None or seq.in_flight:
+                continue
+            extends: list[Extend] = []
+            if seq.stage is Stage.PREFILL:
+                self._add_extend(extends, seq, self._budget)
+            decodes = [seq] if seq.stage is Stage.DECODE else []
+            batch = self._lease(decodes, extends)
+            if batch is None:
+                self.retract(seq)
+                continue
+            return self._launched(batch)
+        return None
+
+    # State
+
+    @property
+    def new_token_ratio(self) -> float:
+        """The share of their limits that requests are expected to use."""
+        return self._ratio.value
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """All sequences that hold memory."""
+        return [seq for seq in (*self.prefilling, *self.decoding) if seq.lease is not None]
+
+    def check_integrity(self) -> None:
+        """Raise MemoryAccountError or EngineError unless pages, rows, queues and lengths agree."""
+        self._drop_done()
+        self.memory.check_integrity()
+        running = self.running
+        if len(running) != self.memory.num_leases or len({seq.row for seq in running}) != len(running):
+            raise EngineError(f"{len(running)} sequences run, {self.memory.num_leases} leases are out")
+        for seq in running:
+            if seq.lease is None or seq.kv_len != int(self.memory.lengths[seq.row]) or seq.kv_ready > seq.kv_len:
+                raise EngineError(f"{seq!r} disagrees with its row of {int(self.memory.lengths[seq.row])} tokens")
+        known = {id(seq) for request in self.requests.values() for seq in request.sequences}
+        queued = [*self.waiting, *running]
+        lost = [seq for r in self.requests.values() for seq in r.sequences if seq.stage is not Stage.DONE]
+        if {id(seq) for seq in queued} != {id(seq) for seq in lost} or not {id(seq) for seq in queued} <= known:
+            raise EngineError(f"{len(lost)} sequences are unfinished, {len(queued)} are queued or running")
+        if not self.requests and (len(self._computing) or self.memory.num_leases):
+            raise EngineError("nothing runs, but memory or prefixes are still held")

@@ -1,0 +1,209 @@
+"""The device half of the loop: a batch goes through model and sampler, and its results come back in one host read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.events import TokenLogprob
+from .sampling.batch import SamplingBatch, SamplingRow
+from .sampling.logprobs import Logprobs, logsumexp
+from .sampling.mask import ALL_ALLOWED, mask_words
+from .sampling.sampler import Sampler
+from .scheduling.batch_builder import BatchBuilder, LogitRows
+from .scheduling.results import Results
+
+if TYPE_CHECKING:
+    from .batch import ForwardBatch
+    from .memory.request_table import ReqToTokenPool
+    from .request import Sequence
+    from .scheduling.batch import Batch
+
+
+class Runner(Protocol):
+    """What the engine asks of a model: `ModelRunner`, or a stand-in."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Capacity of the KV pool: whole pages."""
+
+    @property
+    def req_to_token(self) -> ReqToTokenPool: ...
+
+    def forward(self, fb: ForwardBatch) -> Tensor:
+        """Logits of the wanted rows, [R, vocab] float32, in the order of `fb.logits_rows`. Writes the rows' KV."""
+
+
+@dataclass(slots=True)
+class _Wished:
+    """Log-probs of some rows on the device, with how many alternatives each row's request asked for."""
+
+    logprobs: Logprobs
+    tops: list[int]
+
+    def read(self) -> list[TokenLogprob]:
+        return self.logprobs.rows(self.tops)
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A launched batch whose results are still on the device."""
+
+    batch: Batch
+    ids: Tensor  # [S] of batch.sampled
+    wished: tuple[list[int], _Wished] | None = None  # indices into batch.sampled
+    prompts: dict[int, tuple[range, _Wished]] = field(default_factory=dict)
+    edges: dict[int, Tensor] = field(default_factory=dict)
+
+    def read(self) -> Results:
+        """Wait for the device and bring everything to the host."""
+        results = Results(self.ids.tolist())
+        if self.wished is not None:
+            results.logprobs = dict(zip(self.wished[0], self.wished[1].read(), strict=True))
+        for number, (positions, wished) in self.prompts.items():
+            results.prompt_logprobs[number] = dict(zip(positions, wished.read(), strict=True))
+        for number, values in self.edges.items():
+            results.edges[number] = values.tolist()
+        return results
+
+
+class Worker:
+    """Launches batches, one at a time. Keeps on the device what the next launch needs: last ids, sampling state."""
+
+    def __init__(self, runner: Runner, *, deterministic: bool = False) -> None:
+        self.runner = runner
+        self.sampler = Sampler(deterministic)
+        self.deterministic = deterministic
+        self.builder = BatchBuilder(runner.req_to_token.max_running_requests, runner.device)
+        self._members: list[Sequence] = []
+        self._sampling = SamplingBatch(runner.vocab_size, runner.device)
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> InFlight:
+        """Queue the forward and the sampling of a batch. Reads lengths and rows, no token that was just sampled.
+
+        Raises whatever forward or sampler raise; the device state is then as before.
+        """
+        fb, where = self.builder.build(batch)
+        logits = self.runner.forward(fb)
+        in_flight = InFlight(batch, torch.empty(0, dtype=torch.int64))
+        self._prompt_logprobs(in_flight, logits, where)
+        self._trie_logprobs(in_flight, logits, where)
+        if batch.sampled:
+            try:
+                self._sample(in_flight, fb, logits, where)
+            except BaseException:
+                self._members = []  # half changed: made anew by the next launch
+                raise
+        return in_flight
+
+    def _sample(self, in_flight: InFlight, fb: ForwardBatch, logits: Tensor, where: LogitRows) -> None:
+        batch = in_flight.batch
+        if where.sampled is not None:
+            logits = logits.index_select(0, torch.from_numpy(where.sampled).to(logits.device))
+        self._keep_members(batch)
+        steps, rows = self._steps_and_rows(batch)
+        ids = self.sampler.sample(logits, self._sampling, self._mask(batch), steps)
+        self._wished_logprobs(in_flight, logits, ids)
+        in_flight.ids = ids
+        self._sampling.append(ids)
+        self.builder.last_ids[rows] = ids.clamp(min=0)
+
+    def _keep_members(self, batch: Batch) -> None:
+        """Bring the sampling parameters to the rows of this batch, leaving those that stay as they are."""
+        wanted = batch.sampled
+        if wanted == self._members:
+            return
+        place = {seq: i for i, seq in enumerate(self._members)}
+        stay = [seq for seq in wanted if seq in place]
+        if len(stay) < len(self._members):
+            self._sampling.filter([place[seq] for seq in stay])
+        new = [seq for seq in wanted if seq not in place]
+        if stay + new != wanted or not stay:
+            new = wanted
+            self._sampling = SamplingBatch(self.runner.vocab_size, self.runner.device)
+        self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.runner.vocab_size, self.runner.device))
+        self._members = list(wanted)
+
+    def _steps_and_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """How many tokens each sampled sequence has, and its row in the request table."""
+        num_decodes = len(batch.decodes)
+        chosen = [*range(num_decodes), *(i for i, e in enumerate(batch.extends, num_decodes) if e.samples)]
+        lens, rows = batch.lens, batch.rows
+        if len(chosen) < len(lens):
+            lens, rows = lens[chosen], rows[chosen]
+        steps = lens - np.fromiter((seq.prompt_len for seq in batch.sampled), np.int64, len(batch.sampled))
+        device = self.runner.device
+        return torch.from_numpy(steps).to(device), torch.from_numpy(rows).to(device)
+
+    def _mask(self, batch: Batch) -> Tensor | None:
+        """[S, W] int32: what constraints allow; all bits for a free row. None if nothing is constrained."""
+        constrained = [(i, seq.mask) for i, seq in enumerate(batch.sampled) if seq.mask is not None]
+        if not constrained:
+            return None
+        mask = np.full((len(batch.sampled), mask_words(self.runner.vocab_size)), ALL_ALLOWED, dtype=np.int32)
+        for i, row in constrained:
+            mask[i] = row
+        return torch.from_numpy(mask).to(self.runner.device)
+
+    # Log-probs
+
+    def _wished_logprobs(self, in_flight: InFlight, logits: Tensor, ids: Tensor) -> None:
+        wishing = [i for i, seq in enumerate(in_flight.batch.sampled) if seq.request.source.logprobs is not None]
+        if wishing:
+            at = torch.tensor(wishing, device=logits.device)
+            seqs = [in_flight.batch.sampled[i] for i in wishing]
+            in_flight.wished = wishing, self._wish(logits.index_select(0, at), ids.index_select(0, at), seqs)
+
+    def _prompt_logprobs(self, in_flight: InFlight, logits: Tensor, where: LogitRows) -> None:
+        for number, (row, positions) in where.prompt.items():
+            seq = in_flight.batch.extends[number].seq
+            ids = torch.from_numpy(seq.ids(positions.start, positions.stop).astype(np.int64)).to(logits.device)
+            rows = logits[row : row + len(positions)]
+            in_flight.prompts[number] = positions, self._wish(rows, ids, [seq] * len(positions))
+
+    def _wish(self, logits: Tensor, ids: Tensor, seqs: list[Sequence]) -> _Wished:
+        wishes = [seq.request.source.logprobs for seq in seqs]
+        tops = [wish.top if wish else 0 for wish in wishes]
+        given = [wish.token_ids if wish else () for wish in wishes]
+        return _Wished(self.sampler.logprobs(logits, ids, max(tops), given), tops)
+
+    def _trie_logprobs(self, in_flight: InFlight, logits: Tensor, where: LogitRows) -> None:
+        for number, (prompt_row, first_row) in where.tries.items():
+            trie = in_flight.batch.extends[number].trie
+            assert trie is not None
+            begin = first_row if prompt_row < 0 else prompt_row
+            rows = logits[begin : first_row + len(trie.token_ids)]
+            offset = first_row - begin
+            at = torch.tensor([edge.parent + offset if edge.parent >= 0 else 0 for edge in trie.edges])
+            ids = torch.tensor([edge.token_id for edge in trie.edges], dtype=torch.int64)
+            at, ids = at.to(logits.device, torch.int64), ids.to(logits.device)
+            in_flight.edges[number] = rows[at, ids] - logsumexp(rows, self.deterministic)[at]
+
+
+def _row(seq: Sequence) -> SamplingRow:
+    """A sequence as the sampler sees it when it comes (again): all its tokens are known to the host then."""
+    request = seq.request
+    params = request.source.sampling
+    needs_ids = params.repetition_penalty != 1.0
+    return SamplingRow(
+        params,
+        request.seed,
+        seq.index,
+        prompt_ids=request.prompt_ids.tolist() if needs_ids else (),
+        output_ids=tuple(seq.output_ids),
+        stop_ids=tuple(seq.stop_ids),
+    )
