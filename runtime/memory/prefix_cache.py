@@ -90,10 +90,18 @@ class Insertion(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """How many leading tokens are cached right now; `node`, the last one matched whole, lets the next probe go on."""
+    """How many leading tokens were cached when asked; `node` is the last one matched whole.
+
+    The rest lets `is_current` see in constant time whether the answer still holds: where `node` ended, the page that
+    came next, and the child that began with it, if any, as far as it went.
+    """
 
     num_tokens: int
     node: Node
+    node_end: int
+    next_page: bytes | None
+    child: Node | None
+    child_end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,9 @@ class PrefixCache(Protocol):
     def probe(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, last: Probe | None = None) -> Probe:
         """What `match` would find, changing nothing and not counted. `last`, an earlier probe of the same tokens (now
         more or fewer), makes it cheap: the walk goes on where that one ended, if that place is still there."""
+
+    def is_current(self, probe: Probe) -> bool:
+        """Whether a probe of the same ids would answer the same now. False may be said in vain, True never."""
 
     def insert(
         self, ids: TokenIds, slots: npt.NDArray[np.integer], namespace: Namespace = DEFAULT_NAMESPACE, *,
@@ -253,7 +264,10 @@ class ChunkCache:
         return Match(0, EMPTY_PAGES, self._root, self.page_size)
 
     def probe(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, last: Probe | None = None) -> Probe:
-        return Probe(0, self._root)
+        return Probe(0, self._root, 0, None, None, 0)
+
+    def is_current(self, probe: Probe) -> bool:
+        return True
 
     def insert(
         self, ids: TokenIds, slots: npt.NDArray[np.integer], namespace: Namespace = DEFAULT_NAMESPACE, *,

@@ -106,20 +106,33 @@ class RadixCache:
         """What `match` would find, changing nothing and not counted. See `PrefixCache.probe`."""
         if last is not None and 0 < last.node.end <= len(ids):
             node = last.node  # still in the tree, so still a prefix of these ids, even if its tail was evicted
-            begin = node.end
-            first_page = ids[begin : begin + self.page_size]
-            if len(first_page) < self.page_size or key_bytes(first_page) not in node.children:
-                return Probe(begin, node)
         else:
             root = self._roots.get(namespace)
             if root is None:
-                return Probe(0, _nowhere())
-            node, begin = root, 0
-        data = key_bytes(ids[begin:] if begin else ids)
+                return Probe(0, _nowhere(), -1, None, None, 0)
+            node = root
+        data = key_bytes(ids[node.end :] if node.end else ids)
         path, child, common = self._walk(data, node)
-        node = path[-1]
-        partial = common // BYTES_PER_ID if child is not None else 0
-        return Probe(node.end + partial, node)
+        last_node = path[-1]
+        at = (last_node.end - node.end) * BYTES_PER_ID
+        next_page = data[at : at + self._page_bytes]
+        return Probe(
+            last_node.end + common // BYTES_PER_ID,
+            last_node,
+            last_node.end,
+            next_page if len(next_page) == self._page_bytes else None,
+            child,
+            child.end if child is not None else 0,
+        )
+
+    def is_current(self, probe: Probe) -> bool:
+        """Whether a probe of the same ids would answer the same now. See `PrefixCache.is_current`."""
+        _, node, node_end, next_page, child, child_end = probe
+        if node.end != node_end:
+            return False
+        if next_page is None:
+            return True
+        return node.children.get(next_page) is child and (child is None or child.end == child_end)
 
     def pages_of(self, node: Node, start: int = 0) -> npt.NDArray[np.int32]:
         """The pages of tokens [start, node.end) on the path to `node`; `start` is a multiple of the page size."""
@@ -230,7 +243,7 @@ class RadixCache:
 
     def lock(self, node: Node) -> None:
         """Keep the path from the root to `node` from eviction, once more."""
-        if node.end < 0:
+        if node.end < 0 and node.key:
             raise MemoryAccountError("lock of a node that was evicted since it was matched")
         at = node
         while (parent := at.parent) is not None:
@@ -337,6 +350,7 @@ class RadixCache:
             return
         if parent.parent is None:
             del self._roots[self._namespace_of.pop(parent)]
+            parent.end = -1
         elif not parent.lock_ref:
             self._push(parent)
 

@@ -190,7 +190,8 @@ def test_a_probe_goes_on_from_the_last_one_and_sees_what_changed():
     allocator = PageAllocator(60, 2)
     texts = [[rng.randrange(2) for _ in range(24)] for _ in range(12)]
     last = [None] * len(texts)
-    resumed = 0
+    asked = [cache.probe(text) for text in texts]
+    resumed = unchanged = 0
     for _ in range(3000):
         action, text = rng.random(), rng.choice(texts)[: rng.randint(0, 24)]
         if action < 0.3:
@@ -210,8 +211,14 @@ def test_a_probe_goes_on_from_the_last_one_and_sees_what_changed():
             assert going_on.num_tokens == fresh.num_tokens
             resumed += last[number] is not None and last[number].node.end > 0
             last[number] = going_on
+            whole = cache.probe(text)
+            if cache.is_current(asked[number]):
+                unchanged += 1
+                assert asked[number] == whole or asked[number].num_tokens == whole.num_tokens == 0
+            asked[number] = whole
+            assert cache.is_current(whole) or whole.num_tokens == 0
         cache.check_integrity()
-    assert resumed > 1000
+    assert resumed > 1000 and unchanged > 1000
 
 
 def test_the_order_of_eviction_does_not_grow_with_use():

@@ -52,10 +52,11 @@ def test_lpm_takes_the_longest_cached_prefix_then_arrival():
 
 def test_lpm_falls_back_to_fcfs_when_the_queue_is_long():
     waiting = queue(*(WaitingView(n, 200, n) for n in range(129)))
-    assert not LPM().wants_prefixes(129) and LPM().wants_prefixes(128)
-    assert arrivals(LPM(), waiting) == list(range(129))
-    assert arrivals(LPM(), [w for w in waiting if w.arrival < 128]) == list(range(127, -1, -1))
-    assert arrivals(LPM(fallback_len=1000), waiting) == list(range(128, -1, -1))
+    assert not LPM(128).wants_prefixes(129) and LPM(128).wants_prefixes(128)
+    assert arrivals(LPM(128), waiting) == list(range(129))
+    assert arrivals(LPM(128), [w for w in waiting if w.arrival < 128]) == list(range(127, -1, -1))
+    assert arrivals(LPM(), waiting) == list(range(128, -1, -1))
+    assert LPM().wants_prefixes(1024) and not LPM().wants_prefixes(1025)
 
 
 def test_dfs_weight_walks_the_heaviest_child_first():

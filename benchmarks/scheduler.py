@@ -1,0 +1,289 @@
+"""What the bookkeeping around a forward costs, without any model: `python benchmarks/scheduler.py [--quick] [--json F]`.
+
+- `cache`: match + insert of a 1,024-token prompt (page size 16) while 100,000 sequences are cached, and eviction;
+- `policies`: one ordering of 1, 16, 256 and 1,024 waiting requests, look-up of their cached prefixes included;
+- `aging`: a simulated engine under more load than it can bear, a queue full of hot prefixes and a few cold requests:
+  the cache's hit rate and how much later work went before the unluckiest request, each policy with and without the
+  bound on overtaking, the bound printed beside it.
+
+One thread. Times are medians and 99th percentiles of single calls, in microseconds.
+"""
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import time
+
+import numpy as np
+
+from dslc.runtime.memory.prefix_cache import slots_of_pages
+from dslc.runtime.memory.radix import RadixCache
+from dslc.runtime.scheduling.in_flight import PrefillTrie
+from dslc.runtime.scheduling.policies import (
+    DEFAULT_AGING_TOKENS,
+    LPM,
+    SCHEDULE_POLICIES,
+    Aging,
+    WaitingView,
+    schedule_policy,
+)
+
+PAGE = 16
+NEVER = 10**12
+
+
+def microseconds(times):
+    """Median and 99th percentile of seconds, in microseconds."""
+    ordered = sorted(times)
+    return 1e6 * statistics.median(ordered), 1e6 * ordered[len(ordered) * 99 // 100]
+
+
+class Slots:
+    """Fresh pages for ever: the benchmark never gives any back."""
+
+    def __init__(self):
+        self.next_page = 1
+
+    def take(self, num_tokens):
+        num_pages = num_tokens // PAGE
+        self.next_page += num_pages
+        return slots_of_pages(np.arange(self.next_page - num_pages, self.next_page), PAGE)
+
+
+def filled_cache(num_sequences):
+    """`num_sequences` prompts of 1,000 families: 512 tokens shared by the family, 128 their own."""
+    rng = np.random.default_rng(0)
+    cache, slots = RadixCache(PAGE), Slots()
+    families = rng.integers(0, 32_000, (1000, 512)).astype(np.int32)
+    for number in range(num_sequences):
+        ids = np.concatenate([families[number % 1000], rng.integers(0, 32_000, 128).astype(np.int32)])
+        cache.insert(ids, slots.take(640))
+    return cache, slots, families, rng
+
+
+def bench_cache(num_sequences, repeats):
+    cache, slots, families, rng = filled_cache(num_sequences)
+    rows = {}
+    for name, shared in (("half of it cached", 512), ("nothing cached", 0)):
+        match_times, insert_times, total = [], [], []
+        for number in range(repeats):
+            own = rng.integers(0, 32_000, 1024 - shared).astype(np.int32)
+            ids = np.concatenate([families[number % 1000][:shared], own])
+            begin = time.perf_counter()
+            match = cache.match(ids[:-1])
+            prefix = match.slots
+            matched = time.perf_counter()
+            all_slots = np.concatenate([prefix, slots.take(1024 - match.num_tokens)])
+            before_insert = time.perf_counter()
+            cache.insert(ids, all_slots)
+            end = time.perf_counter()
+            assert match.num_tokens == shared
+            match_times.append(matched - begin)
+            insert_times.append(end - before_insert)
+            total.append(matched - begin + end - before_insert)
+        rows[f"match + insert, {name}"] = microseconds(total)
+        rows[f"  match, {name}"] = microseconds(match_times)
+        rows[f"  insert, {name}"] = microseconds(insert_times)
+    ids = families[0]
+    last = cache.probe(ids)
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        current = cache.is_current(last)
+        times.append(time.perf_counter() - begin)
+        assert current
+    rows["is an earlier probe still right"] = microseconds(times)
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        evicted = cache.evict(1024)
+        times.append(time.perf_counter() - begin)
+        assert len(evicted) == 64
+    rows["evict 1,024 tokens"] = microseconds(times)
+    return rows
+
+
+def bench_policies(repeats):
+    cache, _, families, rng = filled_cache(10_000)
+    rows = {}
+    for count in (1, 16, 256, 1024):
+        prompts = [
+            np.concatenate([families[rng.integers(1000)], rng.integers(0, 32_000, 512).astype(np.int32)])
+            for _ in range(count)
+        ]
+        probes = [cache.probe(prompt[:-1]) for prompt in prompts]
+        for name in SCHEDULE_POLICIES:
+            policy = Aging(schedule_policy(name))
+            look_up, order = [], []
+            for _ in range(repeats):
+                begin = time.perf_counter()
+                if policy.wants_prefixes(count):
+                    probes = [
+                        last if cache.is_current(last) else cache.probe(ids[:-1], last=last)
+                        for ids, last in zip(prompts, probes, strict=True)
+                    ]
+                looked_up = time.perf_counter()
+                waiting = [
+                    WaitingView(n, 1024, probe.num_tokens, probe.node, n % 4, 100 + n * 7919 % 400)
+                    for n, probe in enumerate(probes)
+                ]
+                before_order = time.perf_counter()
+                policy.arrange(waiting)
+                end = time.perf_counter()
+                look_up.append(looked_up - begin)
+                order.append(end - before_order)
+            rows[f"{name}, {count} waiting"] = (microseconds(look_up)[0], microseconds(order)[0])
+    return rows
+
+
+def workload(num_requests, seed):
+    """(arrival tick, ids, new tokens): nine of ten from hot families (Zipf), the rest cold, in bursts."""
+    rng = np.random.default_rng(seed)
+    families = [rng.integers(0, 32_000, int(size)).astype(np.int32) for size in rng.integers(128, 1024, 40)]
+    weights = 1 / np.arange(1, 41)
+    tick, requests = 0, []
+    for _ in range(num_requests):
+        tick += int(rng.integers(0, 2)) if rng.random() < 0.9 else int(rng.integers(0, 8))
+        own = rng.integers(0, 32_000, int(rng.integers(16, 128))).astype(np.int32)
+        if rng.random() < 0.9:
+            own = np.concatenate([families[rng.choice(40, p=weights / weights.sum())], own])
+        else:
+            own = np.concatenate([rng.integers(0, 32_000, 512).astype(np.int32), own])
+        requests.append((tick, own, int(rng.integers(8, 128))))
+    return requests
+
+
+def simulate(policy, bound, requests, *, pool=16_384, rows=32, budget=2048):
+    """An engine that admits by `policy`, computes at most `budget` prompt tokens a tick, and one token a running
+    request; returns (hit rate, most tokens any request was overtaken by, longest wait in ticks, ticks, R)."""
+    cache, trie = RadixCache(), PrefillTrie()
+    aging = Aging(policy, bound)
+    free = list(range(pool, 0, -1))
+    waiting, running, todo = {}, {}, list(enumerate(requests))[::-1]
+    overtaken, waited, cached, total, tick, most_in_round = {}, {}, 0, 0, 0, 0
+    while todo or waiting or running:
+        while todo and todo[-1][1][0] <= tick:
+            number, (_, ids, new) = todo.pop()
+            waiting[number] = (ids, new, tick, None)
+        numbers = list(waiting)
+        views = []
+        for number in numbers:
+            ids, new, since, last = waiting[number]
+            probe = last if last and cache.is_current(last) else cache.probe(ids[:-1], last=last)
+            waiting[number] = (ids, new, since, probe)
+            views.append(WaitingView(number, len(ids), probe.num_tokens, probe.node, 0, new))
+        order, num_aged = aging.arrange(views)
+        for number in numbers:
+            overtaken[number] = aging.overtaken(number)
+        left = budget - sum(len(state[0]) - state[2] for state in running.values())
+        spent = 0
+        for place, index in enumerate(order):
+            if left <= 0 or len(running) >= rows:
+                break
+            number, view = numbers[index], views[index]
+            ids, new, since, _ = waiting[number]
+            if trie.holds_back(ids, view.num_cached):
+                if place < num_aged:
+                    break
+                continue
+            match = cache.match(ids[:-1])
+            cache.lock(match.node)
+            needed = len(ids) - match.num_tokens + new
+            if needed > len(free) + cache.evictable_tokens:
+                cache.unlock(match.node)
+                break
+            free += cache.evict(needed - len(free)).tolist()
+            own = [free.pop() for _ in range(needed)]
+            del waiting[number]
+            trie.add(number, ids)
+            waited[number] = tick - since
+            aging.admitted(number, needed)
+            spent += needed
+            cached, total = cached + match.num_tokens, total + len(ids)
+            running[number] = [ids, match.node, match.num_tokens, new, match.slots.tolist(), own]
+            left -= len(ids) - match.num_tokens
+        most_in_round = max(most_in_round, spent)
+        left = budget
+        for number, state in list(running.items()):
+            ids, node, done, new, prefix, own = state
+            if done < len(ids):
+                state[2] = done = min(len(ids), done + left)
+                left -= done - state[2]
+                if done == len(ids):
+                    slots = np.array(prefix + own)[: len(ids)]
+                    result = cache.insert(ids, slots)
+                    cache.lock(result.node)
+                    cache.unlock(node)
+                    state[1] = result.node
+                    free += own[: result.num_cached - len(prefix)]
+                    state[5] = own[len(ids) - len(prefix) :]
+                    trie.remove(number)
+            elif new > 1:
+                state[3] -= 1
+            else:
+                cache.unlock(node)
+                free += state[5]
+                del running[number]
+        tick += 1
+    assert len(free) + cache.evictable_tokens == pool
+    return cached / total, max(overtaken.values()), max(waited.values()), tick, most_in_round
+
+
+def bench_aging(num_requests, bound):
+    requests = workload(num_requests, seed=1)
+    rows = {}
+    policies = {name: schedule_policy(name) for name in SCHEDULE_POLICIES} | {"lpm always": LPM(NEVER)}
+    for name, policy in policies.items():
+        free_hits, free_most, free_wait, *_ = simulate(policy, NEVER, requests)
+        hits, most, wait, ticks, round_most = simulate(policy, bound, requests)
+        assert most <= bound + round_most
+        rows[name] = {
+            "hit rate": hits,
+            "of that without aging": hits / free_hits,
+            "overtaken by at most": most,
+            "bound": bound + round_most,
+            "without aging": free_most,
+            "longest wait, ticks": wait,
+            "longest wait without aging, ticks": free_wait,
+            "ticks": ticks,
+        }
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer sequences and repeats")
+    parser.add_argument("--aging-tokens", type=int, default=DEFAULT_AGING_TOKENS, help="bound on being overtaken")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
+    args = parser.parse_args()
+    random.seed(0)
+    num_sequences, repeats = (10_000, 300) if args.quick else (100_000, 2000)
+    gc.collect()
+    results = {"cache": bench_cache(num_sequences, repeats)}
+    print(f"cache ({num_sequences:,} sequences cached, page size {PAGE})       median us   p99 us")
+    for name, (median, p99) in results["cache"].items():
+        print(f"  {name:<52} {median:9.1f} {p99:8.1f}")
+    results["policies"] = bench_policies(repeats // 20)
+    print("\npolicies                                      look-up us   order us")
+    for name, (look_up, order) in results["policies"].items():
+        print(f"  {name:<42} {look_up:11.1f} {order:10.1f}")
+    results["aging"] = bench_aging(600 if args.quick else 3000, args.aging_tokens)
+    print(
+        f"\naging after {args.aging_tokens:,} tokens: hit rate, its share of the policy's own; most overtaken (bound), ..."
+    )
+    print("  policy        hits   share   overtaken     bound   (no aging)   wait   (no aging)   ticks")
+    for name, row in results["aging"].items():
+        print(
+            f"  {name:<11} {row['hit rate']:6.1%} {row['of that without aging']:7.1%} {row['overtaken by at most']:11,}"
+            f" {row['bound']:9,} {row['without aging']:12,} {row['longest wait, ticks']:6,}"
+            f" {row['longest wait without aging, ticks']:12,} {row['ticks']:7,}"
+        )
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
