@@ -139,6 +139,12 @@ class _Reader:
             raise self.error(at + name, f"must be a number above {low:g}, not {value!r}")
         return float(value)
 
+    def either(self, name: str, default: float, table: Mapping[str, Any], at: str) -> float:
+        """A number from `table`, which is the field `at`, or from the top of the file."""
+        if table.get(name) is not None:
+            return self.number(name, of=table, at=at)
+        return self.number(name, default)
+
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.get(name, default)
         if not isinstance(value, bool):
@@ -259,11 +265,11 @@ class _Reader:
             raise self.error(at, f"must be an object, not {table!r}")
         kind = self.get("rope_type", self.get("type", "default", of=table), of=table)
         at += "."
-        read = _ROPE_KINDS.get(kind)
+        read = _ROPE_KINDS.get(kind) if isinstance(kind, str) else None
         if read is None:
             raise self.error(f"{at}rope_type", f"must be one of {', '.join(_ROPE_KINDS)}, not {kind!r}")
-        theta = self.number("rope_theta", self.get("rope_theta", 10_000.0), of=table, at=at)
-        partial = self.number("partial_rotary_factor", self.get("partial_rotary_factor", 1.0), of=table, at=at)
+        theta = self.either("rope_theta", 10_000.0, table, at)
+        partial = self.either("partial_rotary_factor", 1.0, table, at)
         rotary_dim = int(head_dim * partial)
         if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
             raise self.error("head_dim", f"rotates {rotary_dim} of {head_dim} dimensions; that must be even and fit")
