@@ -7,7 +7,7 @@ It says not only yes or no but gives each text a label, so that several language
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,6 +115,20 @@ class CharDfa:
         ends = np.append(self.bounds[1:], MAX_CODE_POINT + 1)
         widths = np.bincount(self.classes, weights=ends - self.bounds, minlength=self.delta.shape[1])
         return [int(w) for w in widths]
+
+    def texts(self) -> Iterator[str]:
+        """All texts of a finite language."""
+        if not self.is_finite:
+            raise ValueError("the language is infinite")
+        todo = [("", self.start)] if self.start else []
+        while todo:
+            text, state = todo.pop()
+            if self.labels[state]:
+                yield text
+            for span, which in enumerate(self.classes.tolist()):
+                if target := int(self.delta[state, which]):
+                    end = int(self.bounds[span + 1]) if span + 1 < len(self.bounds) else MAX_CODE_POINT + 1
+                    todo.extend((text + chr(cp), target) for cp in range(int(self.bounds[span]), end))
 
     def some_text(self) -> str | None:
         """A shortest text of the language; None if it is empty."""

@@ -256,6 +256,10 @@ class ByteDfa:
         dead = np.where(is_leaf, target == 0, ~self.live[after])
         return np.where(dead, -1, after).astype(np.int32)
 
+    def step(self, state: int, byte: int) -> int:
+        """The state after a byte, -1 if it is not allowed."""
+        return self.moves(state).get(byte, -1)
+
     def single(self, state: int) -> bool:
         """Whether exactly one byte may come next."""
         return len(self.moves(state)) == 1

@@ -32,6 +32,9 @@ class Automaton(Protocol):
 
     def accepting(self, state: int) -> bool: ...
 
+    def step(self, state: int, byte: int) -> int:
+        """The state after a byte, -1 if it is not allowed."""
+
     def single(self, state: int) -> bool:
         """Whether exactly one byte may come next."""
 
@@ -154,7 +157,7 @@ class TokenIndex:
 
     def step_bytes(self, state: int, data: bytes) -> int:
         for byte in data:
-            state = self.automaton.moves(state).get(byte, -1)
+            state = self.automaton.step(state, byte)
             if state < 0:
                 break
         return state

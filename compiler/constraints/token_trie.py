@@ -134,6 +134,8 @@ class QuoteTails:
                 at = data.find(b'"', at + 1)
         entries.sort()
         self.texts = list(numbers)
+        # Pieces that may end a further name or item.
+        self.far = [t.count(b'"') > 1 or b"}" in t or b"]" in t for t in self.texts]
         self.nodes = np.array([e[0] for e in entries], np.int64)
         self.tokens = np.array([e[1] for e in entries], np.int64)
         self.numbers = np.array([e[2] for e in entries], np.int64)

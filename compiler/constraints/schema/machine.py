@@ -16,6 +16,8 @@ from typing import Any
 from ..spelling import QUOTE
 from ..token_index import Mask
 from ..token_trie import TokenTrie
+from .distinct import canonical_of_text
+from .plans import Want
 from .string_masks import is_wide, string_mask
 from .style import Style
 from .universe import Universe
@@ -27,7 +29,8 @@ from .values import (
     ObjectTracks,
     ValueProgram,
     demand_of,
-    survivors,
+    surviving_arrays,
+    surviving_objects,
 )
 
 SHIFT = 32
@@ -47,6 +50,10 @@ class Kind(IntEnum):
     OBJECT = 7  # program, tracks or pending tracks, phase
     ARRAY = 8  # program, tracks or pending tracks, phase
     GAP = 9  # how much whitespace may still come, and the state it stands before
+    # value program, state of a reading of its own, bytes so far (None: unknown): a value that is compared with others
+    ITEM = 10
+    ITEM_ROOT = 11  # below the reading of an ITEM
+    DONE = 12  # result: an ITEM has ended
 
 
 class Phase(IntEnum):
@@ -58,6 +65,7 @@ class Phase(IntEnum):
 
 
 Frame = tuple[Any, ...]
+_UNKNOWN = "?"  # the canonical text of no value
 
 
 class SchemaMachine:
@@ -73,7 +81,7 @@ class SchemaMachine:
         self._values: dict[Demand, ValueProgram] = {}
         self._end = self._push((Kind.END,), -1)
         root = self._push((Kind.ROOT,), -1)
-        self.start = self._value((universe.root,), root) << SHIFT if universe.inhabited(universe.root) else -1
+        self.start = self._value((Want(universe.root),), root) << SHIFT if universe.inhabited(universe.root) else -1
 
     @property
     def num_states(self) -> int:
@@ -99,7 +107,15 @@ class SchemaMachine:
         program = self._values.get(demand)
         if program is None:
             program = self._values[demand] = ValueProgram(demand, self.universe)
+        if program.records:
+            inner = self._push((Kind.VALUE, program), self._push((Kind.ITEM_ROOT,), -1))
+            return self._push((Kind.ITEM, program, inner << SHIFT, b""), parent)
         return self._push((Kind.VALUE, program), parent)
+
+    def declared_names(self, state: int) -> list[str]:
+        """The names that are declared for the object in which `state` stands, in the order they must have."""
+        frame = self._frames[state >> SHIFT]
+        return list(frame[1].trie.names) if frame[0] is Kind.OBJECT else []
 
     # The automaton
 
@@ -138,6 +154,8 @@ class SchemaMachine:
             if result := frame[1].outcome(leaf_state):
                 moves.update(self.moves(self._deliver(parent, result)))
             return moves
+        if kind is Kind.ITEM:
+            return self._item_moves(frame, parent)
         if kind is Kind.NAME:
             return self._name_moves(context, frame, parent, leaf_state)
         if kind is Kind.OBJECT:
@@ -170,6 +188,39 @@ class SchemaMachine:
             inside = self._push((Kind.ARRAY, program.arrays, program.arrays.start, Phase.OPEN), parent)
             moves[0x5B] = self._gap(inside << SHIFT)
         return moves
+
+    # Items that are compared with others: a reading of their own, wrapped in frames that keep the text
+
+    def _item_moves(self, frame: Frame, parent: int) -> dict[int, int]:
+        moves: dict[int, int] = {}
+        if result := self._result(frame[2]):  # a number may go on, or be over
+            after = self._deliver_item(frame, parent, result)
+            moves.update(self.moves(after) if after >= 0 else {})
+        for byte, inner in self.moves(frame[2]).items():
+            if (after := self._item_step(frame, parent, byte, inner)) >= 0:
+                moves[byte] = after
+        return moves
+
+    def _item_step(self, frame: Frame, parent: int, byte: int, inner: int) -> int:
+        read = (Kind.ITEM, frame[1], inner, None if frame[3] is None else frame[3] + bytes([byte]))
+        top = self._frames[inner >> SHIFT]
+        return self._deliver_item(read, parent, top[1]) if top[0] is Kind.DONE else self._push(read, parent) << SHIFT
+
+    def _result(self, state: int) -> int:
+        """The result of an item that may end in `state` without a further byte of its own, else 0."""
+        context = state >> SHIFT
+        frame = self._frames[context]
+        if frame[0] is Kind.PLAIN and self._frames[self._parents[context]][0] is Kind.ITEM_ROOT:
+            return int(frame[1].outcome(state & LEAF_BITS))
+        return 0
+
+    def _deliver_item(self, frame: Frame, parent: int, result: int) -> int:
+        """The state after an item, -1 if it equals one that it must not equal."""
+        value = _UNKNOWN if frame[3] is None else canonical_of_text(frame[3])
+        for i, want in enumerate(frame[1].demand):
+            if want.without is not None and value in want.without:
+                result &= ~(1 << i)
+        return self._deliver(parent, result, value=value) if result else -1
 
     # Strings and names
 
@@ -240,36 +291,76 @@ class SchemaMachine:
             moves[0x5D] = self._deliver(parent, result)
         return moves
 
-    def _deliver(self, context: int, result: int, text: bytes | None = None) -> int:
-        """The state after a value or name above `context` has ended with `result`."""
+    def _deliver(self, context: int, result: int, text: bytes | None = None, value: str | None = None) -> int:
+        """The state after a value or name above `context` has ended with `result`.
+
+        `text`: the name's bytes, `value`: the value's canonical text, where they were kept.
+        """
         frame, parent = self._frames[context], self._parents[context]
         if frame[0] is Kind.ROOT:
             return self._end << SHIFT
+        if frame[0] is Kind.ITEM_ROOT:
+            return self._push((Kind.DONE, result), -1) << SHIFT
         if frame[3] is Phase.VALUE:
-            tracks = survivors(frame[2], demand_of(frame[2]), result)
+            is_array = frame[0] is Kind.ARRAY
+            tracks = surviving_arrays(frame[2], result, value) if is_array else surviving_objects(frame[2], result)
             return self._gap(self._push((frame[0], frame[1], tracks, Phase.AFTER), parent) << SHIFT)
         program: ObjectProgram = frame[1]
         classes, number = (0, result) if frame[3] is Phase.NAME else program.meaning(result)
         name = None if text is None else str(json.loads(b'"' + text + b'"'))
         after = program.after_key(frame[2], name, number, classes)
         below = self._push((Kind.OBJECT, program, after, Phase.VALUE), parent)
-        value = self._gap(self._value(demand_of(after), below) << SHIFT)
-        return self._gap(self._text(self.style.colon, value))
+        begin = self._gap(self._value(demand_of(after), below) << SHIFT)
+        return self._gap(self._text(self.style.colon, begin))
 
-    # Masks
+    # Reading in bulk
+
+    def step(self, state: int, byte: int) -> int:
+        """The state after a byte, -1 if it is not allowed."""
+        context, leaf_state = state >> SHIFT, state & LEAF_BITS
+        frame, parent = self._frames[context], self._parents[context]
+        if frame[0] is Kind.STRING and (byte != QUOTE or not frame[1].outcome(leaf_state)):
+            target = frame[1].dfa.moves(leaf_state).get(byte, -1)
+            if target >= 0 and frame[2] is not None:
+                context = self._push((Kind.STRING, frame[1], frame[2] + bytes([byte])), parent)
+            return context << SHIFT | target if target >= 0 else -1
+        if frame[0] is Kind.ITEM and not self._result(frame[2]):
+            inner = self.step(frame[2], byte)
+            return self._item_step(frame, parent, byte, inner) if inner >= 0 else -1
+        return self.moves(state).get(byte, -1)
 
     def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
         """The mask inside a string, put together from what its automaton allows and what follows its end."""
-        context, leaf_state = state >> SHIFT, state & LEAF_BITS
-        frame, parent = self._frames[context], self._parents[context]
-        if frame[0] is not Kind.STRING or not is_wide(frame[1].dfa, leaf_state):
+        outer = state >> SHIFT
+        item = self._frames[outer] if self._frames[outer][0] is Kind.ITEM else None
+        inner = state if item is None else item[2]
+        context, leaf_state = inner >> SHIFT, inner & LEAF_BITS
+        text, parent = self._frames[context], self._parents[context]
+        if text[0] is not Kind.STRING or not is_wide(text[1].dfa, leaf_state):
             return None
-        return string_mask(self, frame[1], leaf_state, frame[2], partial(self._deliver, parent), trie)
+
+        def behind(outcome: int) -> int:
+            after = self._deliver(parent, outcome, None if text[2] is None else b"?")
+            if item is None:
+                return after
+            return self._item_step((*item[:3], None), self._parents[outer], QUOTE, after)
+
+        exact = partial(self._reads, state) if text[2] is not None or item is not None else None
+        return string_mask(self, text[1], leaf_state, behind, exact, trie)
+
+    def _reads(self, state: int, data: bytes) -> bool:
+        for byte in data:
+            state = self.step(state, byte)
+            if state < 0:
+                return False
+        return True
 
     def single(self, state: int) -> bool:
         """Whether exactly one byte may come next."""
         context = state >> SHIFT
         frame = self._frames[context]
+        if frame[0] is Kind.ITEM:
+            return self.single(frame[2]) and len(self.moves(state)) == 1
         if frame[0] is Kind.STRING and len(frame[1].dfa.moves(state & LEAF_BITS)) > 1:
             return False
         return len(self.moves(state)) == 1

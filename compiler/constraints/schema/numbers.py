@@ -171,13 +171,15 @@ def _divisible_digits(modulus: int, places: int, zeros: int) -> CharDfa:
 
 
 def spelled(numbers: CharDfa) -> CharDfa:
-    """How the numbers may be written: a finite set in its one spelling only, others also with trailing zeros."""
+    """How the numbers may be written: integers and finite sets in one spelling only, others also with trailing zeros."""
     if numbers.is_finite:
         return numbers
     found = _spelled.get(numbers.key)
     if found is None:
         whole, fractions = intersect(numbers, INTEGERS), difference(numbers, INTEGERS)
-        found = union(numbers, union(concat(whole, _POINT_ZEROS), concat(fractions, _ZEROS)))
+        found = numbers
+        if not fractions.is_empty:
+            found = union(numbers, union(concat(whole, _POINT_ZEROS), concat(fractions, _ZEROS)))
         if len(_spelled) >= 512:
             _spelled.clear()
         _spelled[numbers.key] = found

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from ..char_algebra import difference, from_texts, intersect, is_disjoint
 from ..char_dfa import CharDfa
+from .distinct import Values, can_fill, spoilers, values_of
 from .formula import Formula, Formulas
-from .shape import ArrayAtom, ObjectAtom, Property, Unsupported
+from .shape import ArrayAtom, ObjectAtom, Property, Shape, Unsupported
 
 MAX_COUNTED = 3
 MAX_COUNT_STATES = 20_000
@@ -22,8 +23,16 @@ MAX_COUNT_STATES = 20_000
 Inhabited = Callable[[Formula], bool]
 
 
+class Want(NamedTuple):
+    """What a value is to meet: a formula; and, if `without` is set, to equal none of those values (canonical texts)."""
+
+    formula: Formula
+    without: frozenset[str] | None = None
+
+
 class ArrayTrack(NamedTuple):
-    """`items` read so far (up to where their number stops to matter), `counts` for each counted condition."""
+    """`items` read so far (up to where their number stops to matter), `counts` for each counted condition, and the
+    canonical texts of the items so far if they must be distinct."""
 
     items: int
     counts: tuple[int, ...]
@@ -43,11 +52,15 @@ class ObjectTrack(NamedTuple):
 class ArrayPlan:
     """How to read one `ArrayAtom`."""
 
-    def __init__(self, atom: ArrayAtom, formulas: Formulas) -> None:
+    def __init__(self, atom: ArrayAtom, formulas: Formulas, shape_of: Callable[[Formula], Shape]) -> None:
         if len(atom.counted) > MAX_COUNTED:
             raise Unsupported(f"more than {MAX_COUNTED} conditions that count items of one array")
         self.atom = atom
         self.formulas = formulas
+        self.shape_of = shape_of
+        self.unique = atom.unique and (atom.high is None or atom.high > 1)
+        if self.unique and atom.counted and (atom.low > 1 or any(c.low > 1 for c in atom.counted)):
+            raise Unsupported("uniqueItems together with contains and a least number of items")
         self.start = ArrayTrack(0, (0,) * len(atom.counted), frozenset())
         # From this many items on only `high` makes a difference.
         self.settled = max([atom.low, len(atom.prefix), *(c.start for c in atom.counted)])
@@ -78,15 +91,35 @@ class ArrayPlan:
             ]
         return [(both(parts), added) for parts, added in choices]
 
-    def next_items(self, track: ArrayTrack, inhabited: Inhabited) -> Iterator[tuple[ArrayTrack, Formula]]:
+    def next_items(self, track: ArrayTrack, inhabited: Inhabited) -> Iterator[tuple[ArrayTrack, Want]]:
         """The tracks an item may lead to, and what the item has to meet for each."""
         if self.atom.high is not None and track.items >= self.atom.high:
             return
+        without: Values | None = None
+        if self.unique:
+            without = track.used | spoilers(self._slots(track.items + 1, track), track.used)
         for formula, added in self._choices(track.items, track.counts):
-            if inhabited(formula):
+            if inhabited(formula) and not self._used_up(formula, without):
                 after = self._after(track, added)
                 if self.viable(after, inhabited):
-                    yield after, formula
+                    yield after, Want(formula, without)
+
+    def _slots(self, begin: int, track: ArrayTrack) -> list[Values | None]:
+        """The values of the items that must still come, from number `begin` on; None for more than enough of them."""
+        need = self.atom.low - begin
+        if need <= 0:
+            return []
+        enough = need + len(track.used) + 1
+        distinct = {i: values_of(self.shape_of(self.atom.item(i)), enough) for i in range(len(self.atom.prefix) + 1)}
+        if all(values is None for values in distinct.values()):
+            return []
+        return [distinct[min(i, len(self.atom.prefix))] for i in range(begin, self.atom.low)]
+
+    def _used_up(self, formula: Formula, without: Values | None) -> bool:
+        if not without:
+            return False
+        values = values_of(self.shape_of(formula), len(without))
+        return values is not None and values <= without
 
     def _after(self, track: ArrayTrack, added: tuple[int, ...]) -> ArrayTrack:
         items = track.items + 1
@@ -114,6 +147,8 @@ class ArrayPlan:
             return True
         if not atom.counted:
             if atom.high is not None and atom.high < atom.low:
+                return False
+            if self.unique and not can_fill(self._slots(track.items, track), track.used):
                 return False
             return all(inhabited(atom.item(i)) for i in range(track.items, min(atom.low, len(atom.prefix) + 1)))
         key = (track.items, track.counts)

@@ -64,19 +64,26 @@ def string_mask(
     machine: SchemaMachine,
     leaf: Leaf,
     state: int,
-    text: bytes | None,
-    deliver: Callable[[int, bytes | None], int],
+    behind: Callable[[int], int],
+    reads: Callable[[bytes], bool] | None,
     trie: TokenTrie,
 ) -> Mask:
-    """The mask in `state` of a string. `text` are the bytes so far where what follows may depend on them."""
+    """The mask in `state` of a string. `behind(outcome)` is the machine's state after the closing quote.
+
+    `reads` is set where later text may depend on this string's: it decides tokens that go as far as that one by one.
+    """
     tokens = string_tokens(leaf.dfa, state, trie)
     parts: list[tuple[LongArray, MaskRow]] = []
     for label, pieces in tokens.ending.items():
         outcome = leaf.outcomes[label]
         if not outcome:
             continue
-        after = deliver(outcome, None if text is None else text + b"?")
-        for piece in [0, *walk(machine, trie.tails.trie, after)]:
-            if piece in pieces:
-                parts.append(pieces[piece])
+        after = behind(outcome)
+        allowed = [0, *walk(machine, trie.tails.trie, after)] if after >= 0 else []
+        if reads is not None:
+            allowed = [piece for piece in allowed if not trie.tails.far[piece]]
+            far = [token for piece, ids in tokens.ids[label].items() if trie.tails.far[piece] for token in ids]
+            token_bytes = trie.vocabulary.token_bytes
+            parts.append(pack([token for token in far if reads(token_bytes[token] or b"")]))
+        parts.extend(pieces[piece] for piece in allowed if piece in pieces)
     return Mask(tokens.inside, *merge_words(*parts))

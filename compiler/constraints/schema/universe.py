@@ -52,7 +52,7 @@ class Universe:
     def _plan(self, formula: Formula) -> dict[Formula, None]:
         shape = self.shapes[formula] = self.lowering.shape(formula)
         formulas = self.lowering.formulas
-        arrays = self.arrays[formula] = [ArrayPlan(atom, formulas) for atom in shape.arrays]
+        arrays = self.arrays[formula] = [ArrayPlan(atom, formulas, self.lowering.shape) for atom in shape.arrays]
         objects = self.objects[formula] = [
             ObjectPlan(part, formulas) for atom in shape.objects for part in split_witnesses(atom, formulas)
         ]

@@ -1,33 +1,33 @@
 """Several formulas read at once: what a value may begin with, and which of the formulas it has met when it ends.
 
-A *demand* is a tuple of formulas; a result is an integer with one bit per formula of the demand.
+A *demand* is a tuple of wants; a result is an integer with one bit per want of the demand.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
 
-from ..char_algebra import from_texts, product, tag, union
+from ..char_algebra import difference, from_texts, product, tag, union
 from ..char_dfa import CharDfa, tidy
 from ..minimise import distances
 from ..spelling import ByteDfa, Spelling
-from .formula import Formula
 from .numbers import spelled
-from .plans import ArrayPlan, ArrayTrack, ObjectPlan, ObjectTrack
+from .plans import ArrayPlan, ArrayTrack, ObjectPlan, ObjectTrack, Want
+from .shape import Shape
 from .universe import Universe
 
-Demand = tuple[Formula, ...]
+Demand = tuple[Want, ...]
 ArrayTracks = tuple[tuple[int, ArrayTrack], ...]  # (member, track), sorted
 ObjectTracks = tuple[tuple[int, ObjectTrack], ...]
-PendingArray = tuple[tuple[int, ArrayTrack, Formula], ...]
-PendingObject = tuple[tuple[int, ObjectTrack, Formula], ...]
+PendingArray = tuple[tuple[int, ArrayTrack, Want], ...]
+PendingObject = tuple[tuple[int, ObjectTrack, Want], ...]
 Track = TypeVar("Track", ArrayTrack, ObjectTrack)
 
 _MAX_SHARED = 1024
@@ -68,11 +68,12 @@ class ValueProgram:
 
     def __init__(self, demand: Demand, universe: Universe) -> None:
         self.demand = demand
-        shapes = [universe.shapes[f] for f in demand]
+        self.records = any(want.without is not None for want in demand)
+        shapes = [_scalars_without(universe.shapes[w.formula], w.without) for w in demand]
         self.strings = _value_leaf([s.strings for s in shapes], "json")
         self.plain = _value_leaf([union(_literals(s.null, s.bools), spelled(s.numbers)) for s in shapes], "utf8")
-        arrays = [(1 << i, plan) for i, f in enumerate(demand) for plan in universe.arrays[f]]
-        objects = [(1 << i, plan) for i, f in enumerate(demand) for plan in universe.objects[f]]
+        arrays = [(1 << i, plan) for i, w in enumerate(demand) for plan in universe.arrays[w.formula]]
+        objects = [(1 << i, plan) for i, w in enumerate(demand) for plan in universe.objects[w.formula]]
         self.arrays = ArrayProgram(arrays, universe) if arrays else None
         self.objects = ObjectProgram(objects) if objects else None
 
@@ -86,21 +87,49 @@ def _value_leaf(languages: list[CharDfa], spelling: Spelling) -> Leaf | None:
     return Leaf(shared_byte_dfa(chars, spelling), sets)
 
 
-def survivors(
-    pending: Sequence[tuple[int, Track, Formula]], demand: Demand, result: int
-) -> tuple[tuple[int, Track], ...]:
-    """The tracks whose formula the value met."""
-    met = {formula for i, formula in enumerate(demand) if result >> i & 1}
-    return tuple(sorted({(member, track) for member, track, formula in pending if formula in met}, key=_track_order))
+def _scalars_without(shape: Shape, without: frozenset[str] | None) -> Shape:
+    """The scalars of a shape that are none of the given values. (Arrays and objects are compared when they end.)"""
+    if not without:
+        return shape
+    texts = [json.loads(v) for v in without if v.startswith('"')]
+    return Shape(
+        null=shape.null and "null" not in without,
+        bools=shape.bools & ~(("false" in without) | ("true" in without) << 1),
+        numbers=difference(shape.numbers, from_texts([v for v in without if v[0] in "-0123456789"])),
+        strings=difference(shape.strings, from_texts(texts)),
+    )
 
 
-def _track_order(entry: tuple[int, ArrayTrack | ObjectTrack]) -> tuple[object, ...]:
-    member, track = entry
-    return (member, *(sorted(part) if isinstance(part, frozenset) else part for part in track))
+def surviving_arrays(pending: PendingArray, result: int, value: str | None) -> ArrayTracks:
+    """The tracks whose want the item met. `value`: its canonical text, where it was recorded."""
+    met = _met(pending, result)
+    return _in_order(
+        (m, t if want.without is None else t._replace(used=t.used | {str(value)}))
+        for m, t, want in pending
+        if want in met
+    )
 
 
-def demand_of(pending: Sequence[tuple[int, Track, Formula]]) -> Demand:
-    return tuple(dict.fromkeys(formula for _, _, formula in pending))
+def surviving_objects(pending: PendingObject, result: int) -> ObjectTracks:
+    """The tracks whose want the property's value met."""
+    met = _met(pending, result)
+    return _in_order((m, track) for m, track, want in pending if want in met)
+
+
+def _met(pending: PendingArray | PendingObject, result: int) -> set[Want]:
+    return {want for i, want in enumerate(demand_of(pending)) if result >> i & 1}
+
+
+def _in_order(tracks: Iterable[tuple[int, Track]]) -> tuple[tuple[int, Track], ...]:
+    def order(entry: tuple[int, Track]) -> tuple[object, ...]:
+        return (entry[0], *(tuple(sorted(part)) if isinstance(part, frozenset) else part for part in entry[1]))
+
+    return tuple(sorted(set(tracks), key=order))
+
+
+def demand_of(pending: PendingArray | PendingObject) -> Demand:
+    """The wants of what is pending, each once, in order."""
+    return tuple(dict.fromkeys(want for _, _, want in pending))
 
 
 class ArrayProgram:
@@ -124,9 +153,9 @@ class ArrayProgram:
         """What one more item may lead to."""
         inhabited = self.universe.inhabited
         return tuple(
-            (member, after, formula)
+            (member, after, want)
             for member, track in tracks
-            for after, formula in self.plans[member].next_items(track, inhabited)
+            for after, want in self.plans[member].next_items(track, inhabited)
         )
 
 
@@ -186,20 +215,20 @@ class ObjectProgram:
 
     def after_key(self, tracks: ObjectTracks, name: str | None, number: int | None, classes: int) -> PendingObject:
         """Where a key leads: the declared name `number`, which is also undeclared in the members of `classes`."""
-        pending: list[tuple[int, ObjectTrack, Formula]] = []
+        pending: list[tuple[int, ObjectTrack, Want]] = []
         if number is not None:
             declared = self.trie.names[number]
             for member, track in tracks:
                 plan = self.plans[member]
                 for at, after in plan.declared_next(track):
                     if plan.names[at] == declared:
-                        pending.append((member, after, plan.properties[at].formula))
+                        pending.append((member, after, Want(plan.properties[at].formula)))
         if classes:
             for i, (member, which) in enumerate(self._open_names().classes):
                 for m, track in tracks:
                     if m == member and classes >> i & 1:
                         options = self.plans[member].undeclared_next(track, which, name)
-                        pending += [(member, after, formula) for after, formula in options]
+                        pending += [(member, after, Want(formula)) for after, formula in options]
         return tuple(pending)
 
     def declared_bits(self, tracks: ObjectTracks) -> int:
