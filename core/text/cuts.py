@@ -228,7 +228,9 @@ class AddedText:
 class _AddedTokens:
     """Where added tokens stand in a text, and where one may be about to stand."""
 
-    def __init__(self, tokens: Iterable[AddedText]) -> None:
+    def __init__(self, tokens: Iterable[AddedText], mark: str) -> None:
+        """`mark`: what a space becomes before the tokens are looked for ("" if it stays)."""
+        self._mark = mark
         self._tokens = {token.content: token for token in tokens}
         by_length = sorted(self._tokens, key=len, reverse=True)
         self._find = re.compile("|".join(map(re.escape, by_length))).finditer if by_length else None
@@ -240,6 +242,8 @@ class _AddedTokens:
         """(q, p): q is the end of the last added token; from p on the text may yet become one (p may be below q)."""
         if self._find is None:
             return 0, len(text)
+        if self._mark:
+            text = text.replace(" ", self._mark)
         start = end = 0
         token: AddedText | None = None
         for match in self._find(text):
@@ -323,14 +327,15 @@ class CutFinder:
         *,
         normalizer: Normalizer | None = None,
         added: Sequence[AddedText] = (),
+        added_mark: str = "",
         stages: Sequence[Stage] = (),
         split: Splitter | None = None,
         pairs: Pairs | None = None,
         unsupported: str = "",
     ) -> None:
-        """Either `stages` with `split`, the whole pre-tokeniser, or `pairs`."""
+        """Either `stages` with `split`, the whole pre-tokeniser, or `pairs`. `added_mark`: see `_AddedTokens`."""
         self._normalizer = normalizer or Normalizer()
-        self._added = _AddedTokens(added)
+        self._added = _AddedTokens(added, added_mark)
         self._stages = stages
         self._split = split
         self._pairs = pairs

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelLoadError
-from .hf import HFTokenizer
+from .hf import HFTokenizer, SpecialToken
+from .sentencepiece_tok import SentencePieceTokenizer, is_sentencepiece
 from .template import ChatTemplate
+from .tiktoken_tok import PATTERNS, SPECIALS, TiktokenTokenizer, read_ranks
 from .tokenizer import Tokenizer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -29,7 +31,12 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Tokenizer:
     folder = _folder(path, revision)
     if (folder / "tokenizer.json").is_file():
         return load_hf(folder)
-    raise ModelLoadError("holds no tokenizer.json", path=str(folder))
+    ranks = [path for path in sorted(folder.glob("*.model")) if not is_sentencepiece(path)]
+    if (folder / "tokenizer.model").is_file() and folder / "tokenizer.model" not in ranks:
+        return load_sentencepiece(folder)
+    if ranks := [*sorted(folder.glob("*.tiktoken")), *ranks]:
+        return load_tiktoken(folder, ranks[0])
+    raise ModelLoadError("holds no tokenizer (tokenizer.json, tokenizer.model or *.tiktoken)", path=str(folder))
 
 
 def _folder(path: str | Path, revision: str | None) -> Path:
@@ -139,6 +146,61 @@ def load_hf(folder: Path) -> HFTokenizer:
             (token.content for token in backend.get_added_tokens_decoder().values()), config, template
         ),
     )
+
+
+def load_sentencepiece(folder: Path) -> SentencePieceTokenizer:
+    """The tokenizer of `folder`/tokenizer.model. Raises ModelLoadError."""
+    config = read_tokenizer_config(folder)
+    return SentencePieceTokenizer(
+        (folder / "tokenizer.model").read_bytes(),
+        special_texts=special_texts(config),
+        added=_added_specials(folder, config),
+        eos_ids=read_eos_ids(folder),
+        add_bos=bool(config.get("add_bos_token", not config)),
+        add_eos=bool(config.get("add_eos_token", False)),
+        chat_template=read_chat_template(folder, config),
+    )
+
+
+def load_tiktoken(folder: Path, path: Path) -> TiktokenTokenizer:
+    """The tokenizer of a tiktoken file. Its pattern and special tokens stand in tokenizer_config.json (`pat_str`,
+    `added_tokens_decoder`), or are known by the file's name. Raises ModelLoadError."""
+    config = read_tokenizer_config(folder)
+    ranks = read_ranks(path)
+    pattern = config.get("pat_str") or PATTERNS.get(path.name)
+    if not pattern:
+        raise ModelLoadError(
+            "holds no pattern to split text by, and none is known for this name: "
+            'set "pat_str" in tokenizer_config.json beside it',
+            path=str(path),
+        )
+    specials = {token.content: token.id for token in _added_specials(folder, config)}
+    if not specials:
+        specials = {text: len(ranks) + i for i, text in enumerate(SPECIALS.get(path.name, ()))}
+    texts = special_texts(config)
+    if path.name == "tokenizer.model" and not config:
+        texts = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    return TiktokenTokenizer(
+        ranks,
+        pattern,
+        specials=specials,
+        special_texts=texts,
+        eos_ids=read_eos_ids(folder),
+        add_bos=bool(config.get("add_bos_token", not config)),
+        chat_template=read_chat_template(folder, config),
+    )
+
+
+def _added_specials(folder: Path, config: Mapping[str, Any]) -> list[SpecialToken]:
+    """Tokens beyond the vocabulary file, from tokenizer_config.json or added_tokens.json. All count as special."""
+    listed = config.get("added_tokens_decoder") or {}
+    tokens = [
+        SpecialToken(value["content"], int(i), value.get("lstrip", False), value.get("rstrip", False))
+        for i, value in listed.items()
+    ]
+    if not listed:
+        tokens = [SpecialToken(text, int(i)) for text, i in read_json(folder / "added_tokens.json").items()]
+    return tokens
 
 
 def _is_llama_class(config: Mapping[str, Any], model_config: Mapping[str, Any], backend: Any) -> bool:
