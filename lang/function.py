@@ -16,8 +16,9 @@ from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
 from ..core.errors import ArgumentError, ProgramError, SourceLoc, TraceError
 from .defaults import default_backend
-from .executor import Executor, RunOptions
+from .executor import Executor
 from .exprs import caller, logprob_wish, sampling_overrides
+from .options import RunOptions
 from .state import ProgramState
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class Function:
         target = backend if backend is not None else default_backend()
         run = self._options(sampling, seed)
         plan = self._plan_to_run(target, compiled, compile_options)
-        (task,) = self._run_all(target, run, plan, [arguments], [0])
+        task = self._run_one(target, run, plan, arguments)
         if task.executor.failure is not None:
             raise task.executor.failure
         return ProgramState(task.executor)
@@ -289,6 +290,14 @@ class Function:
         from ..compiler.schedule import Instance, Workload, schedule
 
         return schedule(Workload(tuple(Instance(plan, row) for row in rows)), tokenizer).order
+
+    def _run_one(self, backend: Backend, run: RunOptions, plan: Plan | None, arguments: dict[str, Any]) -> Task:
+        from .hub import Hub
+
+        hub = Hub(backend)
+        task = self._task(hub, run, plan, arguments, 0)
+        hub.run_here(task)
+        return task
 
     def _run_all(
         self,

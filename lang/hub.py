@@ -1,8 +1,10 @@
 """The hub: all programs of a run, suspended and resumed in one thread.
 
-Each program instance is a greenlet. It runs until it needs a value that is not there; then the next one runs. When
-none can, everything that they asked for is submitted together, and the calling thread lets the backend work until some
-result is in. There is no thread per program, and nothing waits for what can never come.
+Each program instance is a task with a greenlet for its body. It runs until it needs a value that is not there; then the
+next one runs. When none can, everything that they asked for is submitted together, and the calling thread lets the
+backend work until some result is in. There is no thread per program, and nothing waits for what can never come.
+
+A single program run from outside needs no greenlet: its caller is suspended anyway, so it drives the hub itself.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,80 +24,105 @@ from ..core.backend import Backend
 from ..core.errors import ProgramError, SourceLoc
 from ..core.events import Event, Failed, Finished
 from ..core.request import GenRequest
+from .stream import Slot
 
 if TYPE_CHECKING:
     from .executor import Executor
 
 _NAMES = itertools.count(1)
 _WARNED: set[Any] = set()
+_HERE = threading.local()  # .hub: the hub whose program runs in this thread
 Done = Callable[["Finished | Failed"], None]
+MAX_STARTED = 16384  # programs of a batch whose bodies are begun and not ended at one time
 
 
 class Task:
-    """One program instance in a hub: its executor, the greenlet of its body, and what it waits for."""
+    """One program instance in a hub: its executor and its body. `ended` is set when both are done."""
 
-    __slots__ = ("body", "error", "executor", "greenlet", "is_finished", "ready", "result", "what", "where")
+    __slots__ = ("body", "ended", "error", "executor", "greenlet", "result", "stuck", "waits_for")
 
     def __init__(self, executor: Executor, body: Callable[[], Any]) -> None:
         self.executor = executor
         self.body = body
         self.greenlet: Any = None
-        self.ready: Callable[[], bool] | None = None
-        self.what = ""
-        self.where: SourceLoc | None = None
+        self.waits_for: Slot | None = None
+        self.stuck: BaseException | None = None
         self.result: Any = None
         self.error: BaseException | None = None
-        self.is_finished = False
+        self.ended = Slot()
+
+
+class _InFlight:
+    """A request that has no last event yet."""
+
+    __slots__ = ("done", "executor")
+
+    def __init__(self, executor: Executor, done: Done) -> None:
+        self.executor = executor
+        self.done = done
 
 
 class Hub:
-    """Runs tasks to their end against one backend. Used once, by one thread."""
+    """Runs tasks to their end against one backend, in one thread."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self.tokenizer = backend.tokenizer if backend.capabilities.token_ids else None
         self.name = f"run{os.getpid():x}-{next(_NAMES)}"
         self._outbox: list[GenRequest] = []
-        self._in_flight: dict[str, Done] = {}
+        self._in_flight: dict[str, _InFlight] = {}
         self._inbox: deque[Event] = deque()
-        self._tasks: dict[int, Task] = {}  # by id of the executor
-        self._waiting: list[Task] = []
+        self._unstarted: Iterator[Task] = iter(())
+        self._num_started = 0
+        self._ready: deque[Task] = deque()  # suspended, and what they wait for is there
+        self._ended: deque[Task] = deque()
+        self._suspended: set[Task] = set()
+        self._tasks: dict[Executor, Task] = {}
+        self._current: Task | None = None
+        self._main: Any = None  # the greenlet that drives
 
     # -- what executors ask
 
-    def send(self, request: GenRequest, done: Done) -> None:
+    def send(self, executor: Executor, request: GenRequest, done: Done) -> None:
         """Submit a request with the next batch; `done` gets its last event, in this hub's thread."""
         self._outbox.append(request)
-        self._in_flight[request.id] = done
+        self._in_flight[request.id] = _InFlight(executor, done)
+        executor.num_in_flight += 1
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """End requests that nobody waits for any more."""
-        ids = set(request_ids)
-        self._outbox = [request for request in self._outbox if request.id not in ids]
-        if ids:
-            self.backend.abort(sorted(ids))
+        """Forget requests that nobody waits for any more, and end them."""
+        known = [i for i in request_ids if i in self._in_flight]
+        for request_id in known:
+            self._forget(request_id)
+        unsent = {request.id for request in self._outbox}
+        if unsent:
+            gone = unsent.intersection(known)
+            self._outbox = [request for request in self._outbox if request.id not in gone]
+        if sent := [i for i in known if i not in unsent]:
+            self.backend.abort(sent)
 
-    def wait_for(self, executor: Executor, ready: Callable[[], bool], what: str, where: SourceLoc | None) -> None:
-        """Suspend the program until `ready()`. Raises ProgramError if that can never be.
+    def block(self, slot: Slot, where: SourceLoc | None) -> None:
+        """Suspend the program that runs until the slot is done; called from outside of one, work until then.
 
-        Called after the program has ended, or from outside of it, it returns at once when ready.
+        Raises ProgramError if that can never be.
         """
-        task = self._tasks.get(id(executor))
-        while not ready():
-            if task is None or task.is_finished or greenlet.getcurrent() is not task.greenlet:
-                self._drive(ready, what, where)
-                return
-            task.ready, task.what, task.where = ready, what, where
-            task.greenlet.parent.switch()
-            if task.error is not None:
-                error, task.error = task.error, None
-                raise error
+        task = self._current
+        if task is None or greenlet.getcurrent() is not task.greenlet:
+            self._drive(slot, where)
+            return
+        task.waits_for = slot
+        self._suspended.add(task)
 
-    def _drive(self, ready: Callable[[], bool], what: str, where: SourceLoc | None) -> None:
-        """Somebody outside of the programs waits (a state used after its run): work until `ready()`."""
-        while not ready():
-            if not self._in_flight:
-                raise ProgramError(f"{what}: nothing that is still to come sets it", where=where)
-            self._exchange()
+        def resume() -> None:
+            if task.waits_for is slot:
+                task.waits_for = None
+                self._ready.append(task)
+
+        slot.watch(resume)
+        self._main.switch()
+        if task.stuck is not None:
+            error, task.stuck = task.stuck, None
+            raise error.at(where) if isinstance(error, ProgramError) else error
 
     def warn(self, message: str, key: Any) -> None:
         """A warning for the user, once per key."""
@@ -104,98 +132,154 @@ class Hub:
 
     # -- running
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
-        """Run all tasks; yields each as it ends (its `error` is what the body raised).
-
-        On leaving early (a closed iterator, an interrupt) everything in flight is aborted.
-        """
+    def run_here(self, task: Task) -> None:
+        """Run one task in the caller's own greenlet; when this returns it has ended."""
+        outer, _HERE.hub = getattr(_HERE, "hub", None), self
         try:
-            for task in tasks:
-                self._tasks[id(task.executor)] = task
-                self._start(task)
-                if task.greenlet.dead:
-                    task.ready = None
-                self._waiting.append(task)
-            yield from self._loop()
-        finally:
-            self._close()
-
-    def _start(self, task: Task) -> None:
-        def body() -> None:
             try:
                 task.result = task.body()
             except Exception as error:
                 task.error = error
+                task.executor.crash(error)
+            except BaseException:
+                self.abort(list(self._in_flight))
+                raise
+            while task.executor.num_in_flight:
+                self._exchange()
+            self._finish(task)
+        finally:
+            _HERE.hub = outer
 
-        task.greenlet = greenlet.greenlet(body)
+    def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """Run all tasks; yields each as it ends.
+
+        On leaving early (a closed iterator, an interrupt) everything in flight is aborted.
+        """
+        self._unstarted = iter(tasks)
+        try:
+            while True:
+                self._main = greenlet.getcurrent()
+                while self._ended:
+                    yield self._ended.popleft()
+                    self._main = greenlet.getcurrent()
+                if not self._progress() and not self._ended:
+                    return
+        finally:
+            self._close()
+
+    def _progress(self) -> bool:
+        """Let programs run until one has ended or all wait; then exchange. False when there is nothing left to do."""
+        while not self._ended:
+            if self._ready:
+                task = self._ready.popleft()
+                self._suspended.discard(task)
+                if task.greenlet is not None:
+                    self._switch(task)
+            elif self._num_started < MAX_STARTED and (following := next(self._unstarted, None)) is not None:
+                self._start(following)
+            elif self._in_flight:
+                self._exchange()
+                return True
+            elif self._suspended:
+                self._wake_stuck()
+            else:
+                return False
+        return True
+
+    def _start(self, task: Task) -> None:
+        self._num_started += 1
+        self._tasks[task.executor] = task
+        task.greenlet = greenlet.greenlet(lambda: self._body_of(task))
         task.greenlet.gr_context = contextvars.copy_context()
-        task.greenlet.switch()
+        self._switch(task)
 
-    def _loop(self) -> Iterator[Task]:
-        while True:
-            progress = True
-            while progress:
-                progress = False
-                waiting, self._waiting = self._waiting, []
-                for task in waiting:
-                    if not task.greenlet.dead and task.ready is not None and task.ready():
-                        task.ready = None
-                        task.greenlet.switch()
-                        progress = True
-                    if task.greenlet.dead and (task.error is not None or task.executor.is_idle):
-                        self._finish(task)
-                        yield task
-                        progress = True
-                    else:
-                        self._waiting.append(task)
-            if not self._waiting:
-                return
-            if not self._in_flight:
-                self._break_deadlock()
-                continue
-            self._exchange()
+    def _body_of(self, task: Task) -> None:
+        try:
+            task.result = task.body()
+        except Exception as error:
+            task.error = error
+
+    def _switch(self, task: Task) -> None:
+        outer, _HERE.hub = getattr(_HERE, "hub", None), self
+        before, self._current = self._current, task
+        try:
+            task.greenlet.switch()
+        finally:
+            _HERE.hub = outer
+            self._current = before
+        if task.greenlet.dead:
+            task.greenlet = None
+            if task.error is not None:
+                task.executor.crash(task.error)
+            self._settle(task)
+
+    def _settle(self, task: Task) -> None:
+        """A task has ended when its body has, and nothing of it is in flight."""
+        if task.greenlet is None and not task.executor.num_in_flight and not task.ended.is_done:
+            self._finish(task)
+            self._num_started -= 1
+            del self._tasks[task.executor]
+            self._ended.append(task)
 
     def _finish(self, task: Task) -> None:
-        task.is_finished = True
-        task.executor.finish(task.error)
-        task.executor.ret_value = task.result
+        task.executor.finish(task.error, task.result)
+        task.ended.set(task)
+
+    # -- requests and results
 
     def _exchange(self) -> None:
         """Submit what was asked for, let the backend work until something ends, and pass the results on."""
         if self._outbox:
             batch, self._outbox = self._outbox, []
-            self.backend.submit(batch, self._inbox.append)
-        self.backend.wait(self._has_result)
+            self.backend.submit(batch, self._receive)
+        if not self._inbox:
+            self.backend.wait(self._has_result)
         while self._inbox:
             event = self._inbox.popleft()
-            if isinstance(event, (Finished, Failed)):
-                done = self._in_flight.pop(event.request_id, None)
-                if done is not None:
-                    done(event)
+            known = self._in_flight.get(event.request_id)
+            if known is None:
+                continue
+            self._forget(event.request_id)
+            known.done(event)  # type: ignore[arg-type]
+            task = self._tasks.get(known.executor)
+            if task is not None:
+                self._settle(task)
+
+    def _receive(self, event: Event) -> None:
+        """The sink of all requests: called from whatever thread drives the backend."""
+        if isinstance(event, (Finished, Failed)):
+            self._inbox.append(event)
 
     def _has_result(self) -> bool:
-        return any(isinstance(event, (Finished, Failed)) for event in self._inbox)
+        return bool(self._inbox)
 
-    def _break_deadlock(self) -> None:
+    def _forget(self, request_id: str) -> None:
+        known = self._in_flight.pop(request_id)
+        known.executor.num_in_flight -= 1
+
+    def _drive(self, slot: Slot, where: SourceLoc | None) -> None:
+        """Somebody outside of the programs waits: work until the slot is done."""
+        while not slot.is_done:
+            if not self._in_flight:
+                raise ProgramError("this value can never be known: nothing that is still to come sets it", where=where)
+            self._exchange()
+
+    def _wake_stuck(self) -> None:
         """Nothing is in flight, and still programs wait: for values that no op will ever produce."""
-        for task in self._waiting:
-            if task.greenlet.dead:
-                stuck = [stream for stream in task.executor.streams.values() if not stream.is_idle]
-                for stream in stuck:
-                    stream.fail(ProgramError(f"stream {stream.path} of {task.executor.title!r} can never go on"))
-            else:
-                task.error = ProgramError(f"{task.what}: nothing that is still to come sets it", where=task.where)
-                task.ready = None
-                task.greenlet.switch()
+        for task in list(self._suspended):
+            self._suspended.discard(task)
+            task.waits_for = None
+            task.stuck = ProgramError("this value can never be known: nothing that is still to come sets it")
+            self._ready.append(task)
 
     def _close(self) -> None:
         """Abort what is in flight and end the greenlets that are still suspended."""
-        if self._in_flight:
-            self.abort(list(self._in_flight))
-            self._in_flight.clear()
-        for task in self._tasks.values():
+        self.abort(list(self._in_flight))
+        for task in list(self._tasks.values()):
             if task.greenlet is not None and not task.greenlet.dead:
                 task.greenlet.throw(greenlet.GreenletExit)
-            task.is_finished = True
+            task.greenlet = None
         self._tasks.clear()
-        self._waiting.clear()
+        self._suspended.clear()
+        self._ready.clear()
+        self._unstarted = iter(())

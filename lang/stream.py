@@ -1,115 +1,197 @@
-"""One text stream of a running program: its tokens, its text, its variables.
+"""One text stream of a running program: its tokens, its text, its variables, and what it still has to do.
 
 All prompt text between two generations or special tokens is one *run*, tokenised as one string when it ends, however it
 was appended. Ids that were sampled stay as they are; text that a stop cut off in mid-token opens the next run.
-Law: detokenise(ids) + pending = text (less a leading BOS that the text does not show).
+Law: detokenise(ids) + pending run = text (less a leading BOS that the text does not show).
+
+What is settled is kept as a list of immutable segments, so a branch costs a copy of pointers, not of text or ids.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-from ..compiler.ir import AnyOp, Role, Scope, Tokens
-from ..core.errors import DslcError
+from ..compiler.ir import Role, Scope
+from ..core.errors import SourceLoc
+from ..core.request import Segment
 from ..core.text.tokenizer import Tokenizer
 
 
 class Slot:
-    """A value that an op will produce: a generated text, a choice, what a scope captured, what a join gathered."""
+    """A value that an op will produce: a generated text, a choice, what a scope captured, what a join gathered.
 
-    __slots__ = ("error", "is_done", "meta", "value")
+    `watchers` are called, in the thread that owns the program, when the value or the error is there.
+    """
+
+    __slots__ = ("error", "is_done", "meta", "value", "watchers")
 
     def __init__(self, value: Any = None, is_done: bool = False) -> None:
         self.value = value
         self.is_done = is_done
-        self.error: DslcError | None = None
+        self.error: BaseException | None = None
         self.meta: Any = None
+        self.watchers: list[Callable[[], None]] | None = None
 
     def set(self, value: Any, meta: Any = None) -> None:
-        """Give the value; whoever waits for it goes on."""
-        self.value = value
-        self.meta = meta
-        self.is_done = True
+        """Give the value; whoever waits for it goes on. Once failed it stays so."""
+        if not self.is_done:
+            self.value = value
+            self.meta = meta
+            self._done()
 
-    def fail(self, error: DslcError) -> None:
+    def fail(self, error: BaseException) -> None:
         """Say that there will be no value."""
         if not self.is_done:
             self.error = error
-            self.is_done = True
+            self._done()
+
+    def _done(self) -> None:
+        self.is_done = True
+        watchers, self.watchers = self.watchers, None
+        for watcher in watchers or ():
+            watcher()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call `watcher` when the value is there; at once if it is."""
+        if self.is_done:
+            watcher()
+        elif self.watchers is None:
+            self.watchers = [watcher]
+        else:
+            self.watchers.append(watcher)
 
 
-@dataclass(slots=True)
 class Step:
-    """Something a stream has to do, in order: an op, or the opening or closing of a region."""
+    """Something a stream has to do when it gets there: `rule(executor, stream, step)`."""
 
-    kind: Literal["op", "enter", "leave"]
-    op: AnyOp
-    slot: Slot | None = None
-    branches: tuple[Stream, ...] = ()
+    __slots__ = ("extra", "op", "rule", "slot")
+
+    def __init__(self, rule: Callable[[Any, Stream, Step], None], op: Any, slot: Slot | None = None, extra: Any = None):
+        self.rule = rule
+        self.op = op
+        self.slot = slot
+        self.extra = extra
+
+    @property
+    def where(self) -> SourceLoc | None:
+        return getattr(self.op, "where", None)
 
 
-@dataclass(slots=True)
 class OpenRole:
     """A chat turn whose content is being appended. `text_start`: where its content begins in the stream's text."""
 
-    op: Role
-    text_start: int
-    suffix: str
-    prefix_len: int = 0
+    __slots__ = ("op", "suffix", "text_start")
+
+    def __init__(self, op: Role, text_start: int, suffix: str) -> None:
+        self.op = op
+        self.text_start = text_start
+        self.suffix = suffix
 
 
-@dataclass(slots=True, eq=False)
 class Stream:
     """The state of one stream; changed only by its executor."""
 
-    id: int
-    path: str
-    ids: list[int] = field(default_factory=list)
-    pending: str = ""  # text of the run that is not tokenised yet
-    text: str = ""
-    variables: dict[str, Slot] = field(default_factory=dict)  # as of the last emitted op
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    roles: tuple[str, ...] = ()
-    open_role: OpenRole | None = None
-    scopes: list[tuple[Scope, int, Slot]] = field(default_factory=list)
-    queue: deque[Step] = field(default_factory=deque)
-    busy: Slot | None = None  # the generation that must end before the next step
-    is_started: bool = True  # a branch starts when its fork is reached
-    is_joined: bool = False
-    error: DslcError | None = None
-    num_requests: int = 0
-    num_branches: int = 0
-    inherited: dict[str, Slot] = field(default_factory=dict)  # variables at the fork
-    fork_at: tuple[int, int, str] = (0, 0, "")  # (ids, text length, pending) of the parent at the fork
-    regions: list[Role | Scope] = field(default_factory=list)  # open as of the last emitted op
+    __slots__ = (
+        "branches", "busy", "changes", "error", "first_message", "id", "is_joined", "is_started", "log", "messages",
+        "num_branches", "num_requests", "open_role", "path", "pieces", "queue", "regions", "request_id", "roles", "run",
+        "scopes", "segments", "siblings", "text_len", "variables",
+    )  # fmt: skip
+
+    def __init__(self, id: int, path: str, is_started: bool = True) -> None:
+        self.id = id
+        self.path = path
+        # Settled prompt, the run that is not tokenised yet (with the user's lines), and the whole text in pieces.
+        self.segments: list[Segment] = []
+        self.run: list[tuple[str, SourceLoc | None]] = []
+        self.pieces: list[str] = []
+        self.text_len = 0
+        self.log: list[Any] | None = None  # what a branch appended, for a join that appends it again
+        # Chat turns and scopes, as of the last step carried out.
+        self.messages: list[dict[str, Any]] = []
+        self.first_message = 0  # how many of them a branch has from its parent
+        self.roles: tuple[str, ...] = ()
+        self.open_role: OpenRole | None = None
+        self.scopes: list[tuple[Scope, int]] = []
+        # Variables and open regions, as of the last op emitted.
+        self.variables: dict[str, Slot] = {}
+        self.changes: set[str] = set()  # variables that a branch set itself
+        self.regions: list[Role | Scope] = []
+        self.branches: list[Stream] = []
+        self.siblings: tuple[Stream, ...] = ()  # the branches of the same fork, this one included
+        # What is still to do.
+        self.queue: deque[Step] = deque()
+        self.busy: Slot | None = None  # the generation that must end before the next step
+        self.request_id = ""  # of that generation
+        self.is_started = is_started  # a branch starts when its fork is reached
+        self.is_joined = False
+        self.error: BaseException | None = None
+        self.num_requests = 0
+        self.num_branches = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether every step so far has been carried out."""
         return self.is_started and self.busy is None and not self.queue
 
-    # -- appending
+    # -- text and tokens
+
+    def text(self) -> str:
+        """All text so far."""
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+    def text_from(self, start: int) -> str:
+        """The text from character `start` on, without joining what comes before."""
+        wanted = self.text_len - start
+        if wanted <= 0:
+            return ""
+        parts: list[str] = []
+        for piece in reversed(self.pieces):
+            parts.append(piece)
+            wanted -= len(piece)
+            if wanted <= 0:
+                break
+        parts.reverse()
+        return "".join(parts)[-wanted if wanted else 0 :]
+
+    @property
+    def pending(self) -> str:
+        """The text of the run that is not tokenised yet."""
+        if len(self.run) > 1:
+            self.run = [("".join(text for text, _ in self.run), self.run[0][1])]
+        return self.run[0][0] if self.run else ""
+
+    def show(self, text: str) -> None:
+        """Add to the text what has been added to the tokens."""
+        self.pieces.append(text)
+        self.text_len += len(text)
 
     def begin(self, tokenizer: Tokenizer | None, in_template: bool) -> None:
         """Before the first content: a BOS where the tokenizer adds one and no chat template writes it."""
-        if tokenizer is not None and not self.ids and not self.text and not in_template:
-            self.ids += tokenizer.encode_prompt("")
+        if tokenizer is not None and not in_template and not self.segments and not self.pieces:
+            start = tuple(tokenizer.encode_prompt(""))
+            if start:
+                self.segments.append(Segment(ids=start))
 
-    def append_text(self, text: str) -> None:
+    def append_text(self, text: str, where: SourceLoc | None = None) -> None:
         """Plain text, in the current run."""
-        self.pending += text
-        self.text += text
+        if text:
+            self.run.append((text, where))
+            self.show(text)
+            if self.log is not None:
+                self.log.append(text)
 
-    def append_tokens(self, op: Tokens, tokenizer: Tokenizer) -> None:
-        """Constant text whose ids are known."""
-        if op.continues and self.pending:
-            self.append_text(op.text)
-            return
-        self.close_run(tokenizer)
-        self.ids += op.ids
-        self.text += op.text
+    def append_ids(self, ids: tuple[int, ...], text: str) -> None:
+        """Constant tokens whose ids are final; the run before them ends."""
+        if ids:
+            self.segments.append(Segment(ids=ids))
+        if text:
+            self.show(text)
+        if self.log is not None:
+            self.log.append((ids, text, ""))
 
     def append_special(self, text: str, tokenizer: Tokenizer | None) -> None:
         """Template text: special tokens in it end the run."""
@@ -121,42 +203,71 @@ class Stream:
                 self.append_text(part)
             else:
                 self.close_run(tokenizer)
-                self.ids.append(part)
-                self.text += tokenizer.decode([part], skip_special_tokens=False)
+                self.append_ids((part,), tokenizer.decode([part], skip_special_tokens=False))
+
+    def append_generated(self, ids: tuple[int, ...], tail: str, text: str) -> None:
+        """What was generated: `ids` stay as they are, `tail` opens the next run; together they are `text`."""
+        if ids:
+            self.segments.append(Segment(ids=ids))
+        if tail:
+            self.run.append((tail, None))
+        if text:
+            self.show(text)
+        if self.log is not None:
+            self.log.append((ids, text, tail))
 
     def close_run(self, tokenizer: Tokenizer | None) -> None:
         """Tokenise what is pending. Without a tokenizer text stays text."""
-        if self.pending and tokenizer is not None:
-            self.ids += tokenizer.encode(self.pending)
-            self.pending = ""
+        if self.run:
+            text = self.pending
+            self.run = []
+            closed = Segment(text=text) if tokenizer is None else Segment(ids=tuple(tokenizer.encode(text)))
+            self.segments.append(closed)
 
-    def branch(self, stream: Stream) -> None:
+    def replay(self, log: list[Any], tokenizer: Tokenizer | None) -> None:
+        """Append what a branch appended, as it did: text as text, generated ids as they are."""
+        for item in log:
+            if isinstance(item, str):
+                self.append_text(item)
+            else:
+                ids, text, tail = item
+                self.close_run(tokenizer)
+                self.append_generated(ids, tail, text)
+
+    # -- branches and failure
+
+    def branch_off(self, stream: Stream) -> None:
         """Make `stream` begin as a copy of this one."""
-        stream.ids = list(self.ids)
-        stream.pending = self.pending
-        stream.text = self.text
-        stream.messages = [dict(message) for message in self.messages]
+        text = self.text()
+        stream.segments = self.segments.copy()
+        stream.run = [(self.pending, None)] if self.run else []
+        stream.pieces = [text] if text else []
+        stream.text_len = self.text_len
+        stream.messages = self.messages.copy()
+        stream.first_message = len(self.messages)
         stream.roles = self.roles
+        stream.log = []
         if self.open_role is not None:
-            role = self.open_role
-            stream.open_role = OpenRole(role.op, role.text_start, role.suffix, role.prefix_len)
-        stream.fork_at = (len(self.ids), len(self.text), self.pending)
+            stream.open_role = OpenRole(self.open_role.op, self.open_role.text_start, self.open_role.suffix)
         stream.is_started = True
 
-    def fail(self, error: DslcError) -> None:
-        """Stop here: nothing more is carried out on this stream, and what it was to produce fails."""
+    def fail(self, error: BaseException) -> list[Stream]:
+        """Stop here: what this stream was still to produce fails. Returns the streams that can never start now."""
         if self.error is not None:
-            return
+            return []
         self.error = error
         self.is_started = True
-        if self.busy is not None:
-            self.busy.fail(error)
-            self.busy = None
-        for step in self.queue:
+        busy, self.busy = self.busy, None
+        steps, self.queue = self.queue, deque()
+        if busy is not None:
+            busy.fail(error)
+        for step in steps:
             if step.slot is not None:
                 step.slot.fail(error)
-            for branch in step.branches:
-                branch.fail(error)
-        self.queue.clear()
-        for _, _, slot in self.scopes:
-            slot.fail(error)
+        return [branch for branch in self.branches if not branch.is_started]
+
+    def settle(self) -> None:
+        """The program has ended: only the text, the turns and the variables are still of use."""
+        self.segments = []
+        self.run = []
+        self.log = None

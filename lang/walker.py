@@ -1,11 +1,13 @@
-"""Runs a Plan without its Python body: one rule per op, evaluating operands and handing plain ops to the executor.
+"""Runs a Plan without its Python body: one rule per op, handing ops to the executor as the body's states would.
 
-Where the body would read a value and so be suspended, the walker is suspended at the same place, with the same value.
+Where the body would read a value and be suspended, the walker goes on: an op whose operands are not known yet is handed
+over with the values it needs, and waits for them in its stream while other streams go on. Only a branch (Switch) and
+the end wait for values themselves. So the same requests are sent as by the body, some of them earlier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,8 +36,10 @@ from ..compiler.ir import (
 )
 from ..compiler.plan import Plan
 from ..core.errors import DslcError, ProgramError
-from .executor import Executor, check_text
+from .executor import Executor
 from .exprs import check
+from .steps import check_text
+from .stream import Slot
 
 
 class _Returned(Exception):
@@ -59,111 +63,182 @@ class _Walker:
     def __init__(self, executor: Executor, arguments: Mapping[str, Any]) -> None:
         self.executor = executor
         self.arguments = arguments
-        self.values: dict[int, Any] = {}
 
     def region(self, body: tuple[AnyOp, ...]) -> None:
         for op in body:
             _RULES[type(op)](self, op)
 
-    def value(self, operand: Any, op: AnyOp) -> Any:
-        """The plain value of an operand; suspends where it is a generated value that is not there yet."""
+    # -- values
+
+    def slot(self, ref: Ref) -> Slot:
+        return self.executor.slots[ref.id]
+
+    def define(self, out: Ref, slot: Slot) -> None:
+        self.executor.slots[out.id] = slot
+
+    def pending(self, *operands: Any) -> list[Slot]:
+        """The slots that operands need and that are not done (a failed one counts: the op must meet its error)."""
+        return [slot for ref in _refs(operands) if not (slot := self.slot(ref)).is_done or slot.error is not None]
+
+    def value(self, operand: Any) -> Any:
+        """The plain value of an operand whose slots are done. Raises the error of one that failed."""
         if isinstance(operand, Ref):
-            if operand.id in self.values:
-                return self.values[operand.id]
-            return self.executor.value_of(operand, op.where)
+            slot = self.slot(operand)
+            if slot.error is not None:
+                raise slot.error
+            return slot.value
         if isinstance(operand, tuple):
-            return tuple(self.value(item, op) for item in operand)
+            return tuple(self.value(item) for item in operand)
         return operand
 
-    def _emit(self, op: Any) -> None:
+    def emit(self, op: Any) -> None:
         self.executor.emit(op)
 
-    def _text(self, op: Text) -> None:
-        if isinstance(op.text, Ref):
-            text = check_text(self.value(op.text, op), op.where)
-            op = replace(op, text=text)
-            if not text:
-                return
-        self.executor.emit(op)
+    def emit_resolved(self, op: Any, operands: tuple[Any, ...], resolve: Callable[[], AnyOp]) -> None:
+        """Emit an op with its operands put in; where they are not known yet, the stream waits for them."""
+        needs = self.pending(*operands)
+        if needs:
+            self.executor.emit(op, needs, resolve)
+        else:
+            self.executor.emit(resolve())
 
-    def _arg(self, op: Arg) -> None:
-        self.values[op.out.id] = self.arguments[op.param]
+    # -- one rule per op
 
-    def _media(self, op: Media) -> None:
-        self.executor.emit(replace(op, source=self.value(op.source, op), options=self.value(op.options, op)))
+    def text(self, op: Text) -> None:
+        if isinstance(op.text, str):
+            self.executor.emit(op)
+            return
+        self.emit_resolved(op, (op.text,), lambda: replace(op, text=check_text(self.value(op.text), op.where)))
 
-    def _gen(self, op: Gen) -> None:
-        sampling = self.value(op.sampling, op)
-        if sampling != op.sampling:
-            op = replace(op, sampling=sampling)
-        if op.constraint is not None and not isinstance(op.constraint.source, str):
-            source = check_text(self.value(op.constraint.source, op), op.where)
-            spec = replace(op.constraint, source=source)
-            check(spec.resolve(source), op.where)
-            op = replace(op, constraint=spec)
-        self.executor.emit(op)
+    def arg(self, op: Arg) -> None:
+        self.define(op.out, Slot(self.arguments[op.param], is_done=True))
 
-    def _select(self, op: Select) -> None:
-        choices, temperature = self.value(op.choices, op), self.value(op.temperature, op)
-        if isinstance(choices, list):
-            choices = tuple(choices)
-        if choices != op.choices or temperature != op.temperature:
-            op = replace(op, choices=choices, temperature=temperature)
-        self.executor.emit(op)
+    def media(self, op: Media) -> None:
+        def resolve() -> Media:
+            return replace(op, source=self.value(op.source), options=self.value(op.options))
 
-    def _region_op(self, op: Role | Scope) -> None:
+        self.emit_resolved(op, (op.source, op.options), resolve)
+
+    def gen(self, op: Gen) -> None:
+        source = op.constraint.source if op.constraint is not None else None
+        if not any(True for _ in _refs((op.sampling, source))):
+            self.executor.emit(op)
+            return
+
+        def resolve() -> Gen:
+            spec = op.constraint
+            if spec is not None and not isinstance(spec.source, str):
+                text = check_text(self.value(spec.source), op.where)
+                spec = replace(spec, source=text)
+                check(spec.resolve(text), op.where)
+            return replace(op, sampling=self.value(op.sampling), constraint=spec)
+
+        self.emit_resolved(op, (op.sampling, source), resolve)
+
+    def select(self, op: Select) -> None:
+        def resolve() -> Select:
+            choices = self.value(op.choices)
+            choices = tuple(choices) if isinstance(choices, list) else choices
+            return replace(op, choices=choices, temperature=self.value(op.temperature))
+
+        self.emit_resolved(op, (op.choices, op.temperature), resolve)
+
+    def region_op(self, op: Role | Scope) -> None:
         header = replace(op, body=())
         self.executor.enter(header)
-        try:
-            self.region(op.body)
-        finally:
-            self.executor.leave(header)
+        self.region(op.body)
+        self.executor.leave(header)
 
-    def _set(self, op: Set) -> None:
-        value = self.value(op.value, op)
-        self.executor.emit(replace(op, value=value))
+    def set(self, op: Set) -> None:
+        if isinstance(op.value, Ref):
+            self.executor.set_variable(op.stream, op.var, self.slot(op.value), op.where)
+        else:
+            self.executor.set_variable(op.stream, op.var, self.computed(op, (op.value,), _as_list), op.where)
 
-    def _expr(self, op: Expr) -> None:
+    def expr(self, op: Expr) -> None:
         if op.fn in STATEFUL:
-            self.values[op.out.id] = self._read(op)
-            return
-        args = [self.value(arg, op) for arg in op.args]
-        try:
-            self.values[op.out.id] = evaluate(op.fn, args)
-        except DslcError:
-            raise
-        except Exception as error:
-            error.add_note(f"in the program {self.executor.title!r}, {op.where}")
-            raise
+            self.define(op.out, self.read(op))
+        else:
+            self.define(op.out, self.computed(op, op.args, lambda *args: evaluate(op.fn, args)))
 
-    def _read(self, op: Expr) -> Any:
+    def computed(self, op: Expr | Set, operands: tuple[Any, ...], function: Callable[..., Any]) -> Slot:
+        """The slot of a pure computation: done at once, or when its operands are. An error ends the program."""
+        slot = Slot()
+        needs = self.pending(*operands)
+        left = len(needs)
+
+        def compute() -> None:
+            nonlocal left
+            left -= 1
+            if left > 0 or slot.is_done:
+                return
+            failed = next((need.error for need in needs if need.error is not None), None)
+            if failed is not None:
+                slot.fail(failed)
+                return
+            try:
+                value = function(*(self.value(operand) for operand in operands))
+            except Exception as error:
+                if isinstance(error, DslcError):
+                    error.at(op.where)
+                elif hasattr(error, "add_note"):
+                    error.add_note(f"in the program {self.executor.title!r}, {op.where}")
+                slot.fail(error)
+                self.executor.crash(error)
+                return
+            slot.set(value)
+
+        if not needs:
+            compute()
+        for need in needs:
+            need.watch(compute)
+        if slot.is_done and slot.error is not None:
+            raise slot.error
+        return slot
+
+    def read(self, op: Expr) -> Slot:
+        executor = self.executor
         if op.fn == "get":
-            return self.executor.get(op.stream, str(op.args[0]), op.where)
+            return executor.variable(op.stream, str(op.args[0]), op.where)
         if op.fn == "has":
-            return self.executor.has(op.stream, str(op.args[0]), op.where)
-        return self.executor.text(op.stream, op.where)
+            return Slot(executor.has(op.stream, str(op.args[0]), op.where), is_done=True)
+        stream = executor.streams[op.stream]
+        return executor.mark(stream, stream.text)
 
-    def _switch(self, op: Switch) -> None:
-        value = self.value(op.on, op)
+    def switch(self, op: Switch) -> None:
+        value = self.executor.read(self.slot(op.on), op.where) if isinstance(op.on, Ref) else op.on
         for case in op.cases:
             if type(case.value) is type(value) and case.value == value:
                 self.region(case.body)
                 return
 
-    def _opaque(self, op: Opaque) -> None:
+    def opaque(self, op: Opaque) -> None:
         raise ProgramError(f"a plan with a break cannot run by itself: {op.reason}", where=op.where)
 
-    def _return(self, op: Return) -> None:
-        value = self.value(op.value, op)
-        raise _Returned(list(value) if isinstance(value, tuple) else value)
+    def end(self, op: Return) -> None:
+        for ref in _refs((op.value,)):
+            self.executor.read(self.slot(ref), op.where)
+        raise _Returned(_as_list(self.value(op.value)))
+
+
+def _refs(operand: Any) -> Iterator[Ref]:
+    if isinstance(operand, Ref):
+        yield operand
+    elif isinstance(operand, tuple):
+        for item in operand:
+            yield from _refs(item)
+
+
+def _as_list(value: Any) -> Any:
+    """A tuple of the IR as the list that the user wrote."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 _RULES: dict[type, Callable[[Any, Any], None]] = {
-    Text: _Walker._text, Tokens: _Walker._emit, Special: _Walker._emit, Media: _Walker._media, Arg: _Walker._arg,
-    Gen: _Walker._gen, Select: _Walker._select, Role: _Walker._region_op, Scope: _Walker._region_op,
-    Fork: _Walker._emit, Copy: _Walker._emit, Join: _Walker._emit, Set: _Walker._set, Expr: _Walker._expr,
-    Switch: _Walker._switch,
-    Opaque: _Walker._opaque, Return: _Walker._return,
+    Text: _Walker.text, Tokens: _Walker.emit, Special: _Walker.emit, Media: _Walker.media, Arg: _Walker.arg,
+    Gen: _Walker.gen, Select: _Walker.select, Role: _Walker.region_op, Scope: _Walker.region_op,
+    Fork: _Walker.emit, Copy: _Walker.emit, Join: _Walker.emit, Set: _Walker.set, Expr: _Walker.expr,
+    Switch: _Walker.switch, Opaque: _Walker.opaque, Return: _Walker.end,
 }  # fmt: skip
 
 if missing := set(OP_CLASSES.values()) - _RULES.keys():

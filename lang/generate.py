@@ -1,0 +1,131 @@
+"""Generations: from a Gen that a stream has got to, to a request, and from its result back into the stream."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.ir import Gen, Select
+from ..core.errors import DeadlineExceeded, ProgramError, RequestError
+from ..core.events import Failed, Finished
+from ..core.request import GenRequest, LogprobWish, Origin, Segment
+from . import meta
+from .steps import check_text, close_run, placed
+from .stream import Slot, Step, Stream
+
+if TYPE_CHECKING:
+    from ..core.constraint import Constraint
+    from .executor import Executor
+
+
+def generate(executor: Executor, stream: Stream, step: Step) -> None:
+    """Send the request of a gen; the stream waits for its result."""
+    op: Gen = step.op
+    slot = step.slot
+    assert slot is not None
+    stream.num_requests += 1
+    seed = executor.options.seed_of(executor.instance, stream.path, stream.num_requests)
+    request = GenRequest(
+        id=request_id(executor, stream),
+        segments=prompt(executor, stream),
+        sampling=executor.options.merged(op.sampling, seed),
+        constraint=_constraint(executor, op),
+        logprobs=_logprobs(executor, op),
+        stream=executor.options.stream,
+        timeout_s=seconds_left(executor),
+        origin=origin(executor, stream, op),
+    )
+    send(executor, stream, request, step, partial(_generated, executor, stream, step, request))
+
+
+def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:
+    """The stream as segments of a request; the run that is pending ends here."""
+    stream.begin(executor.tokenizer, stream.open_role is not None)
+    close_run(executor, stream)
+    return tuple(stream.segments)
+
+
+def request_id(executor: Executor, stream: Stream) -> str:
+    """A name that no other request of this process has."""
+    executor.num_requests += 1
+    return f"{executor.hub.name}-{executor.instance}-{stream.path}-{executor.num_requests}"
+
+
+def origin(executor: Executor, stream: Stream, op: Gen | Select) -> Origin:
+    """Where a request comes from. `op` counts the generations and choices of the stream."""
+    return Origin(executor.title, stream.num_requests - 1, executor.instance, stream.path)
+
+
+def _constraint(executor: Executor, op: Gen) -> Constraint | None:
+    if op.constraint is None:
+        return None
+    able = executor.backend.capabilities
+    if op.constraint.kind not in able.constraints:
+        raise RequestError(f"the backend {able.name!r} cannot enforce it", field=op.constraint.kind)
+    return op.constraint.resolve(check_text(op.constraint.source, op.where))
+
+
+def _logprobs(executor: Executor, op: Gen) -> LogprobWish | None:
+    wish = op.logprobs or executor.options.logprobs
+    if wish is not None and not executor.backend.capabilities.logprobs:
+        raise RequestError(f"the backend {executor.backend.capabilities.name!r} gives none", field="return_logprob")
+    return wish
+
+
+def seconds_left(executor: Executor) -> float | None:
+    options = executor.options
+    if options.token_budget is not None and executor.num_generated_tokens >= options.token_budget:
+        raise ProgramError(f"the token budget of {options.token_budget} is used up")
+    if options.deadline is None:
+        return None
+    left = options.deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("the timeout of this run has passed")
+    return left
+
+
+def _generated(executor: Executor, stream: Stream, step: Step, request: GenRequest, event: Finished) -> None:
+    first = event.outputs[0]
+    for output in event.outputs:
+        executor.num_generated_tokens += len(output.token_ids)
+    if executor.tokenizer is not None:
+        stream.append_generated(first.kept_ids, first.kept_tail, first.text)
+    else:
+        stream.append_generated((), first.text, first.text)
+    infos: list[Any] = [partial(meta.of_output, request, event, output, executor.tokenizer) for output in event.outputs]
+    slot = step.slot
+    assert slot is not None
+    if request.sampling.n == 1:
+        slot.set(first.text, infos[0])
+    else:
+        slot.set([output.text for output in event.outputs], infos)
+
+
+def send(executor: Executor, stream: Stream, request: GenRequest, step: Step, finished: Any) -> None:
+    """Hand a request to the hub; the stream waits for its result, then `finished(event)` takes it."""
+    slot = step.slot
+    assert slot is not None
+    stream.busy = slot
+    stream.request_id = request.id
+    executor.hub.send(executor, request, partial(_ended, executor, stream, slot, step, finished))
+
+
+def _ended(executor: Executor, stream: Stream, slot: Slot, step: Step, finished: Any, event: Finished | Failed) -> None:
+    if stream.busy is not slot:
+        return  # the stream has failed meanwhile
+    stream.request_id = ""
+    if isinstance(event, Failed):
+        error = event.error.exception().at(step.where)
+        tail = stream.text_from(max(0, stream.text_len - 60))
+        error.message += f" (in the program {executor.title!r}, after the prompt ending in {tail!r})"
+        executor.fail_stream(stream, error, slot)
+        return
+    stream.busy = None
+    try:
+        finished(event)
+    except Exception as error:
+        executor.fail_stream(stream, placed(error, step.where), slot)
+        return
+    if stream.busy is None:
+        executor.advance(stream)

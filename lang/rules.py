@@ -1,0 +1,237 @@
+"""How each op of a stream is carried out: one function per op class, `rule(executor, stream, step)`.
+
+A rule runs when the stream has got to its step. It may raise: then the stream fails with that error at the op's line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.ir import (
+    OP_CLASSES,
+    AnyOp,
+    Arg,
+    Copy,
+    Expr,
+    Fork,
+    Gen,
+    Join,
+    Media,
+    Opaque,
+    Return,
+    Role,
+    Scope,
+    Select,
+    Set,
+    Special,
+    Switch,
+    Text,
+    Tokens,
+)
+from ..core.errors import ProgramError, SourceLoc, TemplateError
+from .generate import generate
+from .score import select
+from .steps import Cancelled, append_special, check_text, close_run
+from .stream import OpenRole, Slot, Step, Stream
+
+if TYPE_CHECKING:
+    from .executor import Executor
+
+Rule = Callable[["Executor", Stream, Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a join has settled when it was taken: its branches, when they are done, and the lists it will fill."""
+
+    branches: tuple[Stream, ...]
+    marks: tuple[Slot, ...]
+    gathered: list[tuple[Slot, tuple[Slot, ...]]]
+
+
+# -- text
+
+
+def plain_text(executor: Executor, stream: Stream, step: Step) -> None:
+    """Text given without an op."""
+    stream.begin(executor.tokenizer, stream.open_role is not None)
+    stream.append_text(step.op, step.extra)
+
+
+def _text(executor: Executor, stream: Stream, step: Step) -> None:
+    op: Text = step.op
+    stream.begin(executor.tokenizer, stream.open_role is not None)
+    stream.append_text(check_text(op.text, op.where), op.where)
+
+
+def _tokens(executor: Executor, stream: Stream, step: Step) -> None:
+    op: Tokens = step.op
+    tokenizer = executor.tokenizer
+    if tokenizer is None or (op.continues and stream.run):
+        stream.append_text(op.text, op.where)
+        return
+    stream.begin(tokenizer, stream.open_role is not None or (bool(op.ids) and op.ids[0] == tokenizer.bos_id))
+    close_run(executor, stream)
+    stream.append_ids(op.ids, op.text)
+
+
+def _special(executor: Executor, stream: Stream, step: Step) -> None:
+    stream.begin(executor.tokenizer, True)
+    append_special(executor, stream, step.op.text)
+
+
+def _media(executor: Executor, stream: Stream, step: Step) -> None:
+    op: Media = step.op
+    name = executor.backend.capabilities.name
+    raise ProgramError(f"the backend {name!r} takes no {op.kind}s", where=op.where)
+
+
+# -- waiting
+
+
+def await_slot(executor: Executor, stream: Stream, step: Step) -> None:
+    """Go on when the slot is done, with a value or an error."""
+    executor.wait_on(stream, step.extra)
+
+
+def resolved(executor: Executor, stream: Stream, step: Step) -> None:
+    """The op's operands are known now: put them in, and carry it out."""
+    step.op = step.extra()
+    rule_of(step.op)(executor, stream, step)
+
+
+def set_mark(executor: Executor, stream: Stream, step: Step) -> None:
+    """The stream has got here: tell who waits for it."""
+    assert step.slot is not None
+    step.slot.set(step.extra())
+
+
+# -- chat turns and scopes
+
+
+def enter_scope(executor: Executor, stream: Stream, step: Step) -> None:
+    stream.scopes.append((step.op, stream.text_len))
+
+
+def leave_scope(executor: Executor, stream: Stream, step: Step) -> None:
+    start = next((start for op, start in reversed(stream.scopes) if op is step.op), stream.text_len)
+    stream.scopes = [entry for entry in stream.scopes if entry[0] is not step.op]
+    assert step.slot is not None
+    step.slot.set(stream.text_from(start))
+
+
+def enter_role(executor: Executor, stream: Stream, step: Step) -> None:
+    op: Role = step.op
+    stream.roles = (*stream.roles, op.role)
+    if op.prefix is not None:  # lowered: the body holds the template's text
+        stream.open_role = OpenRole(op, stream.text_len + len(op.prefix), op.suffix or "")
+        return
+    prefix, suffix = _fragments(executor, stream.roles, op.where)
+    stream.begin(executor.tokenizer, True)
+    append_special(executor, stream, prefix)
+    stream.open_role = OpenRole(op, stream.text_len, suffix)
+
+
+def leave_role(executor: Executor, stream: Stream, step: Step) -> None:
+    op: Role = step.op
+    role, stream.open_role = stream.open_role, None
+    if role is None:
+        raise ProgramError(f"the {op.role} turn was not opened on this branch", where=op.where)
+    content = stream.text_from(role.text_start)
+    if op.suffix:
+        content = content[: -len(op.suffix)]
+    stream.messages.append({"role": op.role, "content": content})
+    if op.suffix is None:
+        append_special(executor, stream, role.suffix)
+
+
+def _fragments(executor: Executor, roles: tuple[str, ...], where: SourceLoc | None) -> tuple[str, str]:
+    template = executor.tokenizer.chat_template if executor.tokenizer is not None else None
+    if template is None:
+        raise TemplateError(
+            f"a {roles[-1]} turn needs a chat template, and the model's tokenizer has none", where=where
+        )
+    found = template.fragments(roles)
+    if found is not None:
+        return found
+    found = template.fragments(roles, plain=True)
+    if found is None:
+        found = template.append_fragments(roles)
+    executor.hub.warn(
+        f"{where}: the model's chat template would write this conversation differently: {template.explain(roles)}; "
+        "the turns are appended one by one",
+        key=(where, roles),
+    )
+    return found
+
+
+def messages(stream: Stream) -> list[dict[str, Any]]:
+    """The chat turns so far, the open one included."""
+    open_turn = []
+    if stream.open_role is not None:
+        content = stream.text_from(stream.open_role.text_start)
+        open_turn = [{"role": stream.open_role.op.role, "content": content}]
+    return [dict(message) for message in stream.messages] + open_turn
+
+
+# -- branches
+
+
+def _fork(executor: Executor, stream: Stream, step: Step) -> None:
+    for branch in step.extra:
+        stream.branch_off(branch)
+    for branch in step.extra:
+        executor.advance(branch)
+
+
+def _join(executor: Executor, stream: Stream, step: Step) -> None:
+    joined: Joined = step.extra
+    failed = next((branch.error for branch in joined.branches if branch.error is not None), None)
+    if failed is not None:
+        while isinstance(failed, Cancelled) and failed.__cause__ is not None:
+            failed = failed.__cause__
+        for slot, _ in joined.gathered:
+            slot.fail(failed)
+        raise failed
+    for slot, parts in joined.gathered:
+        error = next((part.error for part in parts if part.error is not None), None)
+        if error is not None:
+            slot.fail(error)
+        else:
+            slot.set([part.value for part in parts], [part.meta for part in parts])
+    if step.op.mode == "concate_and_append":
+        for branch in joined.branches:
+            stream.replay(branch.log or [], executor.tokenizer)
+            stream.messages += branch.messages[branch.first_message :]
+
+
+def meta_of(meta: Any) -> Any:
+    """Meta info as the user gets it; it is made when asked for, not for every generation."""
+    if isinstance(meta, list):
+        return [meta_of(item) for item in meta]
+    return meta() if callable(meta) else meta
+
+
+def _nothing(executor: Executor, stream: Stream, step: Step) -> None:
+    """A break in a plan: the body goes on by itself."""
+
+
+def _not_a_step(executor: Executor, stream: Stream, step: Step) -> None:
+    raise ProgramError(f"the op {step.op.name!r} is no step of a stream", where=step.op.where)
+
+
+_RULES: Mapping[type, Rule] = {
+    Text: _text, Tokens: _tokens, Special: _special, Media: _media, Gen: generate, Select: select, Fork: _fork,
+    Copy: _fork, Join: _join, Opaque: _nothing, Role: enter_role, Scope: enter_scope, Arg: _not_a_step,
+    Expr: _not_a_step, Switch: _not_a_step, Return: _not_a_step, Set: _not_a_step,
+}  # fmt: skip
+
+if missing := set(OP_CLASSES.values()) - _RULES.keys():
+    raise TypeError(f"the executor has no rule for {sorted(cls.__name__ for cls in missing)}")
+
+
+def rule_of(op: AnyOp) -> Rule:
+    """The rule of an op's class."""
+    return _RULES[type(op)]
