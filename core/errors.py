@@ -155,8 +155,7 @@ class ErrorInfo:
     def exception(self) -> DslcError:
         """The exception this value stands for. A kind that is not known comes back as an EngineError."""
         error_class = _KINDS.get(self.kind, EngineError)
-        error = error_class.__new__(error_class)
-        DslcError.__init__(error, self.message)
+        error = error_class(self.message)  # the message has its field's name in front already
         for name in ("field", "pointer"):
             setattr(error, name, getattr(self, name))
         return error

@@ -1,4 +1,4 @@
-"""From a `GenRequest` to a running `Request`: every value is checked and every text tokenised before the loop sees it."""
+"""From a `GenRequest` to a running `Request`: all values are checked and all text tokenised before the loop sees it."""
 
 from __future__ import annotations
 

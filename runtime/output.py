@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 class OutputText:
-    """The text of one output: `push` ids as they come, `finish` once. `text` is what is certain of the kept text so far;
-    no beginning of it is ever taken back.
+    """The text of one output: `push` ids as they come, `finish` once.
+
+    `text` is what is certain of the kept text so far; no beginning of it is ever taken back.
 
     Stops count from token `min_new_tokens` on: text before that is passed through unsearched.
     """
