@@ -94,6 +94,9 @@ class Scheduler:
             request.arrival, request.queued_at = self._num_arrivals, now
             self.requests[request.id] = request
             self.waiting += request.sequences
+            for seq in request.sequences:
+                if seq.matcher is not None:
+                    self.resolver.fill_mask(seq)
             self._changes += 1
             self.tally.requests += 1
             self.tally.prompt_tokens += len(request.prompt_ids)
