@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelLoadError
+from .builtin_templates import builtin_template_name, load_chat_template
 from .hf import HFTokenizer, SpecialToken
 from .sentencepiece_tok import SentencePieceTokenizer, is_sentencepiece
 from .template import ChatTemplate
@@ -23,19 +24,26 @@ _NOT_LLAMA = frozenset(
 _FILES = ["*.json", "*.jinja", "additional_chat_templates/*", "*.model", "*.tiktoken"]
 
 
-def load_tokenizer(path: str | Path, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(path: str | Path, revision: str | None = None, chat_template: str | None = None) -> Tokenizer:
     """The tokenizer in a model folder, or of a model on the Hugging Face hub (`revision`: branch, tag or commit).
 
-    Raises ModelLoadError naming the file that is missing or wrong.
+    `chat_template`: a built-in template's name or a file, instead of the model's own. Without either, a built-in one
+    is taken if the model's name says that it speaks it. Raises ModelLoadError naming the file that is missing or
+    wrong, TemplateError for a `chat_template` that is not there.
     """
     folder = _folder(path, revision)
+    chat_template = chat_template or (builtin_template_name(str(path)) if not _has_template(folder) else None)
+    return _load_folder(folder, chat_template)
+
+
+def _load_folder(folder: Path, chat_template: str | None) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
-        return load_hf(folder)
+        return load_hf(folder, chat_template)
     ranks = [path for path in sorted(folder.glob("*.model")) if not is_sentencepiece(path)]
     if (folder / "tokenizer.model").is_file() and folder / "tokenizer.model" not in ranks:
-        return load_sentencepiece(folder)
+        return load_sentencepiece(folder, chat_template)
     if ranks := [*sorted(folder.glob("*.tiktoken")), *ranks]:
-        return load_tiktoken(folder, ranks[0])
+        return load_tiktoken(folder, ranks[0], chat_template)
     raise ModelLoadError("holds no tokenizer (tokenizer.json, tokenizer.model or *.tiktoken)", path=str(folder))
 
 
@@ -98,8 +106,21 @@ def read_eos_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def read_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
-    """The model's chat template(s): files of their own win over the entry in tokenizer_config.json."""
+def _has_template(folder: Path) -> bool:
+    return bool(_template_sources(folder, read_tokenizer_config(folder)))
+
+
+def read_chat_template(folder: Path, config: Mapping[str, Any], instead: str | None = None) -> ChatTemplate | None:
+    """The model's chat template(s), or `instead`: a built-in one's name or a file."""
+    texts = special_texts(config)
+    if instead is not None:
+        return load_chat_template(instead, texts)
+    sources = _template_sources(folder, config)
+    return ChatTemplate(sources, texts) if sources else None
+
+
+def _template_sources(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Templates by name. Files of their own win over the entry in tokenizer_config.json."""
     sources: dict[str, str] = {}
     if (folder / "chat_template.jinja").is_file():
         sources["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -113,7 +134,7 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate 
             sources = {item["name"]: item["template"] for item in entry}
         elif isinstance(entry, dict):
             sources = dict(entry)
-    return ChatTemplate(sources, special_texts(config)) if sources else None
+    return sources
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -124,7 +145,7 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_hf(folder: Path) -> HFTokenizer:
+def load_hf(folder: Path, chat_template: str | None = None) -> HFTokenizer:
     """The tokenizer of `folder`/tokenizer.json with what the files beside it say. Raises ModelLoadError."""
     from tokenizers import Tokenizer as Backend
 
@@ -136,7 +157,7 @@ def load_hf(folder: Path) -> HFTokenizer:
     if _is_llama_class(config, read_json(folder / "config.json"), backend):
         _as_llama_class(backend, config)
     _add_tokens(backend, config)
-    template = read_chat_template(folder, config)
+    template = read_chat_template(folder, config, chat_template)
     return HFTokenizer(
         backend,
         special_texts=special_texts(config),
@@ -148,7 +169,7 @@ def load_hf(folder: Path) -> HFTokenizer:
     )
 
 
-def load_sentencepiece(folder: Path) -> SentencePieceTokenizer:
+def load_sentencepiece(folder: Path, chat_template: str | None = None) -> SentencePieceTokenizer:
     """The tokenizer of `folder`/tokenizer.model. Raises ModelLoadError."""
     config = read_tokenizer_config(folder)
     return SentencePieceTokenizer(
@@ -158,11 +179,11 @@ def load_sentencepiece(folder: Path) -> SentencePieceTokenizer:
         eos_ids=read_eos_ids(folder),
         add_bos=bool(config.get("add_bos_token", not config)),
         add_eos=bool(config.get("add_eos_token", False)),
-        chat_template=read_chat_template(folder, config),
+        chat_template=read_chat_template(folder, config, chat_template),
     )
 
 
-def load_tiktoken(folder: Path, path: Path) -> TiktokenTokenizer:
+def load_tiktoken(folder: Path, path: Path, chat_template: str | None = None) -> TiktokenTokenizer:
     """The tokenizer of a tiktoken file. Its pattern and special tokens stand in tokenizer_config.json (`pat_str`,
     `added_tokens_decoder`), or are known by the file's name. Raises ModelLoadError."""
     config = read_tokenizer_config(folder)
@@ -187,7 +208,7 @@ def load_tiktoken(folder: Path, path: Path) -> TiktokenTokenizer:
         special_texts=texts,
         eos_ids=read_eos_ids(folder),
         add_bos=bool(config.get("add_bos_token", not config)),
-        chat_template=read_chat_template(folder, config),
+        chat_template=read_chat_template(folder, config, chat_template),
     )
 
 
