@@ -116,7 +116,8 @@ def dump_transformers(runner: ModelRunner, ids: Sequence[int]) -> dict[str, Tens
     """The same of transformers' model of the same folder, with the runner's weights' dtype, computed in float32."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(runner.folder, dtype=runner.dtype).to(dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(runner.folder, dtype=runner.dtype)
+    model = model.float().eval()
     with torch.inference_mode(), dump_layers(model) as found:
         model(torch.tensor([list(ids)]), use_cache=False)
     return found
