@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import os
+import linecache
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..compiler.ir import Opaque, walk
 from ..compiler.tracing import NoSource, Traced, strict_error, trace
 from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
 from ..core.errors import ArgumentError, ProgramError, SourceLoc, TraceError
-from .defaults import default_backend
-from .executor import Executor
-from .exprs import caller, logprob_wish, sampling_overrides
-from .options import RunOptions
+from .exprs import caller
+from .options import OPTION_NAMES
+from .running import Running
+from .signature import Signature
 from .state import ProgramState
 
 if TYPE_CHECKING:
@@ -26,20 +26,8 @@ if TYPE_CHECKING:
     from ..compiler.passes.base import CompileOptions
     from ..compiler.plan import Plan
     from ..core.text.tokenizer import Tokenizer
-    from .hub import Hub, Task
 
-# What run() and run_batch() take besides the program's own arguments.
-_SAMPLING_NAMES = {
-    "max_new_tokens": "max_new_tokens", "min_new_tokens": "min_new_tokens", "stop": "stop",
-    "stop_token_ids": "stop_token_ids", "stop_regex": "stop_regex", "temperature": "temperature", "top_p": "top_p",
-    "top_k": "top_k", "min_p": "min_p", "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty", "repetition_penalty": "repetition_penalty", "ignore_eos": "ignore_eos",
-    "logit_bias": "logit_bias", "skip_special_tokens": "skip_special_tokens",
-    "spaces_between_special_tokens": "spaces_between_special_tokens", "no_stop_trim": "no_stop_trim",
-}  # fmt: skip
-_LOGPROB_NAMES = ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs")
-_OTHER_NAMES = ("backend", "seed", "compiled", "compile_options")
-_RESERVED = frozenset({*_SAMPLING_NAMES, *_LOGPROB_NAMES, *_OTHER_NAMES})
+GeneratorStyle = bool | Literal["unordered"]
 
 
 class Function:
@@ -62,28 +50,15 @@ class Function:
         self.__doc__ = body.__doc__
         self.__module__ = body.__module__
         self.__wrapped__ = body
+        if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
+            raise ProgramError(f"{self.__name__} is an async def: a program must be a plain def", where=self.where)
+        if inspect.isgeneratorfunction(body):
+            raise ProgramError(f"{self.__name__} is a generator: a program must not yield", where=self.where)
+        self.signature = Signature(body, self.where)
         self._lock = threading.RLock()
         self._traced: Traced | None = None
         self._plans: dict[Any, Plan] = {}
         self._has_source = True
-        self._check_signature()
-
-    def _check_signature(self) -> None:
-        where = self.where
-        if inspect.iscoroutinefunction(self.body) or inspect.isasyncgenfunction(self.body):
-            raise ProgramError(f"{self.__name__} is an async def: a program must be a plain def", where=where)
-        if inspect.isgeneratorfunction(self.body):
-            raise ProgramError(f"{self.__name__} is a generator: a program must not yield", where=where)
-        parameters = list(inspect.signature(self.body).parameters.values())
-        if not parameters or parameters[0].name != "s":
-            got = f"not {parameters[0].name!r}" if parameters else "but it has none"
-            raise ProgramError(f"the first parameter of the program {self.__name__} must be 's', {got}", where=where)
-        for parameter in parameters[1:]:
-            if parameter.name in _RESERVED:
-                raise ProgramError(
-                    f"the parameter {parameter.name!r} of {self.__name__} is named like an option of run(); rename it",
-                    where=where,
-                )
 
     def __repr__(self) -> str:
         return f"<dslc program {self.__name__} at {self.where}>"
@@ -103,38 +78,12 @@ class Function:
 
     def bind(self, **kwargs: Any) -> Function:
         """The program with some arguments given; a call may still give them anew."""
-        self._refuse_unknown(kwargs, caller())
+        self.signature.refuse_unknown(kwargs, caller())
         return type(self)(self.body, self.num_api_spec_tokens, {**self.bound, **kwargs})
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments by name, bound ones and defaults included. Raises ArgumentError naming what is wrong."""
-        where = caller()
-        parameters = list(inspect.signature(self.body).parameters.values())[1:]
-        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-            raise ArgumentError(
-                f"{self.__name__} takes *args or **kwargs: a program needs named parameters", where=self.where
-            )
-        positional = [p.name for p in parameters if p.kind != p.KEYWORD_ONLY]
-        if len(args) > len(positional):
-            raise ArgumentError(
-                f"{self.__name__} takes {len(positional)} positional arguments, got {len(args)}", where=where
-            )
-        given = dict(zip(positional, args, strict=False))
-        self._refuse_unknown(kwargs, where)
-        if twice := given.keys() & kwargs.keys():
-            raise ArgumentError(f"{self.__name__} got the argument {sorted(twice)[0]!r} twice", where=where)
-        values = {**self.bound, **given, **kwargs}
-        missing = [p.name for p in parameters if p.name not in values and p.default is p.empty]
-        if missing:
-            raise ArgumentError(f"{self.__name__} is missing the argument {', '.join(map(repr, missing))}", where=where)
-        return {p.name: values.get(p.name, p.default) for p in parameters}
-
-    def _refuse_unknown(self, kwargs: Mapping[str, Any], where: SourceLoc | None) -> None:
-        known = list(inspect.signature(self.body).parameters)[1:]
-        for name in kwargs:
-            if name not in known:
-                takes = ", ".join(known) or "none"
-                raise ArgumentError(f"{self.__name__} has no argument {name!r}; it takes {takes}", where=where)
+        return self.signature.arguments(args, kwargs, self.bound, caller())
 
     # -- compiling
 
@@ -171,8 +120,11 @@ class Function:
                 self._plans[key] = compile_program(program, tokenizer, None, options)
             return self._plans[key]
 
-    def _plan_to_run(self, backend: Backend, compiled: bool | None, options: CompileOptions | None) -> Plan | None:
-        """The plan to walk instead of the body; None to interpret."""
+    def plan_to_run(self, backend: Backend, compiled: bool | None, options: CompileOptions | None) -> Plan | None:
+        """The plan to walk instead of the body; None to interpret.
+
+        With `compiled=True` raises TraceError or NoSource where there is no whole plan.
+        """
         if compiled is False:
             return None
         try:
@@ -188,14 +140,11 @@ class Function:
             return None  # the body raises the same when it gets there
         if not program.is_whole:
             if compiled:
-                raise self._break_error(program)
+                error_of_break = strict_error(program)
+                assert isinstance(error_of_break, TraceError)
+                raise error_of_break
             return None
-        return self.plan(backend.tokenizer, options)
-
-    def _break_error(self, program: Program) -> TraceError:
-        error = strict_error(program)
-        assert error is not None
-        return error
+        return self.plan(backend.tokenizer if backend.capabilities.token_ids else None, options)
 
     # -- running
 
@@ -203,25 +152,30 @@ class Function:
         self,
         *args: Any,
         backend: Backend | None = None,
+        stream: bool = False,
         seed: int | None = None,
+        timeout: float | None = None,
+        token_budget: int | None = None,
+        history: str = "append",
         compiled: bool | None = None,
         compile_options: CompileOptions | None = None,
         **options: Any,
     ) -> ProgramState:
-        """Run once. `options` are the program's arguments and defaults for its gens (temperature=, stop=, ...).
+        """Run once. `options` are the program's arguments and defaults for its gens (temperature=, stop=, n=, ...).
 
-        `seed` makes sampling reproducible. `compiled` False interprets the body op by op; True raises TraceError where
-        the program cannot run from its plan; None decides. Raises what failed, with the program's line.
+        A name that is both goes to the program. `seed` makes sampling reproducible; `timeout` (seconds) and
+        `token_budget` (generated tokens) bound the run. `compiled` False interprets the body op by op; True raises
+        TraceError where the program cannot run from its plan; None decides. Raises what failed, at its line.
         """
-        own, sampling = self._split(options)
+        own, others = self._split(
+            options,
+            {"backend": backend, "stream": stream, "seed": seed, "timeout": timeout, "token_budget": token_budget,
+             "history": history, "compiled": compiled, "compile_options": compile_options},
+            {"stream": False, "history": "append"},
+        )  # fmt: skip
         arguments = self.arguments(args, own)
-        target = backend if backend is not None else default_backend()
-        run = self._options(sampling, seed)
-        plan = self._plan_to_run(target, compiled, compile_options)
-        task = self._run_one(target, run, plan, arguments)
-        if task.executor.failure is not None:
-            raise task.executor.failure
-        return ProgramState(task.executor)
+        running = Running.of(self, others, caller())
+        return running.run(arguments)
 
     def run_batch(
         self,
@@ -229,128 +183,81 @@ class Function:
         *,
         backend: Backend | None = None,
         seed: int | None = None,
+        num_threads: int | Literal["auto"] = "auto",
         progress_bar: bool = False,
-        generator_style: bool = False,
+        generator_style: GeneratorStyle = False,
         on_error: Literal["keep", "raise"] = "keep",
+        timeout: float | None = None,
+        token_budget: int | None = None,
+        history: str = "append",
         compiled: bool | None = None,
         compile_options: CompileOptions | None = None,
         **options: Any,
     ) -> Any:
         """Run once for each set of arguments (dicts, or tuples in the order of the parameters), all in flight at once.
 
-        Returns the states in order; with `generator_style` an iterator of states in order, each as soon as it and all
-        before it are done. A program that fails keeps the others' results: its `state.error()` says why, unless
-        `on_error="raise"`. Raises ArgumentError before anything runs if a set of arguments does not fit.
+        Returns the states in order; with `generator_style` an iterator of states, each as soon as it and all before it
+        are done ("unordered": as soon as it is done; `state.index` is its number). A program that fails keeps the
+        others' results: its `state.error()` says why, unless `on_error="raise"`. Raises ArgumentError before anything
+        runs if a set of arguments does not fit.
         """
+        where = caller()
         if on_error not in ("keep", "raise"):
-            raise ArgumentError(f"on_error must be 'keep' or 'raise', not {on_error!r}", where=caller())
-        own, sampling = self._split(options)
-        self._refuse_unknown(own, caller())
-        rows = [self._row(i, row, own) for i, row in enumerate(batch_kwargs)]
-        target = backend if backend is not None else default_backend()
-        run = self._options(sampling, seed)
-        plan = self._plan_to_run(target, compiled, compile_options)
-        order = self._order(plan, rows, target.tokenizer)
-        finished = _with_progress(self._run_all(target, run, plan, rows, order), len(rows), progress_bar)
-        states = _in_order(finished, on_error)
+            raise ArgumentError(f"on_error must be 'keep' or 'raise', not {on_error!r}", where=where)
+        if generator_style not in (True, False, "unordered"):
+            raise ArgumentError(
+                f"generator_style must be True, False or 'unordered', not {generator_style!r}", where=where
+            )
+        own, others = self._split(
+            options,
+            {"backend": backend, "seed": seed, "timeout": timeout, "token_budget": token_budget, "history": history,
+             "compiled": compiled, "compile_options": compile_options},
+            {"history": "append"},
+        )  # fmt: skip
+        rows = [self._row(i, row, own, where) for i, row in enumerate(batch_kwargs)]
+        running = Running.of(self, others, where)
+        states = running.run_batch(rows, num_threads, progress_bar, generator_style == "unordered", on_error)
         return states if generator_style else list(states)
 
-    def _row(self, i: int, row: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
+    def _row(self, i: int, row: Any, shared: Mapping[str, Any], where: SourceLoc | None) -> dict[str, Any]:
         if isinstance(row, Mapping):
             args, kwargs = (), row
         elif isinstance(row, Sequence) and not isinstance(row, str):
             args, kwargs = tuple(row), {}
         else:
-            raise ArgumentError(f"batch_kwargs[{i}] must be a dict or a tuple, not {row!r}", where=caller())
+            raise ArgumentError(f"batch_kwargs[{i}] must be a dict or a tuple, not {row!r}", where=where)
         try:
-            return self.arguments(args, {**shared, **kwargs})
+            return self.signature.arguments(args, kwargs, {**self.bound, **shared}, where)
         except ArgumentError as error:
             error.message = f"batch_kwargs[{i}]: {error.message}"
             raise
 
-    def _split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The program's own arguments, and the run's options."""
-        own = {name: value for name, value in options.items() if name not in _RESERVED}
-        return own, {name: value for name, value in options.items() if name in _RESERVED}
-
-    def _options(self, options: Mapping[str, Any], seed: int | None) -> RunOptions:
-        where = caller()
-        sampling = {field: options[name] for name, field in _SAMPLING_NAMES.items() if name in options}
-        wish = logprob_wish(*(options.get(name) for name in _LOGPROB_NAMES), None, where)
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little") >> 1
-        elif type(seed) is not int:
-            raise ArgumentError(f"seed must be an integer, not {seed!r}", where=where)
-        return RunOptions(sampling_overrides(sampling, where), seed, wish)
-
-    def _order(self, plan: Plan | None, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> Sequence[int]:
-        """The order of submission: depth first through what the prompts share, as far as the plan knows it."""
-        if plan is None or len(rows) < 2:
-            return range(len(rows))
-        from ..compiler.schedule import Instance, Workload, schedule
-
-        return schedule(Workload(tuple(Instance(plan, row) for row in rows)), tokenizer).order
-
-    def _run_one(self, backend: Backend, run: RunOptions, plan: Plan | None, arguments: dict[str, Any]) -> Task:
-        from .hub import Hub
-
-        hub = Hub(backend)
-        task = self._task(hub, run, plan, arguments, 0)
-        hub.run_here(task)
-        return task
-
-    def _run_all(
-        self,
-        backend: Backend,
-        run: RunOptions,
-        plan: Plan | None,
-        rows: Sequence[dict[str, Any]],
-        order: Sequence[int],
-    ) -> Iterator[Task]:
-        from .hub import Hub
-
-        hub = Hub(backend)
-        return hub.run(self._task(hub, run, plan, rows[i], i) for i in order)
-
-    def _task(self, hub: Hub, run: RunOptions, plan: Plan | None, arguments: dict[str, Any], i: int) -> Task:
-        from .hub import Task
-        from .walker import walk_plan
-
-        executor = Executor(hub, self.__name__, run, i, plan)
-        if plan is not None:
-            return Task(executor, lambda: walk_plan(executor, plan, arguments))
-        return Task(executor, lambda: self.body(ProgramState(executor), **arguments))
+    def _split(
+        self, options: Mapping[str, Any], named: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The program's own arguments, and the run's options; a parameter of the program goes before an option."""
+        names = self.signature.names
+        own: dict[str, Any] = {}
+        others: dict[str, Any] = {}
+        for name, value in options.items():
+            (others if name in OPTION_NAMES and name not in names else own)[name] = value
+        for name, value in named.items():
+            if name in names:
+                if value is not defaults.get(name):
+                    own[name] = value
+            else:
+                others[name] = value
+        return own, others
 
 
 def _source_line(where: SourceLoc | None) -> str:
-    import linecache
-
     return linecache.getline(where.file, where.line) if where is not None else ""
 
 
-def _with_progress(finished: Iterator[Task], total: int, is_shown: bool) -> Iterator[Task]:
-    if not is_shown:
-        yield from finished
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total) as bar:
-        for task in finished:
-            bar.update()
-            yield task
-
-
-def _in_order(finished: Iterator[Task], on_error: str) -> Iterator[ProgramState]:
-    """States in the order of the batch, each as soon as all before it are there."""
-    ready: dict[int, Task] = {}
-    following = 0
-    for task in finished:
-        ready[task.executor.instance] = task
-        if on_error == "raise" and task.executor.failure is not None:
-            raise task.executor.failure
-        while following in ready:
-            yield ProgramState(ready.pop(following).executor)
-            following += 1
+@overload
+def function(func: Callable[..., Any], num_api_spec_tokens: int | None = None) -> Function: ...
+@overload
+def function(func: None = None, num_api_spec_tokens: int | None = None) -> Callable[[Callable[..., Any]], Function]: ...
 
 
 def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None) -> Any:

@@ -53,8 +53,8 @@ def request_id(executor: Executor, stream: Stream) -> str:
 
 
 def origin(executor: Executor, stream: Stream, op: Gen | Select) -> Origin:
-    """Where a request comes from. `op` counts the generations and choices of the stream."""
-    return Origin(executor.title, stream.num_requests - 1, executor.instance, stream.path)
+    """Where a request comes from. `op` is the number of the value that it gives (of the plan's, if one is walked)."""
+    return Origin(executor.title, op.out.id, executor.instance, stream.path)
 
 
 def _constraint(executor: Executor, op: Gen) -> Constraint | None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..core.errors import ArgumentError, SourceLoc
 from ..core.request import LogprobWish
 from ..core.sampling import SamplingParams
+from .exprs import logprob_wish, sampling_overrides
 
 Overrides = tuple[tuple[str, Any], ...]
 History = Literal["append", "render"]
@@ -53,3 +58,38 @@ class RunOptions:
         """
         text = f"{self.seed}/{instance}/{path}/{occurrence}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+# Options of run() that are defaults for its gens, under SGLang's names; gen() calls two of them otherwise.
+SAMPLING_NAMES = frozenset(
+    {
+        "max_new_tokens", "min_new_tokens", "n", "stop", "stop_token_ids", "stop_regex", "temperature", "top_p",
+        "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "ignore_eos", "logit_bias",
+        "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim",
+    }
+)  # fmt: skip
+LOGPROB_NAMES = (
+    "return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "token_ids_logprob",
+)  # fmt: skip
+OPTION_NAMES = frozenset({*SAMPLING_NAMES, *LOGPROB_NAMES})
+
+
+def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptions:
+    """From the options of `run(...)` by name. Raises RequestError or ArgumentError for a bad one."""
+    sampling = sampling_overrides({name: options[name] for name in SAMPLING_NAMES if name in options}, where)
+    asked, start, top, with_text, token_ids = (options.get(name) for name in LOGPROB_NAMES)
+    wish = logprob_wish(asked, start, top, with_text, token_ids, where)
+    seed, timeout, budget = options.get("seed"), options.get("timeout"), options.get("token_budget")
+    history = options.get("history", "append")
+    if seed is None:
+        seed = int.from_bytes(os.urandom(8), "little") >> 1
+    elif type(seed) is not int:
+        raise ArgumentError(f"seed must be an integer, not {seed!r}", where=where)
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        raise ArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}", where=where)
+    if budget is not None and not (type(budget) is int and budget > 0):
+        raise ArgumentError(f"token_budget must be a positive number of tokens, not {budget!r}", where=where)
+    if history not in ("append", "render"):
+        raise ArgumentError(f"history must be 'append' or 'render', not {history!r}", where=where)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    return RunOptions(sampling, seed, wish, bool(options.get("stream")), history, deadline, budget)

@@ -1,0 +1,62 @@
+"""The parameters of a program, read once from its function; binds arguments and says what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.errors import ArgumentError, ProgramError, SourceLoc
+
+
+class Signature:
+    """The parameters after the state. Raises ProgramError, at the function's line, where it cannot be a program."""
+
+    __slots__ = ("defaults", "name", "names", "num_positional", "required", "signature")
+
+    def __init__(self, body: Any, where: SourceLoc) -> None:
+        self.name = body.__name__
+        self.signature = inspect.signature(body)
+        parameters = list(self.signature.parameters.values())
+        if not parameters or parameters[0].name != "s":
+            got = f"not {parameters[0].name!r}" if parameters else "but it has none"
+            raise ProgramError(f"the first parameter of the program {self.name} must be 's', {got}", where=where)
+        parameters = parameters[1:]
+        for p in parameters:
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                stars = "*" if p.kind == p.VAR_POSITIONAL else "**"
+                raise ProgramError(
+                    f"the program {self.name} takes {stars}{p.name}: a program needs named parameters", where=where
+                )
+        self.names = tuple(p.name for p in parameters)
+        self.num_positional = sum(p.kind != p.KEYWORD_ONLY for p in parameters)
+        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        self.required = tuple(p.name for p in parameters if p.default is p.empty)
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], bound: Mapping[str, Any], where: SourceLoc | None
+    ) -> dict[str, Any]:
+        """All arguments by name, bound ones and defaults included. Raises ArgumentError naming what is wrong."""
+        if len(args) > self.num_positional:
+            raise ArgumentError(
+                f"{self.name} takes {self.num_positional} positional arguments, got {len(args)}", where=where
+            )
+        self.refuse_unknown(kwargs, where)
+        given = dict(zip(self.names, args, strict=False))
+        if twice := given.keys() & kwargs.keys():
+            raise ArgumentError(f"{self.name} got the argument {sorted(twice)[0]!r} twice", where=where)
+        values = {**self.defaults, **bound, **given, **kwargs}
+        if len(values) < len(self.names):
+            missing = ", ".join(repr(name) for name in self.required if name not in values)
+            raise ArgumentError(f"{self.name} is missing the argument {missing}", where=where)
+        return values
+
+    def refuse_unknown(self, kwargs: Mapping[str, Any], where: SourceLoc | None) -> None:
+        """Raise ArgumentError for a name that is no parameter."""
+        for name in kwargs:
+            if name not in self.names:
+                near = difflib.get_close_matches(str(name), self.names, n=1)
+                takes = f"it takes {', '.join(self.names)}" if self.names else "it takes none"
+                hint = f"did you mean {near[0]!r}?" if near else takes
+                raise ArgumentError(f"{self.name} has no argument {name!r}; {hint}", where=where)
