@@ -8,7 +8,7 @@ orders and contains as the user's list does.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .ir import EXPR_FUNCTIONS
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 STATEFUL: frozenset[str] = frozenset({"get", "has", "text"})
+# Their value is True or False, whatever the operands give.
+BOOLEAN: frozenset[str] = frozenset(
+    {"eq", "ne", "lt", "le", "gt", "ge", "contains", "startswith", "endswith", "not", "bool", "has", "is_none"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,16 @@ FUNCTIONS: dict[str, Function] = {
     "mod": Function(2, 2, lambda a, b: a % b),
     "is_none": Function(1, 1, lambda value: value is None, is_total=True),
 }
+
+
+def _as_bool(compute: Callable[..., Any]) -> Callable[..., bool]:
+    return lambda *args: bool(compute(*args))
+
+
+for _name in BOOLEAN - STATEFUL:
+    _function = FUNCTIONS[_name]
+    if _function.compute is not None:
+        FUNCTIONS[_name] = replace(_function, compute=_as_bool(_function.compute))
 
 if FUNCTIONS.keys() != EXPR_FUNCTIONS:
     raise TypeError(f"expressions without a rule, or not in the IR: {sorted(FUNCTIONS.keys() ^ EXPR_FUNCTIONS)}")

@@ -249,7 +249,7 @@ class Switch(Op):
 
     @property
     def is_exhaustive(self) -> bool:
-        """Whether one case is always taken, `on` being a truth value: both are there."""
+        """Whether one case is always taken: there is one for each truth value (then `on` is one, by law)."""
         return {True, False} <= {case.value for case in self.cases if isinstance(case.value, bool)}
 
 

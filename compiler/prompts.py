@@ -116,7 +116,13 @@ class _Walker:
 
     def begin(self, stream: _Stream, in_template: bool) -> None:
         """Before the first content: what the tokenizer puts before a prompt, unless template text comes."""
-        if not stream.is_begun and not in_template and not stream.in_role and self.tokenizer is not None:
+        if (
+            not stream.is_begun
+            and stream.is_open
+            and not in_template
+            and not stream.in_role
+            and self.tokenizer is not None
+        ):
             stream.ids = tuple(self.tokenizer.encode_prompt(""))
         stream.is_begun = True
 
@@ -142,9 +148,10 @@ class _Walker:
         stream.pending = ""
 
     def text(self, op: Text) -> Iterator[Prompt]:
-        stream = self.streams[op.stream]
-        self.begin(stream, False)
-        self.append(stream, self.value(op.text))
+        stream, text = self.streams[op.stream], self.value(op.text)
+        if text is not UNKNOWN and text != "":  # an empty text, which an unknown one may be, opens nothing
+            self.begin(stream, False)
+        self.append(stream, text)
         return iter(())
 
     def tokens(self, op: Tokens) -> Iterator[Prompt]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.errors import ConstraintError, RequestError, SourceLoc, VerifyError
 from ..core.sampling import MAX_TOP_LOGPROBS, SAMPLING_FIELDS, SamplingParams
-from .expressions import FUNCTIONS
+from .expressions import BOOLEAN, FUNCTIONS
 from .fields import FIELDS, Kind, defined, op_name, operands, used
 from .ir import (
     OP_CLASSES,
@@ -496,6 +496,15 @@ def _cases(op: Switch, flow: _Flow) -> Problems:
         if key in seen:
             yield f"two cases for {case.value!r}"
         seen.add(key)
+
+
+@_law("truth", "A switch with cases for both truth values is on a truth value, so that one of them is taken.", Switch)
+def _truth(op: Switch, flow: _Flow) -> Problems:
+    if not op.is_exhaustive or isinstance(op.on, bool):
+        return
+    maker = flow.defined.get(op.on.id) if isinstance(op.on, Ref) else None
+    if not isinstance(maker, Expr) or maker.fn not in BOOLEAN:
+        yield "it has cases for true and false, but its operand need not be either: put a `bool` before it"
 
 
 def _has_ref(operand: Operand) -> bool:

@@ -2,7 +2,8 @@
 
 A turn's text is known if the template gives the same fragments for every sequence of roles that can lead to it. Some
 templates keep to their fragments only for plain contents (no white space around them): then a turn is lowered if its
-content is constant and plain. The executor renders the other turns, by the same fragments.
+content is constant and plain. The executor renders the other turns, by the same fragments; so it does where the program
+may return inside the turn, which closes it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 from ...core.text.template import is_plain_content
 from ..fields import map_regions
-from ..ir import AnyOp, Copy, Fork, Program, Role, Scope, Special, Switch, Text
+from ..ir import AnyOp, Copy, Fork, Program, Return, Role, Scope, Special, Switch, Text, walk
 from .base import ChatFragments, Context, ProgramPass, ends
 
 MAX_HISTORIES = 64  # role sequences followed through branches; beyond, turns stay as they are
@@ -49,7 +50,8 @@ class _Lowering:
     def role(self, op: Role, histories: Histories) -> Role:
         histories[op.stream] = after = frozenset((*roles, op.role) for roles in histories[op.stream])
         body = self.region(op.body, histories)
-        fragments = self.fragments(after, body) if op.prefix is None else None
+        can_return = any(isinstance(inner, Return) for inner in walk(body))  # then leaving appends the suffix
+        fragments = self.fragments(after, body) if op.prefix is None and not can_return else None
         if fragments is None:
             return replace(op, body=body)
         prefix, suffix = fragments

@@ -66,8 +66,8 @@ class _Tokenizing:
 
     def op(self, op: AnyOp, out: list[AnyOp]) -> None:
         run = self.runs[op.stream]
-        if isinstance(op, (Text, Role)):
-            run.is_opening = False
+        if isinstance(op, Role) or (isinstance(op, Text) and isinstance(op.text, str)):
+            run.is_opening = False  # an empty value would append nothing
         parts = self.tokenizer.split_special(op.text) if isinstance(op, Special) and run.is_opening else []
         if parts and parts[0] != self.tokenizer.bos_id:
             out.append(op)
@@ -87,7 +87,9 @@ class _Tokenizing:
         elif isinstance(op, (Gen, Select, Join)):
             out.append(op)
             if not isinstance(op, Join) or op.mode == "concate_and_append":
-                self.runs[op.stream] = _Run(continues=True)
+                # A join of empty branches appends nothing.
+                is_opening = run.is_opening and isinstance(op, Join)
+                self.runs[op.stream] = _Run(continues=True, is_opening=is_opening)
         elif isinstance(op, Tokens):
             out.append(op)  # the work of an earlier run of this pass
             self.runs[op.stream] = _Run(text=None)
@@ -201,7 +203,8 @@ class _Tokenizing:
         for stream, run in before.items():
             found = [after.get(stream, run) for after in afters] or [run]
             same = all(other.same(found[0]) for other in found)
-            self.runs[stream] = found[0].copy() if same else _Run(text=None)
+            unlike = _Run(text=None, is_opening=any(other.is_opening for other in found))
+            self.runs[stream] = found[0].copy() if same else unlike
         return replace(op, cases=tuple(cases))
 
 

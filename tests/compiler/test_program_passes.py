@@ -161,9 +161,10 @@ def test_branches_know_the_turns_before_the_fork():
     ]  # fmt: skip
 
 
-def test_a_turn_that_ends_the_program_has_no_suffix():
-    lines = rewritten(LOWER_CHAT_TEMPLATE, 'role "user" { text "a"; return 1 }', chat())
-    assert lines[1:-1] == ['special "<|user|>\\n"', 'text "a"', "return 1"]
+def test_a_turn_in_which_the_program_may_return_stays():
+    assert lowered_roles('role "user" { text "a"; return 1 }', chat()) == []
+    maybe = 'role "user" { switch "a" {\n case "b" { return 1 }\n} }; role "user" { text "a" }'
+    assert list(lowered_roles(maybe, chat())) == ["user"]
 
 
 # tokenize-constants

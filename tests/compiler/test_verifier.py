@@ -87,6 +87,8 @@ BROKEN = [
     ("variable-set", 2, "'x' is read before any op sets it; variables so far: 'a', 'b'", 'set "a" 1; set "b" 1\n%1 = get "x"'),
     ("variable-set", 3, "'x' is read before any op sets it", 'fork 1\n[1] set "x" 1\n%1 = get "x"'),
     ("cases", 1, "it has no cases", 'switch "a" { }'),
+    ("truth", 2, "its operand need not be either", '%1 = gen\nswitch %1 {\n case true { }\n case false { }\n}'),
+    ("truth", 1, "its operand need not be either", 'switch "a" {\n case true { }\n case false { }\n}'),
     ("cases", 1, "two cases for 'a'", 'switch "a" {\n case "a" { }\n case "a" { }\n}'),
 ]  # fmt: skip
 

@@ -71,6 +71,7 @@ class _Scope:
 
     values: list[Ref] = field(default_factory=list)
     strings: list[Ref] = field(default_factory=list)
+    truths: list[Ref] = field(default_factory=list)
     variables: dict[int, set[str]] = field(default_factory=lambda: {0: set()})
     roles: set[int] = field(default_factory=set)
     forks: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # fork -> parent, open branches
@@ -79,6 +80,7 @@ class _Scope:
         return _Scope(
             list(self.values),
             list(self.strings),
+            list(self.truths),
             {stream: set(names) for stream, names in self.variables.items()},
             set(self.roles),
             dict(self.forks),
@@ -115,7 +117,7 @@ class _Builder:
         return tuple(ops)
 
     def _text(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
-        options = [texts()] + ([st.sampled_from(scope.strings)] if scope.strings else [])
+        options = [texts().filter(bool)] + ([st.sampled_from(scope.strings)] if scope.strings else [])
         return Text(stream=stream, text=self.draw(st.one_of(options)))
 
     def _tokens(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
@@ -220,11 +222,16 @@ class _Builder:
         scope.values.append(out)
         if fn in ("concat", "strip", "upper", "text"):
             scope.strings.append(out)
+        if fn in ("eq", "contains", "startswith", "has"):
+            scope.truths.append(out)
         return Expr(stream=stream, out=out, fn=fn, args=args)
 
     def _switch(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
-        on = self._operand(scope, literal=st.one_of(texts(), st.booleans()))
-        values = [True, False] if self.draw(st.booleans()) else self.draw(st.lists(texts(), min_size=1, unique=True))
+        values: list[Any] = [True, False]
+        on: Any = self.draw(st.sampled_from([True, False, *scope.truths]))
+        if self.draw(st.booleans()):
+            values = self.draw(st.lists(texts(), min_size=1, unique=True))
+            on = self._operand(scope, literal=texts())
         cases, ends = [], []
         for value in values[:3]:
             inner = scope.copy()
