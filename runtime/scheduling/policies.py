@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...core.errors import ConfigError
 
 LPM_FALLBACK_LEN = 1024
-DEFAULT_AGING_TOKENS = 65536
+DEFAULT_AGING_TOKENS = 131_072
 _MASK64 = 2**64 - 1
 
 

@@ -12,6 +12,8 @@ from ..output import make_output, trims_last_id
 from ..request import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ...core.events import Event
     from ...core.text.tokenizer import Tokenizer
     from ..request import Request, Sequence
@@ -98,9 +100,9 @@ class Resolver:
                 self._guarded(scheduler, extend.seq, self._computed, extend, number, at, results, now)
             at += extend.samples
 
-    def _guarded(self, scheduler: Scheduler, seq: Sequence, step: object, *args: object) -> None:
+    def _guarded(self, scheduler: Scheduler, seq: Sequence, step: Callable[..., None], *args: object) -> None:
         try:
-            step(scheduler, seq, *args)  # type: ignore[operator]
+            step(scheduler, seq, *args)
         except Exception as error:
             scheduler.fail(seq.request, ErrorInfo.of(error), keep=False)
 
@@ -181,6 +183,16 @@ class Resolver:
             self.fill_mask(seq)
         if request.source.stream and len(seq.output_ids) - seq.num_streamed >= self.stream_interval:
             self._stream(scheduler, seq)
+
+    def first_masks(self, scheduler: Scheduler, request: Request) -> None:
+        """What the constraint allows at the beginning: the same for all choices."""
+        first = request.sequences[0]
+        if first.matcher is None:
+            return
+        self._guarded(scheduler, first, lambda scheduler, seq: self.fill_mask(seq))
+        for seq in request.sequences[1:]:
+            if seq.mask is not None and first.mask is not None:
+                seq.mask[:] = first.mask
 
     def fill_mask(self, seq: Sequence) -> None:
         """The tokens that the constraint allows next, with end-of-text barred where the request ignores it."""

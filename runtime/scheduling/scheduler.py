@@ -94,13 +94,11 @@ class Scheduler:
             request.arrival, request.queued_at = self._num_arrivals, now
             self.requests[request.id] = request
             self.waiting += request.sequences
-            for seq in request.sequences:
-                if seq.matcher is not None:
-                    self.resolver.fill_mask(seq)
             self._changes += 1
             self.tally.requests += 1
             self.tally.prompt_tokens += len(request.prompt_ids)
             self.outbox.append((request, Queued(request.id, now)))
+            self.resolver.first_masks(self, request)
             return
         request.is_over = True
         self.outbox.append((request, Failed(request.id, ErrorInfo.of(error))))
