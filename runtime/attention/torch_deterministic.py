@@ -89,14 +89,13 @@ class TorchDeterministicBackend(AttentionBackend):
         for b, (prefix, num_rows) in enumerate(zip(fb.prefix_lens_cpu, fb.extend_lens_cpu, strict=True)):
             slots = table[rows[b], : prefix + num_rows]
             tree = None if fb.tree_parents is None else fb.tree_parents[b]
-            if tree is None:
-                result.append(_sequence(slots, device, first_row, num_rows, prefix))
-            else:
-                parents = tree.tolist()
-                for i in range(num_rows):
-                    own = trees.path(parents, i)
-                    path_slots = np.concatenate([slots[:prefix], slots[prefix + np.array(own)]])
-                    result.append(_sequence(path_slots, device, first_row + i, 1, prefix + len(own) - 1))
+            chain, parents = (num_rows, ()) if tree is None else trees.split_chain(tree.tolist())
+            end = prefix + chain
+            result.append(_sequence(slots[:end], device, first_row, chain, prefix))
+            for i in range(len(parents)):
+                own = trees.path(parents, i)
+                path_slots = np.concatenate([slots[:end], slots[end + np.array(own)]])
+                result.append(_sequence(path_slots, device, first_row + chain + i, 1, end + len(own) - 1))
             first_row += num_rows
         return result
 

@@ -33,6 +33,19 @@ def depths(parents: Sequence[int]) -> npt.NDArray[np.int64]:
     return result
 
 
+def split_chain(parents: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """(c, tree): the rows begin with c rows in a chain, and what follows is a tree on its end (or on the prefix).
+
+    `tree` is the parents of the rows after the chain, counted from there. c is 0 where rows also hang elsewhere.
+    """
+    chain = 0
+    while chain < len(parents) and parents[chain] == chain - 1:
+        chain += 1
+    # the chain must not take in a row on which, or beside which, others stand
+    chain = min([chain, *(parent + 1 for parent in parents[chain:])])
+    return chain, tuple(parent - chain for parent in parents[chain:])
+
+
 def path(parents: Sequence[int], row: int) -> list[int]:
     """Rows from the child of the prefix down to `row` itself."""
     rows = [row]

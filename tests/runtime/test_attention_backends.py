@@ -1,6 +1,7 @@
 """Both torch backends against attention written out row by row, for every option of the layer."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from support.batches import Slots, make_batch
 
 from dslc.core.config import EngineConfig
 from dslc.core.errors import ConfigError, EngineError
-from dslc.runtime.attention import choose_attention_backend, ops, torch_native, trees
+from dslc.runtime.attention import choose_attention_backend, ops, planner, torch_native, trees
 from dslc.runtime.attention.base import AttentionBackend, attention_backend, register_attention_backend
 from dslc.runtime.batch import PrefixGroup
 from dslc.runtime.layers.attention import AttentionType, RadixAttention
@@ -166,7 +167,7 @@ def test_many_decodes_of_all_lengths():
 
 
 def test_a_long_extend_is_done_in_blocks(monkeypatch):
-    monkeypatch.setattr(torch_native, "QUERY_BLOCK", 32)
+    monkeypatch.setattr(planner, "QUERY_BLOCK", 32)
     for options in ({}, {"sliding_window": 20}):
         world = World("torch_native", **options)
         seq = world.sequence()
@@ -202,6 +203,34 @@ def test_ops_agree_with_their_plain_twin():
             torch.testing.assert_close(ops.attend(q, k, v, m, 0.3), expected, atol=1e-5, rtol=1e-5)
             for got, want in zip(ops.attend_lse(q, k, v, m, 0.3), (expected, lse), strict=True):
                 torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_chain_split_off_a_tree_leaves_every_path(seed):
+    rng = random.Random(seed)
+    parents = [i - 1 if i < rng.randrange(12) else rng.randrange(-1, i) for i in range(rng.randrange(1, 14))]
+    chain, tree = trees.split_chain(parents)
+    for row in range(len(parents)):
+        path = (
+            list(range(row + 1))
+            if row < chain
+            else [*range(chain), *(chain + r for r in trees.path(tree, row - chain))]
+        )
+        assert path == trees.path(parents, row)
+    sees = trees.ancestors(parents)
+    assert [set(trees.path(parents, row)) for row in range(len(parents))] == [set(s.nonzero()[0]) for s in sees]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prompts_that_end_in_tries(backend):
+    """What a scored select sends: a run of prompt tokens, and a trie of the choices on its end."""
+    world = World(backend)
+    seqs = [world.sequence() for _ in range(5)]
+    world.run([(seqs[0], 70), (seqs[1], 5)])
+    runs = [3, 0, 20, 1, 90]
+    tries = [[-1, 0, 0, 2], [-1, -1], [-1, 0, -1, 2, 3], [-1, 0, 1, 0], [-1, -1, 1, 0]]
+    parents = [[*range(-1, n - 1), *(p + n for p in trie)] for n, trie in zip(runs, tries, strict=True)]
+    check(world.run([(s, len(p)) for s, p in zip(seqs, parents, strict=True)], parents=parents))
 
 
 def test_a_parent_after_its_child_is_an_error():
