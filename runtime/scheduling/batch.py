@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from ..batch import PrefixGroup
     from ..memory.allocator import IntArray
     from ..request import Sequence
     from ..scoring import TriePart
@@ -47,6 +48,7 @@ class Batch:
     rows: IntArray
     lens: IntArray
     slots: IntArray
+    groups: tuple[PrefixGroup, ...] = ()  # sequences whose first tokens lie in the same pages
     sampled: list[Sequence] = field(init=False)  # in the order of their sampled ids
 
     def __post_init__(self) -> None:

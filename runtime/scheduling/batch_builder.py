@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import ForwardBatch, ForwardMode, PrefixGroup
+from ..batch import ForwardBatch, ForwardMode
 
 if TYPE_CHECKING:
     from ..memory.allocator import IntArray
@@ -38,10 +38,10 @@ class BatchBuilder:
         self.device = device
         self.last_ids = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
-    def build(self, batch: Batch, groups: tuple[PrefixGroup, ...] = ()) -> tuple[ForwardBatch, LogitRows]:
+    def build(self, batch: Batch) -> tuple[ForwardBatch, LogitRows]:
         """The forward of a batch, and where its results will stand."""
         if not batch.extends:
-            return self._decode(batch, groups), LogitRows()
+            return self._decode(batch), LogitRows()
         num_decodes = len(batch.decodes)
         starts = np.concatenate([batch.lens[:num_decodes] - 1, [extend.start for extend in batch.extends]])
         counts = batch.lens - starts
@@ -73,12 +73,12 @@ class BatchBuilder:
             prefix_lens_cpu=tuple(starts.tolist()),
             extend_lens_cpu=tuple(counts.tolist()),
             logits_rows=self._tensor(np.concatenate(wanted)),
-            groups=groups,
+            groups=batch.groups,
             tree_parents=self._trees(batch),
         )
         return fb, where
 
-    def _decode(self, batch: Batch, groups: tuple[PrefixGroup, ...]) -> ForwardBatch:
+    def _decode(self, batch: Batch) -> ForwardBatch:
         """The common case: one row each, all from the device."""
         num = len(batch.decodes)
         starts = batch.lens - 1
@@ -96,7 +96,7 @@ class BatchBuilder:
             prefix_lens_cpu=tuple(starts.tolist()),
             extend_lens_cpu=(1,) * num,
             logits_rows=torch.arange(num, device=self.device),
-            groups=groups,
+            groups=batch.groups,
         )
 
     @staticmethod

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...core.errors import DslcError, EngineError, ErrorInfo, QueueFull, RequestError
 from ...core.events import Failed, Preempted, Queued
+from ..memory.groups import shared_prefixes
 from ..request import Request, Sequence, Stage
 from .admission import NewTokenRatio
 from .batch import Batch, Extend
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ...core.config import EngineConfig
     from ...core.events import Event
+    from ..batch import PrefixGroup
     from ..memory.manager import MemoryManager
     from .messages import Message
     from .policies import Policy
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 RETRY_STEPS = 64  # try admission again after so many steps without any change: the expected lengths have sunk
 MERGE_ROWS = 512  # the last piece of a scored prompt and its trie go into one forward up to this many rows
 MAX_LOGIT_ELEMENTS = 2**25  # of prompt log-probs in one forward
+MIN_GROUP_LEN = 16  # tokens of a shared prefix worth telling the attention about
 
 
 class Scheduler:
@@ -62,6 +65,7 @@ class Scheduler:
         self._suspects: deque[Sequence] = deque()
         self._num_arrivals = 0
         self._is_stale = False  # decoding and prefilling hold sequences that are done
+        self._grouped: tuple[list[Sequence], tuple[PrefixGroup, ...]] = ([], ())  # of the last batch
         self._changes = 0  # of whatever admission depends on
         self._tried_at = (-1, -RETRY_STEPS)  # (changes, step) of the last round that admitted nothing
         self._logprob_rows = max(16, min(4096, MAX_LOGIT_ELEMENTS // vocab_size))
@@ -218,8 +222,10 @@ class Scheduler:
 
     def _probe(self, seq: Sequence) -> int:
         """How many tokens of a waiting sequence are cached now."""
-        seq.probe = self.memory.cache.probe(seq.ids(0, seq.max_cached), seq.request.namespace, seq.probe)
-        return seq.probe.num_tokens
+        probe, cache = seq.probe, self.memory.cache
+        if probe is None or not cache.is_current(probe):
+            probe = seq.probe = cache.probe(seq.ids(0, seq.max_cached), seq.request.namespace, probe)
+        return probe.num_tokens
 
     def _waits_for_prefix(self, seq: Sequence) -> bool:
         """Whether somebody is just computing more of its prefix than is cached."""
@@ -287,6 +293,11 @@ class Scheduler:
 
     def _launched(self, batch: Batch) -> Batch:
         """Bring the lengths forward: the host need not see a token for that."""
+        seqs = batch.seqs
+        if batch.extends or seqs != self._grouped[0]:
+            nodes = [seq.lease.node if seq.lease else None for seq in seqs]
+            self._grouped = seqs, shared_prefixes(nodes, MIN_GROUP_LEN)
+        batch.groups = self._grouped[1]
         self._ratio.step()
         for seq in batch.decodes:
             seq.kv_len += 1
