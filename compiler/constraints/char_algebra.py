@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 
@@ -21,12 +23,42 @@ ALL = from_regex(ANY_TEXT)
 NONE = from_regex(NEVER)
 
 
+class _Memo:
+    """Results of operations by the keys of their operands, least recently used out first. Thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[tuple[str, bytes, bytes], CharDfa] = OrderedDict()
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, operation: str, a: CharDfa, b: CharDfa, make: Callable[[], CharDfa]) -> CharDfa:
+        key = (operation, a.key, b.key)
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None:
+                self._entries.move_to_end(key)
+                return found
+        made = make()
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = made
+                self._num_bytes += made.num_bytes
+            while self._num_bytes > self.max_bytes and len(self._entries) > 1:
+                self._num_bytes -= self._entries.popitem(last=False)[1].num_bytes
+        return made
+
+
+_memo = _Memo(64 * 2**20)
+
+
 def intersect(a: CharDfa, b: CharDfa) -> CharDfa:
     if a is ALL or b is NONE or a.key == b.key:
         return b
     if b is ALL or a is NONE:
         return a
-    return product(a, b, lambda x, y: int(x > 0 and y > 0), need_a=True, need_b=True)
+    both = partial(product, a, b, lambda x, y: int(x > 0 and y > 0), need_a=True, need_b=True)
+    return _memo.get("and", a, b, both)
 
 
 def union(a: CharDfa, b: CharDfa) -> CharDfa:
@@ -34,7 +66,7 @@ def union(a: CharDfa, b: CharDfa) -> CharDfa:
         return b
     if b is NONE or a is ALL:
         return a
-    return product(a, b, lambda x, y: int(x > 0 or y > 0))
+    return _memo.get("or", a, b, partial(product, a, b, lambda x, y: int(x > 0 or y > 0)))
 
 
 def difference(a: CharDfa, b: CharDfa) -> CharDfa:
@@ -42,7 +74,7 @@ def difference(a: CharDfa, b: CharDfa) -> CharDfa:
         return a
     if b is ALL:
         return NONE
-    return product(a, b, lambda x, y: int(x > 0 and not y), need_a=True)
+    return _memo.get("minus", a, b, partial(product, a, b, lambda x, y: int(x > 0 and not y), need_a=True))
 
 
 def complement(a: CharDfa) -> CharDfa:
@@ -93,29 +125,30 @@ def _reachable_product(
 ) -> tuple[LongArray, LongArray, int]:
     """Pair codes a * |B| + b of the states reached, their table (indices into the codes), and the start's index."""
     num_b = delta_b.shape[0]
-    number = {0: 0}
-    order = [0]
-    rows: list[list[int]] = [[0] * delta_a.shape[1]]
-
-    def visit(i: int, j: int) -> int:
-        if (need_a and not i) or (need_b and not j):
-            return 0
-        code = i * num_b + j
-        at = number.get(code)
-        if at is None:
-            if len(order) >= MAX_PRODUCT_STATES or len(order) * delta_a.shape[1] > MAX_CELLS:
-                raise TooLarge(f"more than {len(order)} states where two conditions meet")
-            at = number[code] = len(order)
-            order.append(code)
-        return at
-
-    start = visit(start_a, start_b)
-    at = 1
-    while at < len(order):
-        i, j = divmod(order[at], num_b)
-        rows.append([visit(x, y) for x, y in zip(delta_a[i].tolist(), delta_b[j].tolist(), strict=True)])
-        at += 1
-    return np.array(order, np.int64), np.array(rows, np.int64).reshape(len(rows), -1), start
+    codes = [np.zeros(1, np.int64), np.array([start_a * num_b + start_b], np.int64)]
+    targets = [np.zeros((1, delta_a.shape[1]), np.int64)]
+    known = np.unique(np.concatenate(codes))
+    frontier = codes[1]
+    count = 2
+    while frontier.size:
+        after = delta_a[frontier // num_b].astype(np.int64) * num_b + delta_b[frontier % num_b]
+        if need_a:
+            after[after < num_b] = 0
+        if need_b:
+            after[after % num_b == 0] = 0
+        targets.append(after)
+        found = np.unique(after)
+        at = np.searchsorted(known, found)
+        frontier = found[known[np.minimum(at, len(known) - 1)] != found]
+        known = np.insert(known, np.searchsorted(known, frontier), frontier)
+        codes.append(frontier)
+        count += len(frontier)
+        if count > MAX_PRODUCT_STATES or count * delta_a.shape[1] > MAX_CELLS:
+            raise TooLarge(f"more than {count} states where two conditions meet")
+    every = np.concatenate(codes)
+    order = np.argsort(every, kind="stable")
+    delta = order[np.searchsorted(every[order], np.concatenate(targets))]
+    return every, delta, 1
 
 
 def _label_table(a: CharDfa, b: CharDfa, label: Callable[[int, int], int]) -> IntArray:

@@ -1,12 +1,14 @@
 """Deterministic automata over Unicode characters: what regexes and string schemas are compiled to first.
 
-A `CharDfa` is trimmed and minimal: every state but 0 can be reached and can reach acceptance; state 0 is the dead one.
-It says not only yes or no but gives each text a label, so that several languages can be decided in one reading.
+A `CharDfa` is trimmed: every state but 0 can be reached and can reach acceptance; state 0 is the dead one. It is
+minimal unless it is very large (`minimise.MAX_MINIMISED`). It says not only yes or no but gives each text a label, so
+that several languages can be decided in one reading.
 `char_algebra` holds the boolean operations, `spelling` turns an automaton into one over bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,9 +66,15 @@ class CharDfa:
 
     @cached_property
     def key(self) -> bytes:
-        """Equal for equal languages, and only then: the automaton is minimal and its states are numbered in order."""
-        parts = (self.bounds, self.classes, self.delta, self.labels)
-        return b"|".join([*(p.tobytes() for p in parts), repr((self.start, self.delta.shape)).encode()])
+        """A name of the language: minimal automata have equal keys if and only if their languages are equal."""
+        digest = hashlib.blake2b(repr((self.start, self.delta.shape)).encode(), digest_size=20)
+        for part in (self.bounds, self.classes, self.delta, self.labels):
+            digest.update(part.tobytes())
+        return digest.digest()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.delta.nbytes + self.labels.nbytes + self.bounds.nbytes + self.classes.nbytes + 300
 
     def class_of(self, code_point: int) -> int:
         return int(self.classes[np.searchsorted(self.bounds, code_point, side="right") - 1])
@@ -228,27 +236,28 @@ def tidy(bounds: IntArray, classes: IntArray, delta: IntArray, labels: IntArray,
     """Trim, minimise, merge equal classes and number everything in order of first use: the canonical form."""
     delta, labels, start = minimise(delta, labels, start)
     # Classes with equal columns are one; the dead column becomes class 0.
-    dead = np.zeros((delta.shape[0], 1), np.int32)
-    columns, inverse = np.unique(np.concatenate([dead, delta], axis=1), axis=1, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    merged = inverse[1:][classes]
+    columns = {bytes(4 * delta.shape[0]): 0}
+    keep: list[int] = []
+    new_class = np.zeros(delta.shape[1], np.int32)
+    in_order = dict.fromkeys(classes.tolist())
+    for c in in_order:
+        column = delta[:, c].tobytes()
+        if column not in columns:
+            columns[column] = len(columns)
+            keep.append(c)
+        new_class[c] = columns[column]
+    merged = new_class[classes]
     starts = np.ones(len(merged), bool)
     starts[1:] = merged[1:] != merged[:-1]
     bounds, merged = bounds[starts], merged[starts]
-    order = {int(inverse[0]): 0}
-    for c in merged.tolist():
-        order.setdefault(c, len(order))
-    rename = np.zeros(columns.shape[1], np.int32)
-    keep = np.zeros(len(order), np.int64)
-    for old, new in order.items():
-        rename[old], keep[new] = new, old
-    delta = np.ascontiguousarray(columns[:, keep])
+    delta = np.concatenate([np.zeros((delta.shape[0], 1), np.int32), delta[:, keep]], axis=1)
     # States in breadth-first order over the classes.
     numbering = {0: 0}
     queue = [start] if start else []
     numbering.update({s: i + 1 for i, s in enumerate(queue)})
+    rows = delta.tolist()
     for state in queue:
-        for target in delta[state].tolist():
+        for target in rows[state]:
             if target not in numbering:
                 numbering[target] = len(numbering)
                 queue.append(target)
@@ -256,5 +265,5 @@ def tidy(bounds: IntArray, classes: IntArray, delta: IntArray, labels: IntArray,
     renumber = np.zeros(delta.shape[0], np.int32)
     renumber[old_of_new] = np.arange(len(old_of_new), dtype=np.int32)
     return CharDfa(
-        bounds.astype(np.int32), rename[merged], renumber[delta[old_of_new]], labels[old_of_new], int(renumber[start])
+        bounds.astype(np.int32), merged, renumber[delta[old_of_new]], labels[old_of_new], int(renumber[start])
     )

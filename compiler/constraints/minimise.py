@@ -10,6 +10,8 @@ IntArray = np.ndarray[Any, np.dtype[np.int32]]
 LongArray = np.ndarray[Any, np.dtype[np.int64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
+MAX_MINIMISED = 4000
+_SMALL = 3000  # cells
 _MOORE_ROUNDS = 48
 CYCLIC = -1
 
@@ -18,25 +20,84 @@ def minimise(delta: IntArray, labels: IntArray, start: int) -> tuple[IntArray, I
     """The minimal automaton of the same meaning: `delta` [S, C], `labels` [S] (0: not accepting), start state.
 
     Texts keep their labels and columns their meaning; state 0 is dead, and the only state that cannot reach
-    acceptance. Unreachable states are dropped.
+    acceptance. Unreachable states are dropped. Automata of more than MAX_MINIMISED states are only trimmed.
     """
+    if delta.size <= _SMALL:
+        return _minimise_small(delta, labels, start)
     kept = _reachable(delta, start)
     renumber = np.zeros(delta.shape[0], np.int32)
     renumber[kept] = np.arange(len(kept), dtype=np.int32)
     delta, labels, start = renumber[delta[kept]], labels[kept], int(renumber[start])
-    columns = np.unique(delta, axis=1)
+    columns = _distinct_columns(delta)
     distance, height = distances(columns, labels != 0)
-    # All three are properties of a state's language, so that equal states start in one block.
-    blocks = np.unique(np.stack([labels, distance, height]), axis=1, return_inverse=True)[1].reshape(-1)
-    blocks, stable = _moore(columns, blocks)
-    if not stable:
-        blocks = _hopcroft(columns, blocks)
-    # Block 0 is to be the dead one: state 0's.
-    blocks = np.where(blocks == blocks[0], 0, np.where(blocks < blocks[0], blocks + 1, blocks)).astype(np.int32)
-    representative = np.zeros(int(blocks.max()) + 1, np.int64)
-    representative[blocks[::-1]] = np.arange(len(blocks))[::-1]
-    merged = blocks[delta[representative]].astype(np.int32)
-    return merged, labels[representative], int(blocks[start])
+    if delta.shape[0] > MAX_MINIMISED:
+        blocks = np.where(distance < 0, 0, np.arange(len(distance)))
+    else:
+        # All three are properties of a state's language, so that equal states start in one block.
+        scale = int(max(distance.max(), height.max())) + 3
+        keys = (labels.astype(np.int64) * scale + distance + 2) * scale + height + 2
+        blocks, stable = _moore(columns, np.unique(keys, return_inverse=True)[1].reshape(-1))
+        if not stable:
+            blocks = _hopcroft(columns, blocks)
+    return _merged(delta, labels, start, blocks)
+
+
+def _merged(delta: IntArray, labels: IntArray, start: int, blocks: LongArray) -> tuple[IntArray, IntArray, int]:
+    """One state per block, that of state 0 first."""
+    distinct, first, inverse = np.unique(blocks, return_index=True, return_inverse=True)
+    dead = int(np.searchsorted(distinct, blocks[0]))
+    number = np.arange(len(distinct)) + (np.arange(len(distinct)) < dead)
+    number[dead] = 0
+    state = number[inverse.reshape(-1)].astype(np.int32)
+    representative = np.zeros(len(distinct), np.int64)
+    representative[number] = first
+    return state[delta[representative]], labels[representative], int(state[start])
+
+
+def _distinct_columns(delta: IntArray) -> IntArray:
+    seen: dict[bytes, int] = {}
+    for c in range(delta.shape[1]):
+        seen.setdefault(delta[:, c].tobytes(), c)
+    return delta[:, list(seen.values())]
+
+
+def _minimise_small(delta: IntArray, labels: IntArray, start: int) -> tuple[IntArray, IntArray, int]:
+    """The same without arrays, whose overhead is most of the time on small tables."""
+    rows, label_of = delta.tolist(), labels.tolist()
+    reached, todo = {start, 0}, [start]
+    sources: dict[int, set[int]] = {}
+    for s in todo:
+        for t in set(rows[s]):
+            sources.setdefault(t, set()).add(s)
+            if t not in reached:
+                reached.add(t)
+                todo.append(t)
+    todo = [s for s in reached if s and label_of[s]]
+    alive = set(todo)
+    for s in todo:
+        new = sources.get(s, set()) - alive - {0}
+        alive |= new
+        todo.extend(new)
+    states = [0, *sorted(alive)]
+    block = dict.fromkeys(reached, 0)
+    block.update({s: label_of[s] + 1 for s in alive})
+    columns = list(dict.fromkeys(zip(*(rows[s] for s in states), strict=True)))
+    short = dict(zip(states, zip(*columns, strict=True), strict=True)) if columns else dict.fromkeys(states, ())
+    count = len(set(block.values()))
+    while True:
+        number: dict[tuple[int, ...], int] = {(0,): 0}
+        after = {s: number.setdefault((block[s], *(block[t] for t in short[s])), len(number)) for s in states[1:]}
+        block.update(after)
+        block[0] = 0
+        if len(number) == count:
+            break
+        count = len(number)
+    representative = {block[s]: s for s in reversed(states)}
+    order = [representative[b] for b in range(count)]
+    table = [[block[t] if t in alive else 0 for t in rows[s]] for s in order]
+    table[0] = [0] * delta.shape[1]
+    made = np.array(table, np.int32).reshape(count, delta.shape[1])
+    return made, np.array([label_of[s] if s else 0 for s in order], np.int32), block[start] if start in alive else 0
 
 
 def _reachable(delta: IntArray, start: int) -> LongArray:
@@ -108,8 +169,10 @@ def _moore(delta: IntArray, blocks: LongArray) -> tuple[LongArray, bool]:
         # A random linear hash of each state's row of target blocks; checked exactly below.
         mix = random.integers(0, 2**63, count, dtype=np.uint64)
         columns = random.integers(0, 2**63, delta.shape[1], dtype=np.uint64) | np.uint64(1)
-        signature = (mix[blocks[delta]] * columns).sum(axis=1, dtype=np.uint64) + mix[blocks] * np.uint64(0x9E3779B9)
-        split = np.unique(np.stack([blocks.astype(np.uint64), signature]), axis=1, return_inverse=True)[1].reshape(-1)
+        signature = (mix[blocks[delta]] * columns).sum(axis=1, dtype=np.uint64) + mix[blocks] * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        split = np.unique(signature, return_inverse=True)[1].reshape(-1)
         new_count = int(split.max()) + 1
         if new_count == count:
             representative = np.zeros(count, np.int64)

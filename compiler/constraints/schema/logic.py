@@ -22,8 +22,8 @@ def reference(lowering: Lowering, node: Node, keyword: str) -> Formula:
     return lowering.formulas.node(lowering.document.resolve(node, target, keyword))
 
 
-def conditions(lowering: Lowering, node: Node) -> Iterator[tuple[str, Formula]]:
-    """(keyword, formula) for every combinator in the schema; all of them must hold."""
+def conditions(lowering: Lowering, node: Node, within: Shape) -> Iterator[tuple[str, Formula]]:
+    """(keyword, formula) for every combinator in the schema; all of them must hold. `within` holds anyway."""
     value, formulas = node.value, lowering.formulas
     if "$ref" in value:
         yield "$ref", reference(lowering, node, "$ref")
@@ -34,7 +34,7 @@ def conditions(lowering: Lowering, node: Node) -> Iterator[tuple[str, Formula]]:
     if count := read.schema_list(node, "anyOf"):
         yield "anyOf", formulas.any(lowering.child(node, "anyOf", i) for i in range(count))
     if count := read.schema_list(node, "oneOf"):
-        yield "oneOf", _one_of(lowering, [lowering.child(node, "oneOf", i) for i in range(count)])
+        yield "oneOf", _one_of(lowering, [lowering.child(node, "oneOf", i) for i in range(count)], within)
     if "not" in value:
         yield "not", formulas.negate(lowering.child(node, "not"))
     if "if" in value and lowering.document.draft >= 7:
@@ -56,13 +56,15 @@ def _dynamic_reference(lowering: Lowering, node: Node) -> Formula:
     return lowering.formulas.node(target)
 
 
-def _one_of(lowering: Lowering, options: list[Formula]) -> Formula:
+def _one_of(lowering: Lowering, options: list[Formula], within: Shape) -> Formula:
     """Exactly one option: the plain union where no two can hold together, else each without the others."""
     formulas = lowering.formulas
-    overlaps = [
-        [other for j, other in enumerate(options) if j != i and not lowering.disjoint(option, other)]
-        for i, option in enumerate(options)
-    ]
+    overlaps: list[list[Formula]] = [[] for _ in options]
+    for i, option in enumerate(options):
+        for j in range(i):
+            if not lowering.disjoint(options[j], option, within):
+                overlaps[i].append(options[j])
+                overlaps[j].append(option)
     return formulas.any(
         formulas.all((option, *map(formulas.negate, others))) for option, others in zip(options, overlaps, strict=True)
     )

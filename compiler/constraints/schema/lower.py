@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from ..char_algebra import from_texts
+from ..char_algebra import from_texts, intersect
 from ..nfa import TooLarge
 from . import arrays, logic, objects, scalars
 from .document import Document, Node, schema_error, shown
@@ -92,18 +92,35 @@ class Lowering(ShapeAlgebra):
         shape = self.shape(formula)
         if shape.null or shape.bools or not shape.numbers.is_empty or not shape.strings.is_empty:
             return False
-        for array in shape.arrays:
-            if not any(self.provably_empty(array.item(i), depth - 1) for i in range(min(array.low, 16))):
-                return False
-        for obj in shape.objects:
-            if not any(p.required and self.provably_empty(p.formula, depth - 1) for p in obj.properties.values()):
-                return False
+        if not all(self._empty_array(array, depth - 1) for array in shape.arrays):
+            return False
+        if not all(self._empty_object(obj, depth - 1) for obj in shape.objects):
+            return False
         self._empty.add(formula)
         return True
 
-    def disjoint(self, a: Formula, b: Formula) -> bool:
-        """Whether no value is known to meet both."""
-        return self.provably_empty(self.formulas.all((a, b)))
+    def disjoint(self, a: Formula, b: Formula, within: Shape) -> bool:
+        """Whether it is known that no value of the shape `within` meets both."""
+        x, y = self.shape(a), self.shape(b)
+        if (x.null and y.null and within.null) or x.bools & y.bools & within.bools:
+            return False
+        for p, q, r in ((x.numbers, y.numbers, within.numbers), (x.strings, y.strings, within.strings)):
+            if not (p.is_empty or q.is_empty or r.is_empty or intersect(intersect(p, q), r).is_empty):
+                return False
+        if within.objects and not all(self.exclude_each_other(p, q) for p in x.objects for q in y.objects):
+            met = self.meet_objects(self.meet_objects(x.objects, y.objects), within.objects)
+            if not all(self._empty_object(o, 3) for o in met):
+                return False
+        if within.arrays:
+            both = self.meet_arrays(self.meet_arrays(x.arrays, y.arrays), within.arrays)
+            return all(self._empty_array(array, 3) for array in both)
+        return True
+
+    def _empty_array(self, array: ArrayAtom, depth: int) -> bool:
+        return any(self.provably_empty(array.item(i), depth) for i in range(min(array.low, 16)))
+
+    def _empty_object(self, obj: ObjectAtom, depth: int) -> bool:
+        return any(p.required and self.provably_empty(p.formula, depth) for p in obj.properties.values())
 
     # One schema
 
@@ -117,7 +134,7 @@ class Lowering(ShapeAlgebra):
             if keyword in value:
                 raise schema_error("this keyword is not supported", node.at(keyword))
         shape = self._assertions(node)
-        for keyword, formula in logic.conditions(self, node):
+        for keyword, formula in logic.conditions(self, node, shape):
             try:
                 shape = self.intersect(shape, self.shape(formula))
             except (Unsupported, TooLarge) as error:

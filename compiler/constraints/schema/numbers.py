@@ -171,7 +171,7 @@ def _divisible_digits(modulus: int, places: int, zeros: int) -> CharDfa:
 
 
 def spelled(numbers: CharDfa) -> CharDfa:
-    """How the numbers may be written: integers and finite sets in one spelling only, others also with trailing zeros."""
+    """How numbers may be written: integers and finite sets in one spelling only, others also with trailing zeros."""
     if numbers.is_finite:
         return numbers
     found = _spelled.get(numbers.key)

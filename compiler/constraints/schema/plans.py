@@ -6,8 +6,9 @@ tracks may be alive at once; a text is accepted if one of them is. A track is on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
@@ -184,12 +185,22 @@ class ArrayPlan:
         return self.viable(self.start, inhabited)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Undeclared:
-    """A set of undeclared names and the formula of their values."""
+    """A set of names, those in `declared` left out, and the formula of their values."""
 
-    names: CharDfa
+    every: CharDfa
+    declared: Collection[str]
     formula: Formula
+
+    @cached_property
+    def names(self) -> CharDfa:
+        return difference(self.every, from_texts(self.declared)) if self.declared else self.every
+
+    @property
+    def count(self) -> int | None:
+        """How many names there are; None if there is no end of them."""
+        return None if not self.every.is_finite else self.names.count
 
 
 class ObjectPlan:
@@ -203,14 +214,13 @@ class ObjectPlan:
         self.names = list(atom.properties)
         self.properties = list(atom.properties.values())
         self.start = ObjectTrack(0, 0, 0, frozenset())
-        declared = from_texts(self.names)
         self.undeclared: list[Undeclared] = []
         for names, formula in atom.rest:
-            classes = [difference(names, declared) if self.names else names]
+            classes = [names]
             for witness in atom.witnesses:  # a class has all of a witness's names, or none
-                split = [f(c, witness.names) for c in classes for f in (intersect, difference)]
-                classes = [c for c in split if not c.is_empty]
-            self.undeclared += [Undeclared(c, formula) for c in classes if not c.is_empty]
+                classes = [f(c, witness.names) for c in classes for f in (intersect, difference)]
+            undeclared = [Undeclared(c, atom.properties, formula) for c in classes]
+            self.undeclared += [u for u in undeclared if u.count != 0]
         self.counts = atom.high is not None or atom.low > sum(p.required for p in self.properties)
         # Values of repeated names are not told apart unless names must be distinct to be counted.
         self.distinct = bool(self.undeclared) and (bool(atom.witnesses) or (self.counts and atom.low > 0))
@@ -230,7 +240,7 @@ class ObjectPlan:
         open_bits = [
             i
             for i, witness in enumerate(self.atom.witnesses)
-            if not witnessed >> i & 1 and not is_disjoint(witness.names, entry.names)
+            if not witnessed >> i & 1 and not is_disjoint(witness.names, entry.every)
         ]
         out = [(entry.formula, 0)]
         for size in range(1, len(open_bits) + 1):
@@ -262,7 +272,7 @@ class ObjectPlan:
         self._capacity: int | None = 0
         for entry, ok in zip(self.undeclared, self._usable, strict=True):
             if ok:
-                count = entry.names.count
+                count = entry.count
                 self._capacity = None if count is None or self._capacity is None else self._capacity + count
         if self._capacity is not None and any(self._usable):
             self.distinct = self.distinct or self.counts

@@ -81,7 +81,7 @@ class ObjectAtom:
         declared = self.properties.get(name)
         if declared is not None:
             return declared.formula
-        return next((formula for names, formula in self.rest if names.matches(name)), false)
+        return next((formula for names, formula in self.rest if names is ALL or names.matches(name)), false)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -254,6 +254,14 @@ class ShapeAlgebra:
             tuple(dict.fromkeys((*a.witnesses, *b.witnesses))),
         )
         return self.tidy_object(met)
+
+    def exclude_each_other(self, a: ObjectAtom, b: ObjectAtom) -> bool:
+        """Whether some property is required by one and cannot meet both."""
+        return any(
+            self.provably_empty(self.formulas.all((x.formula, y.formula)))
+            for name, x in a.properties.items()
+            if (y := b.properties.get(name)) is not None and (x.required or y.required)
+        )
 
     def tidy_object(self, atom: ObjectAtom) -> ObjectAtom | None:
         """The atom itself; None if it is plainly empty."""
