@@ -5,40 +5,19 @@ Everything that can be wrong about them is refused when they are built, with the
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir import ConstraintSpec
-from ..compiler.tracing.symbols import Symbol, operand
-from ..core.constraint import Constraint, ConstraintKind
-from ..core.errors import ConstraintError, DslcError, ProgramError, RequestError, SourceLoc
+from ..compiler.tracing.symbols import Symbol
+from ..core.errors import ProgramError, RequestError, SourceLoc
 from ..core.request import LogprobWish
-from ..core.sampling import MAX_TOP_LOGPROBS, SAMPLING_FIELDS, SamplingParams
+from .checks import GEN_NAMES, check_choices, constraint_spec, logprob_wish, sampling_overrides
+from .choices import choices_method as find_method
+from .locate import caller
 
 if TYPE_CHECKING:
     from .state import ProgramState
-
-_PACKAGE = __name__.split(".")[0]
-
-# What SGLang's dtype= stands for, as regexes; numbers are bounded so that a generation ends.
-DTYPE_REGEX: dict[type, str] = {
-    int: r"[+-]?[0-9]{1,18}",
-    float: r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?",
-    str: r'"[^"\\\n\r]{0,1000}"',
-    bool: r"True|False",
-}
-
-
-def caller() -> SourceLoc | None:
-    """The innermost line outside this package: where the user wrote the call."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").split(".")[0] != _PACKAGE:
-            return SourceLoc(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
 
 
 class Expression:
@@ -230,11 +209,6 @@ def gen(
     """
     where = caller()
     _check_name(name, where)
-    if choices is not None:
-        given = {"dtype": dtype, "regex": regex, "json_schema": json_schema, "ebnf": ebnf}
-        if wrong := [key for key, value in given.items() if value is not None]:
-            raise RequestError(f"cannot be combined with {wrong[0]}", field="choices", where=where)
-        return _select(name, choices, 0.0 if temperature is None else temperature, choices_method, where)
     options = {
         "max_new_tokens": max_tokens, "min_new_tokens": min_tokens, "n": n, "stop": stop,
         "stop_token_ids": stop_token_ids, "stop_regex": stop_regex, "temperature": temperature, "top_p": top_p,
@@ -243,8 +217,16 @@ def gen(
         "skip_special_tokens": skip_special_tokens, "spaces_between_special_tokens": spaces_between_special_tokens,
         "no_stop_trim": no_stop_trim,
     }  # fmt: skip
-    sampling = sampling_overrides(options, where)
-    constraint = _constraint(where, dtype=dtype, regex=regex, json_schema=json_schema, ebnf=ebnf)
+    constraints = {"dtype": dtype, "regex": regex, "json_schema": json_schema, "ebnf": ebnf}
+    if choices is not None:
+        for key, value in {**constraints, **options, "return_logprob": return_logprob}.items():
+            if value is not None and key != "temperature":
+                raise RequestError("a choice is scored, not sampled", field=GEN_NAMES.get(key, key), where=where)
+        return _select(name, choices, 0.0 if temperature is None else temperature, choices_method, where)
+    if choices_method is not None:
+        raise RequestError("needs choices", field="choices_method", where=where)
+    sampling = sampling_overrides(options, where, GEN_NAMES)
+    constraint = constraint_spec(constraints, where)
     wish = logprob_wish(
         return_logprob, logprob_start_len, top_logprobs_num, return_text_in_logprobs, token_ids_logprob, where
     )
@@ -281,9 +263,9 @@ def select(
 
 
 def _select(name: str | None, choices: Any, temperature: Any, method: Any, where: SourceLoc | None) -> SelectExpr:
-    if choices is None or isinstance(choices, str):
-        raise RequestError("must be a list of strings", field="choices", where=where)
     if not isinstance(choices, Symbol):
+        if isinstance(choices, str) or not isinstance(choices, Iterable):
+            raise RequestError(f"must be a list of strings, not {choices!r}", field="choices", where=where)
         choices = tuple(choices)
         check_choices(choices, where)
     if not isinstance(temperature, Symbol) and not (isinstance(temperature, (int, float)) and temperature >= 0):
@@ -295,134 +277,11 @@ def _select(name: str | None, choices: Any, temperature: Any, method: Any, where
             field="choices_method",
             where=where,
         )
-    return SelectExpr(name, choices, method_name, temperature, where)
-
-
-def check_choices(choices: Sequence[Any], where: SourceLoc | None) -> None:
-    """Raise RequestError naming the first choice that cannot be scored."""
-    if not choices:
-        raise RequestError("a select needs at least one choice", field="choices", where=where)
-    seen: dict[str, int] = {}
-    for i, choice in enumerate(choices):
-        if isinstance(choice, Symbol):
-            continue
-        if not isinstance(choice, str) or not choice:
-            raise RequestError(f"must be a non-empty string, not {choice!r}", field=f"choices[{i}]", where=where)
-        if choice in seen:
-            raise RequestError(f"{choice!r} stands at {seen[choice]} already", field=f"choices[{i}]", where=where)
-        seen[choice] = i
-
-
-def sampling_overrides(options: dict[str, Any], where: SourceLoc | None) -> tuple[tuple[str, Any], ...]:
-    """The options that were given, as sorted pairs for an op; checked now as far as they are plain values."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if not given:
-        return ()
-    if unknown := given.keys() - SAMPLING_FIELDS:
-        raise RequestError("unknown sampling option", field=sorted(unknown)[0], where=where)
-    plain = {name: value for name, value in given.items() if not _holds_symbol(value)}
-    checked = SamplingParams(**plain)
     try:
-        if "min_new_tokens" in plain and "max_new_tokens" not in plain:
-            checked = SamplingParams(**{**plain, "max_new_tokens": max(128, plain["min_new_tokens"])})
-        checked.verify()
+        find_method(method_name)
     except RequestError as error:
         raise error.at(where) from None
-    pairs = [(name, getattr(checked, name) if name in plain else operand(value)) for name, value in given.items()]
-    return tuple(sorted(pairs))
-
-
-def _holds_symbol(value: Any) -> bool:
-    return isinstance(value, Symbol) or (
-        isinstance(value, (list, tuple)) and any(isinstance(item, Symbol) for item in value)
-    )
-
-
-def logprob_wish(
-    return_logprob: bool | None,
-    start: int | None,
-    top: int | None,
-    with_text: bool | None,
-    token_ids: Sequence[int] | None,
-    where: SourceLoc | None,
-) -> LogprobWish | None:
-    """The log-probs asked for, or None. Raises RequestError for details without `return_logprob=True`."""
-    if not return_logprob:
-        details = {"logprob_start_len": start, "top_logprobs_num": top, "token_ids_logprob": token_ids}
-        if wrong := [name for name, value in details.items() if value]:
-            raise RequestError("needs return_logprob=True", field=wrong[0], where=where)
-        return None
-    if top is not None and not (type(top) is int and 0 <= top <= MAX_TOP_LOGPROBS):
-        raise RequestError(
-            f"must be between 0 and {MAX_TOP_LOGPROBS}, not {top!r}", field="top_logprobs_num", where=where
-        )
-    if start is not None and not (type(start) is int and start >= -1):
-        raise RequestError(f"must be -1 (none) or a position, not {start!r}", field="logprob_start_len", where=where)
-    return LogprobWish(
-        prompt_start=-1 if start is None else start,
-        top=top or 0,
-        token_ids=tuple(token_ids or ()),
-        with_text=bool(with_text),
-    )
-
-
-def _constraint(
-    where: SourceLoc | None, *, dtype: Any, regex: Any, json_schema: Any, ebnf: Any
-) -> ConstraintSpec | None:
-    given = {"dtype": dtype, "regex": regex, "json_schema": json_schema, "ebnf": ebnf}
-    names = [name for name, value in given.items() if value is not None]
-    if not names:
-        return None
-    if len(names) > 1:
-        raise RequestError(f"cannot be combined with {names[1]}", field=names[0], where=where)
-    kind: ConstraintKind = "regex"
-    source: Any
-    if dtype is not None:
-        source = _dtype_regex(dtype, where)
-    elif regex is not None:
-        source = regex
-    elif ebnf is not None:
-        kind, source = "ebnf", ebnf
-    else:
-        kind, source = (
-            "json_schema",
-            json_schema if isinstance(json_schema, Symbol) else _schema_text(json_schema, where),
-        )
-    if isinstance(source, Symbol):
-        return ConstraintSpec(kind, operand(source))
-    if not isinstance(source, str):
-        raise ConstraintError(f"must be a str, not {type(source).__name__}", field=names[0], where=where)
-    check(Constraint(kind, source), where)
-    return ConstraintSpec(kind, source)
-
-
-def _dtype_regex(dtype: Any, where: SourceLoc | None) -> str:
-    named = {t.__name__: t for t in DTYPE_REGEX}
-    key = named.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if key not in DTYPE_REGEX:
-        raise RequestError(f"must be int, float, str or bool, not {dtype!r}", field="dtype", where=where)
-    return DTYPE_REGEX[key]
-
-
-def _schema_text(schema: Any, where: SourceLoc | None) -> str:
-    from ..compiler.constraints import source_of_schema
-
-    try:
-        return source_of_schema(schema)
-    except (DslcError, json.JSONDecodeError, TypeError) as error:
-        if isinstance(error, DslcError):
-            raise error.at(where) from None
-        raise ConstraintError(str(error), field="json_schema", where=where) from None
-
-
-def check(constraint: Constraint, where: SourceLoc | None) -> None:
-    """Raise the ConstraintError of an invalid or unsupported constraint, at the user's line."""
-    from ..compiler.constraints import check_constraint
-
-    try:
-        check_constraint(constraint)
-    except DslcError as error:
-        raise error.at(where) from None
+    return SelectExpr(name, choices, method_name, temperature, where)
 
 
 def _check_name(name: Any, where: SourceLoc | None) -> None:

@@ -15,7 +15,7 @@ from ..compiler.tracing import NoSource, Traced, strict_error, trace
 from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
 from ..core.errors import ArgumentError, ProgramError, SourceLoc, TraceError
-from .exprs import caller
+from .locate import caller
 from .options import OPTION_NAMES
 from .running import Running
 from .signature import Signature
@@ -174,7 +174,7 @@ class Function:
             {"stream": False, "history": "append"},
         )  # fmt: skip
         arguments = self.arguments(args, own)
-        running = Running.of(self, others, caller())
+        running = Running.of(self._unbound((args, own)), others, caller())
         return running.run(arguments)
 
     def run_batch(
@@ -208,6 +208,8 @@ class Function:
             raise ArgumentError(
                 f"generator_style must be True, False or 'unordered', not {generator_style!r}", where=where
             )
+        if num_threads != "auto" and (type(num_threads) is not int or num_threads < 1):
+            raise ArgumentError(f"num_threads must be 'auto' or at least 1, not {num_threads!r}", where=where)
         own, others = self._split(
             options,
             {"backend": backend, "seed": seed, "timeout": timeout, "token_budget": token_budget, "history": history,
@@ -215,7 +217,8 @@ class Function:
             {"history": "append"},
         )  # fmt: skip
         rows = [self._row(i, row, own, where) for i, row in enumerate(batch_kwargs)]
-        running = Running.of(self, others, where)
+        given = [((), row) if isinstance(row, Mapping) else (row, {}) for row in batch_kwargs]
+        running = Running.of(self._unbound(*given, ((), own)), others, where)
         states = running.run_batch(rows, num_threads, progress_bar, generator_style == "unordered", on_error)
         return states if generator_style else list(states)
 
@@ -231,6 +234,14 @@ class Function:
         except ArgumentError as error:
             error.message = f"batch_kwargs[{i}]: {error.message}"
             raise
+
+    def _unbound(self, *given: tuple[Sequence[Any], Mapping[str, Any]]) -> Function:
+        """The program to compile for these calls: bound arguments that a call gives anew are no constants."""
+        if not self.bound:
+            return self
+        names = {name for args, kwargs in given for name in (*self.signature.names[: len(args)], *kwargs)}
+        rest = {name: value for name, value in self.bound.items() if name not in names}
+        return self if len(rest) == len(self.bound) else type(self)(self.body, self.num_api_spec_tokens, rest)
 
     def _split(
         self, options: Mapping[str, Any], named: Mapping[str, Any], defaults: Mapping[str, Any]

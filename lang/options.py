@@ -12,9 +12,8 @@ from typing import Any, Literal
 from ..core.errors import ArgumentError, SourceLoc
 from ..core.request import LogprobWish
 from ..core.sampling import SamplingParams
-from .exprs import logprob_wish, sampling_overrides
+from .checks import Overrides, logprob_wish, sampling_overrides
 
-Overrides = tuple[tuple[str, Any], ...]
 History = Literal["append", "render"]
 
 _MAX_KNOWN = 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.backend import Backend
-from ..core.errors import ArgumentError, SourceLoc
+from ..core.errors import SourceLoc
 from .defaults import default_backend
 from .executor import Executor
 from .hub import Hub, Task
@@ -65,8 +65,6 @@ class Running:
         on_error: str,
     ) -> Iterator[ProgramState]:
         """The states of all instances, in order or as they end."""
-        if num_threads != "auto" and (type(num_threads) is not int or num_threads < 1):
-            raise ArgumentError(f"num_threads must be 'auto' or at least 1, not {num_threads!r}")
         hub = Hub(self.backend)
         order = self._order(rows)
         ended = hub.run(self.task(hub, rows[i], i) for i in order)

@@ -17,8 +17,8 @@ from ..core.errors import RequestError
 from ..core.events import Finished
 from ..core.request import GenRequest, ScoreTrie, Segment
 from . import meta
+from .checks import check_choices
 from .choices import ChoicesDecision, choices_method
-from .exprs import check_choices
 from .generate import origin, request_id, seconds_left, send
 from .steps import check_text, warn_of_specials
 from .stream import Step, Stream

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
 from ..compiler.tracing.symbols import Symbol, operand
 from ..core.errors import ProgramError, SourceLoc
-from .exprs import Expression, ExprList, GenExpr, MediaExpr, SelectExpr, caller, flatten
+from .exprs import Expression, ExprList, GenExpr, MediaExpr, SelectExpr, flatten
+from .locate import caller
 
 if TYPE_CHECKING:
     from types import TracebackType

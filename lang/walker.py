@@ -36,8 +36,8 @@ from ..compiler.ir import (
 )
 from ..compiler.plan import Plan
 from ..core.errors import DslcError, ProgramError
+from .checks import check_constraint
 from .executor import Executor
-from .exprs import check
 from .steps import check_text
 from .stream import Slot
 
@@ -130,7 +130,7 @@ class _Walker:
             if spec is not None and not isinstance(spec.source, str):
                 text = check_text(self.value(spec.source), op.where)
                 spec = replace(spec, source=text)
-                check(spec.resolve(text), op.where)
+                check_constraint(spec.resolve(text), op.where)
             return replace(op, sampling=self.value(op.sampling), constraint=spec)
 
         self.emit_resolved(op, (op.sampling, source), resolve)
@@ -146,7 +146,11 @@ class _Walker:
     def region_op(self, op: Role | Scope) -> None:
         header = replace(op, body=())
         self.executor.enter(header)
-        self.region(op.body)
+        try:
+            self.region(op.body)
+        except _Returned:
+            self.executor.leave(header)  # a `return` inside `with` closes it too
+            raise
         self.executor.leave(header)
 
     def set(self, op: Set) -> None:
