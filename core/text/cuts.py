@@ -16,11 +16,11 @@ Last, the text up to c is split on its own and must give the same pieces. Wherev
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from .nfa import Atom, CharTest, LiveStates, Unsupported, build_nfa
@@ -33,8 +33,11 @@ _MAX_CLOSED_TRIES = 16
 def _oniguruma_test(atom: Atom) -> CharTest:
     import regex
 
-    matches = regex.compile(atom.source, atom.flags & ~re.VERBOSE).fullmatch
-    return lru_cache(maxsize=65_536)(lambda char: matches(char) is not None)
+    try:
+        matches = regex.compile(atom.source, atom.flags & ~re.VERBOSE).fullmatch
+    except regex.error as error:
+        raise Unsupported(f"the class {atom.source} cannot be read: {error}") from None
+    return functools.lru_cache(maxsize=65_536)(lambda char: matches(char) is not None)
 
 
 def _unassigned(char: str) -> bool:
@@ -306,7 +309,7 @@ def stages_of_json(steps: list[tuple[dict[str, Any], Any]]) -> list[Stage]:
     return stages
 
 
-def pairs_of_json(model: dict[str, Any], metaspaces: list[dict[str, Any]]) -> Pairs:
+def pairs_of_json(model: dict[str, Any], metaspaces: list[dict[str, Any]], words: Callable[[], Iterable[str]]) -> Pairs:
     """For a model without a pre-tokeniser, or with Metaspace only. Raises Unsupported."""
     if any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout")):
         raise Unsupported("a BPE model with word marks, dropout or whole words has no cuts without a pre-tokeniser")
@@ -314,9 +317,7 @@ def pairs_of_json(model: dict[str, Any], metaspaces: list[dict[str, Any]]) -> Pa
         raise Unsupported(f"a {model['type']} model without a pre-tokeniser is not supported")
     mark = metaspaces[0].get("replacement", "▁") if metaspaces else ""
     splits = any(step.get("split", True) for step in metaspaces)
-    vocab = model["vocab"]
-    words = vocab if isinstance(vocab, dict) else [piece for piece, _ in vocab]
-    return Pairs((word for word in words if not re.fullmatch("<0x[0-9A-F]{2}>", word)), mark, splits)
+    return Pairs((word for word in words() if not re.fullmatch("<0x[0-9A-F]{2}>", word)), mark, splits)
 
 
 class CutFinder:
@@ -342,26 +343,23 @@ class CutFinder:
         self.unsupported = unsupported
 
     @classmethod
-    def of_json(
-        cls, config: dict[str, Any], normalizer: Any, pre_tokenizer: Any, added: Sequence[AddedText]
-    ) -> CutFinder:
-        """`config` holds the `model`, `normalizer` and `pre_tokenizer` of a tokenizer.json, as used for continuations;
-        the next two are the library's objects for them."""
+    def of_backend(cls, config: dict[str, Any], backend: Any, added: Sequence[AddedText]) -> CutFinder:
+        """`backend`: a `tokenizers.Tokenizer`; `config`: the `model` (its settings, no vocabulary), `normalizer` and
+        `pre_tokenizer` of its JSON."""
         try:
-            rules = Normalizer.of_json(config.get("normalizer"), normalizer)
-            steps = _flatten(config.get("pre_tokenizer"), pre_tokenizer, "pretokenizers")
-            for part, _ in _flatten(config.get("normalizer"), normalizer, "normalizers"):
+            rules = Normalizer.of_json(config.get("normalizer"), backend.normalizer)
+            steps = _flatten(config.get("pre_tokenizer"), backend.pre_tokenizer, "pretokenizers")
+            for part, _ in _flatten(config.get("normalizer"), backend.normalizer, "normalizers"):
                 if _replaces_char(part):  # no such character is left to split at
                     steps = [(step, item) for step, item in steps if step.get("pattern") != part["pattern"]]
             if all(step["type"] == "Metaspace" for step, _ in steps):
-                pairs = pairs_of_json(config["model"], [step for step, _ in steps])
+                words = functools.partial(backend.get_vocab, with_added_tokens=False)
+                pairs = pairs_of_json(config["model"], [step for step, _ in steps], words)
                 return cls(normalizer=rules, added=added, pairs=pairs)
-            stages = stages_of_json(steps)
-            return cls(normalizer=rules, added=added, stages=stages, split=pre_tokenizer.pre_tokenize_str)
+            split = backend.pre_tokenizer.pre_tokenize_str
+            return cls(normalizer=rules, added=added, stages=stages_of_json(steps), split=split)
         except Unsupported as error:
             return cls(unsupported=str(error))
-        except ValueError as error:  # the regex module's own, for a class it cannot read
-            return cls(unsupported=f"the pre-tokeniser's pattern is not supported: {error}")
 
     def cut(self, text: str) -> int:
         """See `Tokenizer.safe_cut`."""

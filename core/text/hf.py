@@ -203,7 +203,8 @@ class HFTokenizer(TokenTables):
         backend.no_truncation()
         backend.no_padding()
         self._prompt_backend = backend
-        self._config: dict[str, Any] = json.loads(backend.to_str())
+        written = backend.to_str()
+        config: dict[str, Any] = json.loads(written)
         texts = dict(special_texts or {})
         added = backend.get_added_tokens_decoder()
         control = set(control_tokens) | set(texts.values())
@@ -217,18 +218,21 @@ class HFTokenizer(TokenTables):
         vocab = backend.get_vocab(with_added_tokens=True)
         own_eos = backend.token_to_id(texts["eos_token"]) if "eos_token" in texts else None
         all_eos = tuple(dict.fromkeys(i for i in (own_eos, *eos_ids) if i is not None))
-        fingerprint = json.dumps([self._config, texts, all_eos, sorted(control)], sort_keys=True, ensure_ascii=True)
+        settings = json.dumps([sorted(texts.items()), all_eos, sorted(control)])
         super().__init__(
             size=max(vocab.values(), default=-1) + 1,
             specials=SpecialTokens(specials),
             bos_id=backend.token_to_id(texts["bos_token"]) if "bos_token" in texts else None,
             eos_ids=all_eos,
-            fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest()[:16],
+            fingerprint=hashlib.sha256((written + settings).encode()).hexdigest()[:16],
             special_texts=texts,
             chat_template=chat_template,
         )
         self._plain_added = {i: token.content for i, token in plain}
-        self._backend, self._new_ids = _continuation_backend(backend, self._config, self._specials, plain)
+        self._backend, self._new_ids = _continuation_backend(backend, config, self._specials, plain)
+        # The vocabulary is in the backend: a copy of it in Python objects would be much larger.
+        model = {name: value for name, value in config["model"].items() if name not in ("vocab", "merges")}
+        self._config = {**config, "model": model}
         self._added_texts = [
             AddedText(token.content, i, token.lstrip, token.rstrip, token.single_word) for i, token in plain
         ]
@@ -251,13 +255,9 @@ class HFTokenizer(TokenTables):
         """What `safe_cut` asks; its `unsupported` says why this tokenizer has no cuts, if so."""
         with self._lock:
             if self._cuts is None:
-                config = {
-                    "model": self._config["model"],
-                    "normalizer": _without_prefix(self._config.get("normalizer")),
-                    "pre_tokenizer": _without_prefix(self._config.get("pre_tokenizer")),
-                }
-                backend = self._backend
-                self._cuts = CutFinder.of_json(config, backend.normalizer, backend.pre_tokenizer, self._added_texts)
+                parts = {name: _without_prefix(self._config.get(name)) for name in ("normalizer", "pre_tokenizer")}
+                config = {"model": self._config["model"], **parts}
+                self._cuts = CutFinder.of_backend(config, self._backend, self._added_texts)
             return self._cuts
 
     def safe_cut(self, text: str) -> int:
@@ -312,9 +312,9 @@ def _continuation_backend(
     else:
         result = Tokenizer.from_str(json.dumps(shell))
         result.model = backend.model
+    result.add_tokens([token for _, token in plain])
     new_ids: dict[int, int] = {}
     for number, token in plain:
-        result.add_tokens([token])
         ours = result.token_to_id(token.content)
         if ours is not None and ours != number:
             new_ids[ours] = number

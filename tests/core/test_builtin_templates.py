@@ -41,8 +41,8 @@ GOLDEN = {
     "mistral": "<s>[INST] You are a pirate\n\nHello [/INST]Hi there</s>[INST] Who are you [/INST]I am a pirate</s>"
     "[INST] Another question [/INST]",
     "gemma": "<bos><start_of_turn>user\nHello<end_of_turn>\n<start_of_turn>model\nHi there<end_of_turn>\n"
-    "<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\nI am a pirate<end_of_turn>\n<start_of_turn>user\nAnother question"
-    "<end_of_turn>\n<start_of_turn>model\n",
+    "<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\nI am a pirate<end_of_turn>\n"
+    "<start_of_turn>user\nAnother question<end_of_turn>\n<start_of_turn>model\n",
     "vicuna": "<s>You are a pirate USER: Hello ASSISTANT: Hi there</s>USER: Who are you ASSISTANT: I am a pirate</s>"
     "USER: Another question ASSISTANT:",
     "deepseek": "<｜begin▁of▁sentence｜>You are a pirate<｜User｜>Hello<｜Assistant｜>Hi there<｜end▁of▁sentence｜>"

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from dslc.core.text.cuts import CutFinder, starts_afresh
 
@@ -26,8 +26,10 @@ BEHAVIORS = ["isolated", "contiguous"]
 
 
 def finder_of(splitter):
-    config = {"pre_tokenizer": json.loads(splitter.__getstate__()), "model": {"type": "BPE", "vocab": {}}}
-    return CutFinder.of_json(config, None, splitter, [])
+    config = {"pre_tokenizer": json.loads(splitter.__getstate__()), "model": {"type": "BPE"}}
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = splitter
+    return CutFinder.of_backend(config, backend, [])
 
 
 def pieces(splitter, text):
@@ -88,7 +90,7 @@ def test_two_patterns_in_a_row(first, second):
     ids=str,
 )
 def test_library_splitters(splitter):
-    assert check_all(splitter, alphabet="a1 .'s", more=2) > 0.6
+    assert check_all(splitter, alphabet="a1 's", more=2) > 0.6
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_every_split_of_a_text(kind):
     tokenizer = ours(kind)
     for text in (kinds.CORPUS, "a  <think>b\n\n\nc  d", "ｶﾞｶﾞ e\u0301 x\u0301"):
         whole = tokenizer.encode(text)
-        for end in range(len(text)):
+        for end in range(0, len(text), 3 if text is kinds.CORPUS else 1):
             head = tokenizer.encode(text[: tokenizer.safe_cut(text[:end])])
             assert whole[: len(head)] == head
 
