@@ -1,4 +1,4 @@
-"""What the bookkeeping around a forward costs, without any model: `python benchmarks/scheduler.py [--quick] [--json F]`.
+"""What the bookkeeping around a forward costs, without any model: `python benchmarks/scheduler.py [--quick]`.
 
 - `cache`: match + insert of a 1,024-token prompt (page size 16) while 100,000 sequences are cached, and eviction;
 - `policies`: one ordering of 1, 16, 256 and 1,024 waiting requests, look-up of their cached prefixes included;
@@ -15,6 +15,7 @@ import json
 import random
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -269,10 +270,8 @@ def main():
     print("\npolicies                                      look-up us   order us")
     for name, (look_up, order) in results["policies"].items():
         print(f"  {name:<42} {look_up:11.1f} {order:10.1f}")
-    results["aging"] = bench_aging(600 if args.quick else 3000, args.aging_tokens)
-    print(
-        f"\naging after {args.aging_tokens:,} tokens: hit rate, its share of the policy's own; most overtaken (bound), ..."
-    )
+    results["aging"] = bench_aging(600 if args.quick else 1500, args.aging_tokens)
+    print(f"\naging after {args.aging_tokens:,} tokens: hit rate, share of the policy's own; most overtaken, its bound")
     print("  policy        hits   share   overtaken     bound   (no aging)   wait   (no aging)   ticks")
     for name, row in results["aging"].items():
         print(
@@ -281,8 +280,7 @@ def main():
             f" {row['longest wait without aging, ticks']:12,} {row['ticks']:7,}"
         )
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+        Path(args.json).write_text(json.dumps(results, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

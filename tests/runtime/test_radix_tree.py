@@ -221,6 +221,19 @@ def test_a_probe_goes_on_from_the_last_one_and_sees_what_changed():
     assert resumed > 1000 and unchanged > 1000
 
 
+def test_a_probe_of_a_namespace_that_went_and_came_again_is_not_current():
+    cache = RadixCache()
+    cache.insert([1], np.array([1]))
+    probe = cache.probe([2, 3])
+    match = cache.match([2, 3])
+    cache.evict(1)
+    cache.insert([2, 3], np.array([2, 3]))
+    assert probe.num_tokens == 0 and not cache.is_current(probe)
+    cache.lock(match.node)  # a match of nothing may be locked whatever happened since
+    cache.unlock(match.node)
+    cache.check_integrity()
+
+
 def test_the_order_of_eviction_does_not_grow_with_use():
     cache = RadixCache()
     for number in range(100):
