@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.config import EngineConfig
-from .core.errors import DslcError
+from .core.errors import ArgumentError, DslcError
 
 if TYPE_CHECKING:
     from .compiler.ir import Program
@@ -202,7 +202,10 @@ def _run(arguments: argparse.Namespace) -> int:
     values.update(_json_pair(text, "--arg-json") for text in arguments.arg_json)
     sampling = dict(_json_pair(text, "--sampling") for text in arguments.sampling)
     options = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(EngineConfig) if f.name in arguments}
-    function.arguments((), values)  # refuse wrong arguments before a model is loaded
+    try:
+        function.arguments((), values)  # before a model is loaded
+    except ArgumentError as error:
+        raise CliError(f"{function.where}: {error.message}") from None
     from . import Engine
     from .lang.executor import Executor
 
@@ -220,6 +223,10 @@ def _run(arguments: argparse.Namespace) -> int:
             print(json.dumps(variables, ensure_ascii=False, indent=1, default=repr))
             if state.ret_value is not None:
                 print(f"returned {state.ret_value!r}")
+    except DslcError:
+        raise
+    except Exception as error:
+        raise _placed(error, _split_target(arguments.program)[0]) from error
     finally:
         engine.close()
     return 0
@@ -329,10 +336,15 @@ def _load(path: Path) -> types.ModuleType:
     except SyntaxError as error:
         raise CliError(f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}") from None
     except Exception as error:
-        steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == str(path)]
-        place = f"{path}:{steps[-1].lineno}" if steps else str(path)
-        raise CliError(f"{place}: {type(error).__name__}: {error}") from error
+        raise _placed(error, path) from error
     return module
+
+
+def _placed(error: Exception, path: Path) -> CliError:
+    """An exception of the user's code as one line, with the innermost line of the user's file that it came through."""
+    steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == str(path)]
+    place = f"{path}:{steps[-1].lineno}" if steps else str(path)
+    return CliError(f"{place}: {type(error).__name__}: {error}")
 
 
 def _load_tokenizer(model: str | None) -> Tokenizer:
