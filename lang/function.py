@@ -14,7 +14,7 @@ from ..compiler.ir import Opaque, walk
 from ..compiler.tracing import NoSource, Traced, strict_error, trace
 from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
-from ..core.errors import ArgumentError, ProgramError, SourceLoc, TraceError
+from ..core.errors import ArgumentError, ProgramError, RequestError, SourceLoc, TraceError, VerifyError
 from .locate import caller
 from .options import OPTION_NAMES
 from .running import Running
@@ -144,7 +144,12 @@ class Function:
                 assert isinstance(error_of_break, TraceError)
                 raise error_of_break
             return None
-        return self.plan(backend.tokenizer if backend.capabilities.token_ids else None, options)
+        try:
+            return self.plan(backend.tokenizer if backend.capabilities.token_ids else None, options)
+        except (VerifyError, RequestError):
+            if compiled:
+                raise
+            return None  # an illegal program: likewise
 
     # -- running
 

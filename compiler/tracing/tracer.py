@@ -88,6 +88,7 @@ class _Stream:
 
     variables: dict[str, Any] = field(default_factory=dict)
     from_branches: set[str] = field(default_factory=set)  # variables that a join brought
+    changed: set[str] = field(default_factory=set)  # variables set on this stream itself, or brought to it
     is_joined: bool = False
 
 
@@ -250,13 +251,12 @@ class PathTracer:
                 joined = self._streams[branch]
                 joined.is_joined = True
                 if op.mode == "gather_variable":
-                    changed = {
-                        k for k, v in joined.variables.items() if stream.variables.get(k, (None, -1))[0] is not v[0]
-                    }
-                    stream.from_branches |= changed
+                    stream.from_branches |= joined.changed
+                    stream.changed |= joined.changed
 
     def _set(self, stream: _Stream, var: str, value: Any) -> None:
         stream.variables[var] = value
+        stream.changed.add(var)
         stream.from_branches.discard(var)
 
     def enter(self, op: Role | Scope) -> None:
