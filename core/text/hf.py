@@ -47,13 +47,15 @@ def check_text(text: str, field: str = "text") -> str:
 class SpecialToken:
     """An added token that opens roles, ends texts and so on: only template text and `dslc.special` may spell it.
 
-    `lstrip` / `rstrip`: it swallows the white space before / after it.
+    `lstrip` / `rstrip`: it swallows the white space before / after it. `shown`: it is text when it is generated, also
+    where special tokens are skipped (Qwen's <think>: its file does not call it special, its template writes it).
     """
 
     content: str
     id: int
     lstrip: bool = False
     rstrip: bool = False
+    shown: bool = False
 
 
 class SpecialTokens:
@@ -61,7 +63,7 @@ class SpecialTokens:
 
     def __init__(self, tokens: Iterable[SpecialToken]) -> None:
         self.by_text = {token.content: token for token in tokens if token.content}
-        self.ids = frozenset(token.id for token in self.by_text.values())
+        self.hidden_ids = frozenset(token.id for token in self.by_text.values() if not token.shown)
         by_length = sorted(self.by_text, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, by_length))) if by_length else None
 
@@ -147,8 +149,8 @@ class TokenTables:
     def vocabulary(self) -> Vocabulary:
         with self._lock:
             if self._vocabulary is None:
-                specials = self._specials.ids
-                table = tuple(None if i in specials else raw for i, raw in enumerate(self._raw_bytes()))
+                hidden = self._specials.hidden_ids
+                table = tuple(None if i in hidden else raw for i, raw in enumerate(self._raw_bytes()))
                 self._vocabulary = Vocabulary.of(table, self._eos_ids)
             return self._vocabulary
 
@@ -209,7 +211,11 @@ class HFTokenizer(TokenTables):
         added = backend.get_added_tokens_decoder()
         control = set(control_tokens) | set(texts.values())
         is_special = {i: bool(token.special or token.content in control) for i, token in added.items()}
-        specials = [SpecialToken(t.content, i, t.lstrip, t.rstrip) for i, t in added.items() if is_special[i]]
+        specials = [
+            SpecialToken(t.content, i, t.lstrip, t.rstrip, shown=not t.special)
+            for i, t in added.items()
+            if is_special[i]
+        ]
         for text in texts.values():
             number = backend.token_to_id(text)
             if number is not None and number not in added:
@@ -228,7 +234,7 @@ class HFTokenizer(TokenTables):
             special_texts=texts,
             chat_template=chat_template,
         )
-        self._plain_added = {i: token.content for i, token in plain}
+        self._shown_added = {i: token.content for i, token in added.items() if not token.special}
         self._backend, self._new_ids = _continuation_backend(backend, config, self._specials, plain)
         # The vocabulary is in the backend: a copy of it in Python objects would be much larger.
         model = {name: value for name, value in config["model"].items() if name not in ("vocab", "merges")}
@@ -267,8 +273,8 @@ class HFTokenizer(TokenTables):
         to_bytes = _token_decoder(self._config)
         table: list[bytes | None] = [None] * self._size
         for token, number in self._prompt_backend.get_vocab(with_added_tokens=True).items():
-            plain = self._plain_added.get(number)
-            table[number] = to_bytes(token) if plain is None else plain.encode()
+            shown = self._shown_added.get(number)
+            table[number] = to_bytes(token) if shown is None else shown.encode()
         return table
 
 

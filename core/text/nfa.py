@@ -150,7 +150,7 @@ class _Parser:
         if named:
             self.pos = named.end()
             return self._group_body(opened)
-        flags = re.compile(r"\?([imsxua]+)(-[imsx]+)?([:)])").match(self.pattern, self.pos)
+        flags = re.compile(r"\?([imsxua]*)(-[imsx]+)?([:)])").match(self.pattern, self.pos)
         if not flags:
             raise Unsupported(f"the group {self.pattern[opened : opened + 4]!r} at position {opened} is not supported")
         self.pos = flags.end()
@@ -233,7 +233,7 @@ class _Parser:
             if char and char in "*+?":
                 self.pos += 1
                 low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
-            elif bounds and (bounds[1] or bounds[3]):
+            elif bounds and (bounds[1] or bounds[2]):
                 self.pos = bounds.end()
                 low = int(bounds[1] or 0)
                 high = (int(bounds[3]) if bounds[3] else None) if bounds[2] else low
