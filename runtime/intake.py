@@ -170,9 +170,9 @@ class Intake:
         params = source.sampling
         # The last sampled token is never an input: it needs neither a position nor a slot.
         room = min(self.context_length, self.pool_tokens) - num_prompt + 1
-        stop_ids = set(params.stop_token_ids)
+        stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos and self.tokenizer is not None:
-            stop_ids.update(self.tokenizer.eos_ids)
+            stop_ids |= frozenset(self.tokenizer.eos_ids)
         compiled = None
         if source.constraint is not None:
             if self.tokenizer is None:
@@ -186,7 +186,8 @@ class Intake:
                 backend=self.grammar_backend,
             )
         for index in range(params.n):
-            seq = Sequence(request, index, num_prompt, frozenset(stop_ids), min(params.max_new_tokens, room))
+            seq = Sequence(request, index, num_prompt, source.priority, stop_ids=stop_ids)
+            seq.max_output = min(params.max_new_tokens, room)
             if compiled is not None:
                 seq.matcher = compiled.start()
                 seq.mask = np.zeros(mask_words(self.vocab_size), dtype=np.int32)
@@ -219,7 +220,7 @@ class Intake:
                     field=field,
                 )
         request.trie = plan_trie(score.sequences, min(MAX_TRIE_ROWS, max(room, 1)))
-        request.sequences.append(Sequence(request, 0, num_prompt))
+        request.sequences.append(Sequence(request, 0, num_prompt, request.source.priority))
 
 
 def constraints_compiled() -> int:

@@ -94,6 +94,8 @@ class Sequence:
     request: Request
     index: int
     prompt_len: int
+    priority: int = 0
+    arrival: int = -1  # of its request
     stop_ids: frozenset[int] = NO_STOPS  # ids that end it
     max_output: int = 0  # new tokens at most: the request's wish, the context, the pool
     stage: Stage = Stage.WAITING
@@ -133,11 +135,7 @@ class Sequence:
         end = self.prompt_len + len(self.output_ids) - 1
         return end if self.index else min(end, self.request.next_prompt_logprob - 1)
 
-    # What a scheduling policy asks of a waiting sequence (`policies.Waiting`).
-
-    @property
-    def arrival(self) -> int:
-        return self.request.arrival
+    # With arrival and priority, what a scheduling policy asks of a waiting sequence (`policies.Waiting`).
 
     @property
     def num_cached(self) -> int:
@@ -146,10 +144,6 @@ class Sequence:
     @property
     def node(self) -> Node | None:
         return self.probe.node if self.probe else None
-
-    @property
-    def priority(self) -> int:
-        return self.request.source.priority
 
     @property
     def expected_len(self) -> int:

@@ -15,7 +15,7 @@ from ...core.errors import DslcError, EngineError, ErrorInfo, QueueFull, Request
 from ...core.events import Failed, Preempted, Queued
 from ..memory.groups import shared_prefixes
 from ..request import Request, Sequence, Stage
-from .admission import NewTokenRatio
+from .admission import CLIP_NEW_TOKENS, NewTokenRatio
 from .batch import Batch, Extend
 from .in_flight import PrefillTrie
 from .messages import Submit
@@ -98,6 +98,8 @@ class Scheduler:
             request.arrival, request.queued_at = self._num_arrivals, now
             self.requests[request.id] = request
             self.waiting += request.sequences
+            for seq in request.sequences:
+                seq.arrival = request.arrival
             self._changes += 1
             self.tally.requests += 1
             self.tally.prompt_tokens += len(request.prompt_ids)
@@ -236,8 +238,9 @@ class Scheduler:
 
     def _reserved_tokens(self) -> int:
         """Tokens that those admitted will still need: rest of the prompt, and expected output."""
-        total = sum(seq.num_tokens - seq.kv_len for seq in self.prefilling)
-        return total + sum(self._expected(seq) for seq in (*self.prefilling, *self.decoding))
+        total = sum(seq.num_tokens - seq.kv_len + self._expected(seq) for seq in self.prefilling)
+        remaining = sum([min(seq.max_output - len(seq.output_ids), CLIP_NEW_TOKENS) for seq in self.decoding])
+        return total + int(remaining * self._ratio.value) + len(self.decoding) * self.config.page_size
 
     def _expected(self, seq: Sequence) -> int:
         """Further tokens it will need, with a page's worth of rounding."""
@@ -293,11 +296,7 @@ class Scheduler:
 
     def _launched(self, batch: Batch) -> Batch:
         """Bring the lengths forward: the host need not see a token for that."""
-        seqs = batch.seqs
-        if batch.extends or seqs != self._grouped[0]:
-            nodes = [seq.lease.node if seq.lease else None for seq in seqs]
-            self._grouped = seqs, shared_prefixes(nodes, MIN_GROUP_LEN)
-        batch.groups = self._grouped[1]
+        batch.groups = self._groups(batch.seqs, changed=bool(batch.extends))
         self._ratio.step()
         for seq in batch.decodes:
             seq.kv_len += 1
@@ -314,6 +313,18 @@ class Scheduler:
         tally.forwards += 1
         tally.rows += len(batch.slots)
         return batch
+
+    def _groups(self, seqs: list[Sequence], changed: bool) -> tuple[PrefixGroup, ...]:
+        """Which of them start in the same pages; worked out anew when the batch, or a prefix in it, is another."""
+        if changed or seqs != self._grouped[0]:
+            nodes = [seq.lease.node if seq.lease else None for seq in seqs]
+            alone = [
+                node is None or (node.lock_ref == 1 and (node.parent is None or node.parent.end < MIN_GROUP_LEN))
+                for node in nodes
+            ]
+            maybe = [None if skip else node for node, skip in zip(nodes, alone, strict=True)]
+            self._grouped = seqs, () if all(alone) else shared_prefixes(maybe, MIN_GROUP_LEN)
+        return self._grouped[1]
 
     def _make_room(self, decodes: list[Sequence], extends: list[Extend]) -> None:
         """Retract one sequence, or fail the only one there is: it has the pool to itself and finds no page in it."""
