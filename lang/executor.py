@@ -184,7 +184,7 @@ class Executor:
 
     def error(self) -> BaseException | None:
         """What made the program fail, so far."""
-        if self.failure is not None:
+        if self.failure is not None or self.is_finished:
             return self.failure
         return next((stream.error for stream in self.streams.values() if stream.error is not None), None)
 
@@ -199,7 +199,9 @@ class Executor:
     def mark(self, stream: Stream, value: Callable[[], Any]) -> Slot:
         """A slot that gets `value()` when the stream has carried out everything that it has been given so far."""
         slot = Slot()
-        if stream.error is not None:
+        if self.is_finished and self.failure is None:
+            slot.set(value())  # what failed on this stream was handled by the body
+        elif stream.error is not None:
             slot.fail(stream.error)
         else:
             self.push(stream, Step(rules.set_mark, None, slot, value))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import greenlet
 
 from ..core.backend import Backend
-from ..core.errors import ProgramError, SourceLoc
+from ..core.errors import DslcError, EngineError, ErrorInfo, ProgramError, SourceLoc
 from ..core.events import Event, Failed, Finished
 from ..core.request import GenRequest
 from .stream import Slot
@@ -231,9 +231,12 @@ class Hub:
         """Submit what was asked for, let the backend work until something ends, and pass the results on."""
         if self._outbox:
             batch, self._outbox = self._outbox, []
-            self.backend.submit(batch, self._receive)
+            try:
+                self.backend.submit(batch, self._receive)
+            except DslcError as error:
+                self._inbox.extend(Failed(request.id, ErrorInfo.of(error)) for request in batch)
         if not self._inbox:
-            self.backend.wait(self._has_result)
+            self._wait()
         while self._inbox:
             event = self._inbox.popleft()
             known = self._in_flight.get(event.request_id)
@@ -249,6 +252,16 @@ class Hub:
         """The sink of all requests: called from whatever thread drives the backend."""
         if isinstance(event, (Finished, Failed)):
             self._inbox.append(event)
+
+    def _wait(self) -> None:
+        """Let the backend work until some result is in. A backend that cannot go on fails what is in flight."""
+        try:
+            self.backend.wait(self._has_result)
+            why: DslcError = EngineError(f"the backend {self.backend.capabilities.name!r} gave no result")
+        except DslcError as error:
+            why = error
+        if not self._inbox:
+            self._inbox.extend(Failed(request_id, ErrorInfo.of(why)) for request_id in self._in_flight)
 
     def _has_result(self) -> bool:
         return bool(self._inbox)

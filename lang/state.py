@@ -204,6 +204,11 @@ class ProgramState:
         return self._executor("error()").error()
 
     @property
+    def index(self) -> int:
+        """The number of this instance in its batch (0 for a single run)."""
+        return self._executor("index").instance
+
+    @property
     def ret_value(self) -> Any:
         """What the program's function returned."""
         return self._executor("ret_value").ret_value

@@ -58,6 +58,8 @@ class Symbol:
         return self.recorder.expr("ge", self, other)
 
     def __add__(self, other: Any) -> Any:
+        if getattr(type(other), "__dslc_traceable__", False):
+            return NotImplemented  # `value + gen(...)`: the language's own expressions join themselves
         return self.recorder.expr("add", self, other)
 
     def __radd__(self, other: Any) -> Any:

@@ -62,7 +62,7 @@ def test_group_forms(compiled):
         assert len(forks) == 2
         for f in forks:
             f += "!"
-        first, second = forks
+        _first, second = forks
         second += dslc.gen("z")
         forks.join()
 
