@@ -201,3 +201,12 @@ def test_groups_of_random_batches_against_brute_force():
         long_ones = shared_prefixes([lease.node for lease in leases], min_len=20)
         assert {group.rows for group in long_ones} == {rows for rows, length in expected.items() if length >= 20}
     assert shared_prefixes([]) == shared_prefixes([None, None]) == ()
+
+
+def test_a_group_appears_once_however_many_nodes_its_prefix_has():
+    """Texts outside of the batch cut the shared prefix into several nodes."""
+    cache = RadixCache()
+    for number, ids in enumerate(([1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 9], [1, 2, 8])):
+        cache.insert(ids, np.arange(5) + 10 * number + 1)
+    nodes = [cache.match(ids).node for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 4, 6])]
+    assert shared_prefixes(nodes) == (PrefixGroup((0, 1), 4),)

@@ -193,6 +193,13 @@ def test_being_passed_by_an_earlier_request_is_not_being_overtaken():
     assert (aging.overtaken(4), aging.overtaken(6)) == (7, 0)
 
 
+def test_the_choices_of_one_request_do_not_overtake_each_other():
+    aging = Aging(LOF(), bound_tokens=10)
+    aging.arrange([WaitingView(4), WaitingView(4)])
+    aging.admitted(4, 50)
+    assert aging.arrange([WaitingView(4)]).num_aged == aging.overtaken(4) == 0
+
+
 def test_the_aged_go_in_order_of_arrival():
     aging = Aging(LPM(), bound_tokens=5)
     waiting = [WaitingView(3, 9, 7), WaitingView(1, 9, 2), WaitingView(2, 9, 8), WaitingView(9, 9, 9)]
