@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import textwrap
 import types
 from collections.abc import Callable
@@ -116,8 +117,10 @@ def _refuse(tree: ast.FunctionDef, function: types.FunctionType) -> None:
             refuse("it awaits", node)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("super", "locals"):
             refuse(f"it calls {node.func.id}()", node)
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            refuse("it imports a module", node)
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module not in sys.modules):
+            refuse(f"it imports {'.' * node.level}{node.module or ''}, which is not loaded yet", node)
+        if isinstance(node, ast.Import) and (new := [a.name for a in node.names if a.name not in sys.modules]):
+            refuse(f"it imports {new[0]}, which is not loaded yet", node)
 
 
 def _strip_header(tree: ast.FunctionDef) -> None:

@@ -272,6 +272,21 @@ def test_assignments_to_several_places_at_once():
     assert body_text(places)[1:] == ['set "a" %0', '%1 = concat %0 "Bx2"', "text %1"]
 
 
+def test_imports_of_loaded_modules_only():
+    def loaded(s, q):
+        from collections import Counter
+
+        s += f"{Counter('aab')['a']}{q}"
+
+    def unloaded(s, q):
+        import this_module_is_nowhere
+
+        s += this_module_is_nowhere.text + q
+
+    assert body_text(loaded)[1:] == ['%1 = concat "2" %0', "text %1"]
+    assert "this_module_is_nowhere, which is not loaded" in breaks(unloaded)[0].reason
+
+
 def test_local_containers_may_change():
     def local(s, q):
         parts = []
