@@ -7,6 +7,7 @@ from support.tiny_models import VOCAB_SIZE, reference_model, tiny_checkpoint
 
 from dslc.core.config import EngineConfig
 from dslc.core.errors import ConfigError
+from dslc.runtime.attention import torch_deterministic
 from dslc.runtime.batch import PrefixGroup
 from dslc.runtime.layers import rowwise
 from dslc.runtime.model_runner import ModelRunner
@@ -139,3 +140,17 @@ def test_place_independence_is_really_looked_for():
 def test_a_backend_that_is_not_deterministic_is_refused():
     with pytest.raises(ConfigError, match="'torch_native' is not deterministic"):
         deterministic_runner(tiny_checkpoint("llama"), attention_backend="torch_native")
+
+
+def test_tiles_done_together_and_one_by_one_have_the_same_bits(monkeypatch):
+    path = tiny_checkpoint("llama")
+    work = [prompt(n, seed=n) for n in (130, 40, 7, 64, 1, 16, 90)]
+    results = []
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(torch_deterministic, "_group_leaves_bits", lambda *shape: False)
+        runner = deterministic_runner(path)
+        slots = Slots(runner.req_to_token, runner.num_tokens)
+        results.append(runner.forward(make_batch(slots, [(slots.sequence(), ids) for ids in work])))
+        assert set(runner.attention._can_group.values()) == {together}
+    assert torch.equal(*results)
