@@ -77,8 +77,9 @@ class Stage:
         """Whether no match ever holds these two characters side by side."""
         return not self.live.step(self.live.advance(self._all_states, left), None, right)
 
-    def run(self, text: str, start: int, stop: int) -> tuple[bool, bool]:
-        """(the pattern matches text[start:stop], a match from `start` is still open at the end of the text)."""
+    def run(self, text: str, start: int, stop: int) -> tuple[bool, bool, int]:
+        """(the pattern matches text[start:stop], a match from `start` is still open at the end of the text, how many
+        characters were looked at)."""
         live, kernel, pos = self.live, self.live.start, start
         matched = False
         while pos < len(text):
@@ -88,22 +89,26 @@ class Stage:
                 following = text[pos] if pos < len(text) else None
                 matched = live.accepts(kernel, None, following)
             if not kernel:
-                return matched, False
-        return matched, live.is_open(kernel, None)
+                return matched, False, pos - start
+        return matched, live.is_open(kernel, None), pos - start
 
     def settled(self, text: str) -> tuple[int, int]:
         """(c, e): pieces up to c are final whatever follows; the next piece starts at c and reaches e at least."""
-        pieces = self.pieces(text)
         gap_start: int | None = None
-        for start, stop in pieces:
-            is_match, is_open = self.run(text, start, stop)
+        patience = 64 * len(text) + 4096  # runs over one another, in a gap, would take the square of its length
+        for start, stop in self.pieces(text):
+            is_match, is_open, _ = self.run(text, start, stop)
             if is_match:
                 if is_open:
                     return (start, start) if gap_start is None else (gap_start, start)
                 gap_start = None
                 continue
             for pos in range(start, stop):
-                if self.run(text, pos, stop)[1]:
+                _, is_open, num_seen = self.run(text, pos, stop)
+                patience -= num_seen
+                if patience < 0:
+                    return 0, 0
+                if is_open:
                     return (start, pos) if gap_start is None else (gap_start, pos)
             if gap_start is None:
                 gap_start = start
@@ -159,6 +164,7 @@ def _flatten(config: dict[str, Any] | None, item: Any, key: str) -> list[tuple[d
     return [pair for i, part in enumerate(config[key]) for pair in _flatten(part, item[i], key)]
 
 
+@functools.lru_cache(maxsize=65_536)
 def starts_afresh(char: str) -> bool:
     """Whether no Unicode normal form joins `char` to what precedes it or moves it forward. May say no too often."""
     if char < "\x80":
@@ -394,7 +400,7 @@ class CutFinder:
 
     def _is_hard(self, text: str, place: int) -> bool:
         """No match of any stage crosses `place`, and some stage has a match that starts there."""
-        if self._normalizer.joins and not (text[place] < "\x80" and text[place - 1] < "\x80"):
+        if self._normalizer.joins and not (starts_afresh(text[place]) and starts_afresh(text[place - 1])):
             return False
         left, right = self._normalizer.apply(text[place - 1]), self._normalizer.apply(text[place])
         if len(left) != 1 or len(right) != 1 or not all(stage.never_joins(left, right) for stage in self._stages):

@@ -12,7 +12,7 @@ from .builtin_templates import builtin_template_name, load_chat_template
 from .hf import HFTokenizer, SpecialToken
 from .sentencepiece_tok import SentencePieceTokenizer, is_sentencepiece
 from .template import ChatTemplate
-from .tiktoken_tok import PATTERNS, SPECIALS, TiktokenTokenizer, read_ranks
+from .tiktoken_tok import PATTERNS, SPECIALS, TiktokenTokenizer, read_ranks, read_tekken
 from .tokenizer import Tokenizer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -39,12 +39,16 @@ def load_tokenizer(path: str | Path, revision: str | None = None, chat_template:
 def _load_folder(folder: Path, chat_template: str | None) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return load_hf(folder, chat_template)
+    if (folder / "tekken.json").is_file():
+        return load_tekken(folder, chat_template)
     ranks = [path for path in sorted(folder.glob("*.model")) if not is_sentencepiece(path)]
     if (folder / "tokenizer.model").is_file() and folder / "tokenizer.model" not in ranks:
         return load_sentencepiece(folder, chat_template)
     if ranks := [*sorted(folder.glob("*.tiktoken")), *ranks]:
         return load_tiktoken(folder, ranks[0], chat_template)
-    raise ModelLoadError("holds no tokenizer (tokenizer.json, tokenizer.model or *.tiktoken)", path=str(folder))
+    raise ModelLoadError(
+        "holds no tokenizer (tokenizer.json, tekken.json, tokenizer.model or *.tiktoken)", path=str(folder)
+    )
 
 
 def _folder(path: str | Path, revision: str | None) -> Path:
@@ -208,6 +212,21 @@ def load_tiktoken(folder: Path, path: Path, chat_template: str | None = None) ->
         special_texts=texts,
         eos_ids=read_eos_ids(folder),
         add_bos=bool(config.get("add_bos_token", not config)),
+        chat_template=read_chat_template(folder, config, chat_template),
+    )
+
+
+def load_tekken(folder: Path, chat_template: str | None = None) -> TiktokenTokenizer:
+    """The tokenizer of `folder`/tekken.json. Raises ModelLoadError."""
+    ranks, pattern, specials = read_tekken(folder / "tekken.json")
+    config = {"bos_token": "<s>", "eos_token": "</s>", **read_tokenizer_config(folder)}
+    return TiktokenTokenizer(
+        ranks,
+        pattern,
+        specials=specials,
+        special_texts=special_texts(config),
+        eos_ids=read_eos_ids(folder),
+        add_bos=True,
         chat_template=read_chat_template(folder, config, chat_template),
     )
 

@@ -1,4 +1,4 @@
-"""Tokenizers that come as tiktoken ranks (`*.tiktoken`, or so written under the name tokenizer.model)."""
+"""Tokenizers that come as tiktoken ranks: `*.tiktoken`, such a file under the name tokenizer.model, tekken.json."""
 
 from __future__ import annotations
 
@@ -140,3 +140,27 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     if not ranks:
         raise ModelLoadError("holds no tokens", path=str(path))
     return ranks
+
+
+_TEKKEN_SPECIALS = (
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] "
+    "[IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
+).split()  # of files that list none
+
+
+def read_tekken(path: Path) -> tuple[dict[bytes, int], str, dict[str, int]]:
+    """(ranks, pattern, special tokens) of Mistral's tekken.json: special tokens first, ranks counted on from them.
+
+    Raises ModelLoadError.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        settings = data["config"]
+        offset, size = settings["default_num_special_tokens"], settings["default_vocab_size"]
+        listed = data.get("special_tokens") or [{"rank": i, "token_str": t} for i, t in enumerate(_TEKKEN_SPECIALS)]
+        specials = {f"<SPECIAL_{i}>": i for i in range(len(listed), offset)}
+        specials.update((token["token_str"], token["rank"]) for token in listed)
+        ranks = {base64.b64decode(t["token_bytes"]): t["rank"] + offset for t in data["vocab"][: size - offset]}
+        return ranks, settings["pattern"], specials
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"is no tekken vocabulary: {type(error).__name__}: {error}", path=str(path)) from None

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class Tokenizer(Protocol):
-    """What the language, the compiler and the engine ask of a tokenizer. Thread-safe; immutable once made."""
+    """What the language, the compiler and the engine ask of a tokenizer. Thread-safe; immutable once made.
+
+    A *special token* is one that its file calls special, or an added token that the model's chat template writes: text
+    never becomes one by itself. The latter kind shows when it is generated, and has bytes.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -44,8 +48,9 @@ class Tokenizer(Protocol):
     def safe_cut(self, text: str) -> int:
         """How many leading characters c of `text` have final ids: for every string x,
 
-        encode(text + x)[:k] == encode(text[:c]) with k = len(encode(text[:c])). As large as can be told cheaply; 0 is
-        always right.
+        encode(text + x)[:k] == encode(text[:c]) with k = len(encode(text[:c])). The rest goes on from there:
+        encode(text + x)[k:] == encode((text + x)[c:]) (a Unigram model may break ties between equal scores otherwise).
+        As large as can be told cheaply; 0 is always right. Linear in the text.
         """
 
     def special_id(self, token: str) -> int:
@@ -61,4 +66,4 @@ class Tokenizer(Protocol):
         """The text of ids as a continuation (no leading space is dropped). Broken UTF-8 becomes U+FFFD."""
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """The bytes a token adds to the text; None for a special or unused id."""
+        """The bytes a token adds to the text; None for an unused id, or one that its file calls special."""

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from dslc.core.text.cuts import CutFinder, starts_afresh
+from dslc.core.text.nfa import LiveStates
 
 PATTERNS = [
     *("a+|b+| +|1+", "ab", "aba|ab", "a(?!b)", "a+(?!1)|b", "(?:ab)+", "[ab]{1,2}", " ?[ab]+|1{1,2}|\\s+(?!\\S)|\\s+"),
@@ -135,3 +136,21 @@ def test_no_normal_form_joins_what_starts_afresh():
             tail = unicodedata.normalize(form, char)
             for first in firsts if code < 0x3400 else firsts[:3]:
                 assert unicodedata.normalize(form, first + char) == unicodedata.normalize(form, first) + tail, hex(code)
+
+
+def test_a_long_gap_takes_linear_work(monkeypatch):
+    """Started anywhere in it, the pattern runs on to its end: that much is not looked at; no cut is a right answer."""
+    splitter = pre_tokenizers.Split(Regex("a+x"), "isolated")
+    finder = finder_of(splitter)
+    steps = 0
+    step = LiveStates.step
+
+    def counted(*args):
+        nonlocal steps
+        steps += 1
+        return step(*args)
+
+    monkeypatch.setattr(LiveStates, "step", counted)
+    text = "a" * 20_000 + "b"
+    assert finder.cut(text) == 0
+    assert steps < 200 * len(text)

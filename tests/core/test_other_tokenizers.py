@@ -239,6 +239,26 @@ def test_text_and_ids_and_bytes_agree(kind):
     assert tokenizer.hash == load_tokenizer(folder(kind)).hash
 
 
+def test_a_tekken_file(tmp_path):
+    """Special tokens come first; only so many ranks count as the vocabulary is long."""
+    tokens = [bytes([b]) for b in range(256)] + [b"he", b"ll", b"hell", b"cut off"]
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(t).decode()} for i, t in enumerate(tokens)]
+    settings = {"pattern": r"\S+|\s+", "default_vocab_size": 24 + 259, "default_num_special_tokens": 24}
+    path = tmp_path / "tekken.json"
+    path.write_text(json.dumps({"config": settings, "vocab": vocab}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == 24 + 259
+    assert tokenizer.encode_prompt("[INST]hello") == [1, 3, 24 + 258, 24 + ord("o")]
+    assert tokenizer.special_id("<SPECIAL_20>") == 20 and tokenizer.eos_ids == (2,)
+    assert tokenizer.safe_cut("hello there") == len("hello ")
+    listed = [{"rank": i, "token_str": text} for i, text in enumerate(["<unk>", "<s>", "</s>", "[THINK]"])]
+    path.write_text(json.dumps({"config": settings, "vocab": vocab, "special_tokens": listed}))
+    assert load_tokenizer(tmp_path).special_id("[THINK]") == 3
+    path.write_text(json.dumps({"config": {}}))
+    with pytest.raises(ModelLoadError, match=r"tekken\.json: is no tekken vocabulary"):
+        load_tokenizer(tmp_path)
+
+
 def test_hashes_differ():
     assert len({ours(kind).hash for kind in KINDS}) == len(KINDS)
 

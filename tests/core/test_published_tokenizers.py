@@ -16,6 +16,7 @@ FILES = {
     "deepseek-v3": ("litellm", "litellm_core_utils/tokenizers/deepseek_tokenizer.json"),
     "claude-2": ("litellm", "litellm_core_utils/tokenizers/anthropic_tokenizer.json"),
     "mistral-v1": ("mistral_common", "data/tokenizer.model.v1"),
+    "tekken": ("mistral_common", "data/tekken_240911.json"),
     "mistral-v3": ("mistral_common", "data/mistral_instruct_tokenizer_240323.model.v3"),
 }
 
@@ -28,7 +29,8 @@ def published(name):
     if path is None or not path.is_file():
         pytest.skip(f"{package} is not installed, or has no {file}")
     folder = Path(tempfile.mkdtemp(prefix=name))
-    shutil.copy(path, folder / ("tokenizer.json" if path.suffix == ".json" else "tokenizer.model"))
+    name = "tekken.json" if name == "tekken" else "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
+    shutil.copy(path, folder / name)
     return folder, load_tokenizer(folder)
 
 
@@ -83,9 +85,23 @@ def test_prompts_and_decoding_are_as_in_transformers(name):
         assert tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "mistral-v1", "mistral-v3"])
+def test_tekken_prompts_are_as_in_mistral_common():
+    folder, tokenizer = published("tekken")
+    tekken = pytest.importorskip("mistral_common.tokens.tokenizers.tekken", reason="Mistral's own reader of its files")
+    reference = tekken.Tekkenizer.from_file(folder / "tekken.json")
+    for text in random_texts(6, 300):
+        assert tokenizer.encode_prompt(text) == reference.encode(text, bos=True, eos=False)
+        assert tokenizer.encode(text) == reference.encode(text, bos=False, eos=False)
+    assert tokenizer.vocab_size == reference.n_words
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (reference.bos_id, (reference.eos_id,))
+    assert tokenizer.special_id("[INST]") == reference.get_special_token("[INST]")
+    assert tokenizer.special_id("<SPECIAL_999>") == reference.get_special_token("<SPECIAL_999>")
+    assert tokenizer.encode_prompt("[INST]a") == [1, 3, *tokenizer.encode("a")]
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "tekken", "mistral-v1", "mistral-v3"])
 def test_text_comes_back(name):
     _, tokenizer = published(name)
     for text in random_texts(5, 300):
-        expected = text if name.startswith("deepseek") else text.replace("▁", " ")
+        expected = text.replace("▁", " ") if name.startswith("mistral") else text
         assert tokenizer.decode(tokenizer.encode(text)) == expected
