@@ -6,6 +6,7 @@ Everything is worked out on the host, from lengths and slots, once per forward a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +18,13 @@ from ..layers.attention import AttentionType
 from . import trees
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ..batch import ForwardBatch
 
 QUERY_BLOCK = 512  # rows of a long extend that are done together, so that its mask stays small
 ALONE_FROM = 64  # an extend of more rows has a bucket of its own
+LARGE_MASK = 1 << 22  # elements from which a mask is made anew for each layer rather than kept for all of them
 MAX_BUCKET_KEYS = 32768  # keys gathered at once, unless one sequence alone has more
 MIN_GROUP_ROWS = 4  # a shared prefix is read once for all where that saves more than joining the results costs
 MIN_GROUP_LEN = 64
@@ -64,8 +66,13 @@ class Part:
     real: Tensor | None
     real_rows: Tensor | None
     slots: Tensor | slice | None
-    mask: Tensor | None
+    mask: Tensor | Callable[[], Tensor | None] | None
     causal: bool = False
+
+    def mask_like(self, q: Tensor) -> Tensor | None:
+        """The additive mask in q's dtype."""
+        mask = self.mask() if callable(self.mask) else self.mask
+        return None if mask is None else mask.to(q.dtype)
 
 
 @dataclass(slots=True)
@@ -177,7 +184,8 @@ class Planner:
         keys = np.array([s.start for s in bucket])[:, None] + np.arange(num_keys)
         table_rows = np.array([self.request_rows[s.request] for s in bucket])[:, None]
         slots = self.table[table_rows, np.minimum(keys, self.table.shape[1] - 1)].astype(np.int64)
-        mask = self._mask(bucket, num_rows, keys)
+        make_mask = partial(self._mask, bucket, num_rows, keys)
+        mask = make_mask if n * num_rows * num_keys > LARGE_MASK else make_mask()
         flat_rows = slice(int(rows[0, 0]), int(rows[0, -1]) + 1) if n == 1 else self._tensor(rows.reshape(-1))
         return Part(n, flat_rows, real, real_rows, self._slots(slots.reshape(-1)), mask)
 

@@ -65,7 +65,7 @@ class TorchNativeBackend(AttentionBackend):
             k, v = _padded(k, part.rows, part.n), _padded(v, part.rows, part.n)
         else:
             k, v = _padded(keys, part.slots, part.n).to(q.dtype), _padded(values, part.slots, part.n).to(q.dtype)
-        out = attend(q, k, v, _like(part.mask, q), layer.scaling, layer.logit_cap, part.causal)
+        out = attend(q, k, v, part.mask_like(q), layer.scaling, layer.logit_cap, part.causal)
         return out.transpose(1, 2).flatten(0, 1)
 
     def _attend_lse(
@@ -75,7 +75,7 @@ class TorchNativeBackend(AttentionBackend):
         assert part.slots is not None
         q = _padded(q, part.rows, part.n)
         k, v = _padded(keys, part.slots, part.n).to(q.dtype), _padded(values, part.slots, part.n).to(q.dtype)
-        out, lse = attend_lse(q, k, v, _like(part.mask, q), layer.scaling, layer.logit_cap)
+        out, lse = attend_lse(q, k, v, part.mask_like(q), layer.scaling, layer.logit_cap)
         return out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
 
     def _plan(self, layer: RadixAttention, fb: ForwardBatch) -> Plan:
@@ -92,10 +92,6 @@ def _padded(x: Tensor, rows: Tensor | slice, n: int) -> Tensor:
     """Rows of x [T, heads, D] as [n, heads, L, D]."""
     picked = x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
     return picked.view(n, -1, *x.shape[1:]).transpose(1, 2)
-
-
-def _like(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    return None if mask is None else mask.to(q.dtype)
 
 
 def _rows(part: Part) -> Tensor:

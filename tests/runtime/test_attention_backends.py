@@ -1,5 +1,6 @@
 """Both torch backends against attention written out row by row, for every option of the layer."""
 
+import itertools
 import math
 import random
 
@@ -168,7 +169,8 @@ def test_many_decodes_of_all_lengths():
 
 def test_a_long_extend_is_done_in_blocks(monkeypatch):
     monkeypatch.setattr(planner, "QUERY_BLOCK", 32)
-    for options in ({}, {"sliding_window": 20}):
+    for large, options in itertools.product((100, 1 << 22), ({}, {"sliding_window": 20})):
+        monkeypatch.setattr(planner, "LARGE_MASK", large)  # masks kept, and masks made for each layer
         world = World("torch_native", **options)
         seq = world.sequence()
         check(world.run([(seq, 100)]))
