@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -316,3 +317,25 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(ModelLoadError, match=r"tokenizer_config\.json: is not valid JSON"):
         load_tokenizer(tmp_path)
+
+
+def test_a_model_by_its_hub_name(tmp_path):
+    """From the local cache of huggingface_hub, at a revision; what is not there is named. No network is used."""
+    cached = tmp_path / "models--someone--tiny"
+    commit = "0" * 40
+    shutil.copytree(kinds.folder("gpt2"), cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    code = (
+        "from dslc.core.text.load import load_tokenizer as f\n"
+        "from dslc.core.errors import ModelLoadError\n"
+        f"print(f('someone/tiny').hash, f('someone/tiny', revision='{commit}').hash)\n"
+        "for name in ('someone/other', 'not a name!'):\n"
+        "    try: f(name)\n"
+        "    except ModelLoadError as error: print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    lines = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).splitlines()
+    assert lines[0].split() == [ours("gpt2").hash] * 2
+    assert "someone/other: is neither a folder nor a model" in "\n".join(lines)
+    assert "not a name!: is neither a folder nor a model" in "\n".join(lines)
