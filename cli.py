@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import json
 import sys
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_compile(verbs)
+    _add_check(verbs)
     _add_run(verbs)
     version = verbs.add_parser("version", help="print the version")
     version.set_defaults(verb=_print_version)
@@ -158,6 +160,54 @@ def _tell_breaks(program: Program) -> None:
             print(f"{place}the rest of {program.title!r} runs in Python: {op.reason}", file=sys.stderr)
 
 
+# check
+
+
+def _add_check(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "check",
+        help="find mistakes in programs without running them",
+        description="Report what is wrong with the programs of a file, or looks like a mistake (see docs/check.md). "
+        "Exit code 1 if there are errors.",
+    )
+    add = parser.add_argument
+    add("program", nargs="+", metavar="FILE[:NAME]", help="Python files, and which of their programs (default: all)")
+    add("--strict", action="store_true", help="count warnings as errors")
+    add("--model", metavar="PATH", help="the model the programs are for (default: the built-in one)")
+    add("--context-length", type=int, metavar="TOKENS", help="the model's context (default: what its config says)")
+    parser.set_defaults(verb=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .compiler.check import Finding, Model, check
+
+    tokenizer = _load_tokenizer(arguments.model)
+    model = Model(tokenizer, arguments.context_length or _context_length(arguments.model))
+    counts = dict.fromkeys(("error", "warning", "note"), 0)
+    for target in arguments.program:
+        findings: list[Finding] = []
+        for make in _program_makers(target):
+            try:
+                findings += check(make(), model)
+            except DslcError as error:
+                findings.append(Finding("error", "program", error.message, error.where))
+        for finding in dict.fromkeys(findings):
+            counts[finding.level] += 1
+            print(finding)
+    if counts["error"] or counts["warning"]:
+        print(f"{counts['error']} errors, {counts['warning']} warnings", file=sys.stderr)
+    return 1 if counts["error"] or (arguments.strict and counts["warning"]) else 0
+
+
+def _context_length(model: str | None) -> int | None:
+    """`max_position_embeddings` of a model folder's config; None if it is not there to read."""
+    path = Path(model if model is not None else BUILTIN_MODEL) / "config.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
 # run
 
 
@@ -251,12 +301,15 @@ def _json_pair(text: str, option: str) -> tuple[str, Any]:
 
 
 def _programs(target: str, strict: bool) -> Iterator[Program]:
+    return (make() for make in _program_makers(target, strict))
+
+
+def _program_makers(target: str, strict: bool = False) -> list[Callable[[], Program]]:
+    """For each program named by the target, what reads or traces it; each may raise on its own."""
     path, _ = _split_target(target)
     if path.suffix in (".ir", ".json"):
-        yield _read_program(path)
-        return
-    for function in _functions(target):
-        yield function.compile(strict=strict)
+        return [lambda: _read_program(path)]
+    return [functools.partial(function.compile, strict=strict) for function in _functions(target)]
 
 
 def _read_program(path: Path) -> Program:

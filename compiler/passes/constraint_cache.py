@@ -29,7 +29,7 @@ def run(plan: Plan, context: Context) -> Plan:
                 from ..constraints import compile_constraint  # numpy and the grammar engines: only when needed
 
                 try:
-                    compile_constraint(constraint, context.tokenizer.vocabulary)
+                    compile_constraint(constraint, context.tokenizer.vocabulary, encode=context.tokenizer.encode)
                 except ConstraintError as error:
                     raise error.at(op.where) from None
     return replace(

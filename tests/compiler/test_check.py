@@ -1,0 +1,285 @@
+"""`check`: seeded faults are found under their rule and line; programs that are right get no word."""
+# ruff: noqa: E501 (tables with one case a line)
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from support.programs import programs
+from support.scripted import ScriptedTokenizer
+
+import dslc
+from dslc import cli
+from dslc.compiler.check import LEVELS, RULES, Finding, Model, check
+from dslc.compiler.ir import Param, Program
+from dslc.compiler.parser import parse_ops
+
+ROOT = Path(dslc.__file__).parent
+TOKENIZER = ScriptedTokenizer()
+MODEL = Model(TOKENIZER, context_len=40)
+
+# rule, line, words of the message, ops
+FAULTS = [
+    ("break", 2, "the rest of 'p' runs in Python: a loop", 'text "x"\nopaque "a loop"'),
+    ("maybe-unset", 4, "'x' is read here, but a path", 'switch %0 {\n case "a" { set "x" 1 }\n}\n%1 = get "x"'),
+    (
+        "maybe-unset",
+        5,
+        "'x' is read",
+        'switch %0 {\n case "a" { %2 = gen "x" }\n case "b" { %3 = gen "y" }\n}\n%1 = get "x"',
+    ),
+    ("maybe-unset", 4, "'x' is read", 'fork 1\n[1] switch %0 {\n case "a" { set "x" 1 }\n}; [1] %1 = get "x"'),
+    (
+        "maybe-unset",
+        3,
+        "'x' is read",
+        'switch %0 {\n case "a" { role "user" { %2 = select "x" ["b", "c"] } }\n}; %1 = get "x"',
+    ),
+    ("overwritten", 1, "'a' here is lost: it is set again at line 2", '%1 = gen "a"\n%2 = gen "a"'),
+    ("overwritten", 1, "set again at line 3", '%1 = select "a" ["x", "y"]\ntext "b"\nset "a" 1'),
+    ("overwritten", 1, "set again at line 2", 'role "assistant" { %1 = gen "a" }\nrole "assistant" { %2 = gen "a" }'),
+    (
+        "overwritten",
+        2,
+        "set again at line 3",
+        'fork 1\n[1] %1 = gen "a"\n[1] %2 = gen "a"; %3 = gen "a"; join gather_variable 1',
+    ),
+    ("overwritten", 2, "set again at line 3", 'switch %0 {\n case "a" { %1 = gen "v"\n %2 = gen "v" }\n}'),
+    ("overwritten", 1, "set again at line 2", '%1 = gen "a"\n%2 = scope "a" { text "x" }'),
+    ("unused-parameter", 0, "the parameter 'q' is never used", None),
+    (
+        "lost-branch",
+        2,
+        "nothing can read what this branch generates",
+        'fork 1 2\n[1] %1 = gen "a"; join gather_variable 2',
+    ),
+    ("lost-branch", 2, "nothing can read", 'copy 1\n[1] %1 = gen "a"'),
+    (
+        "lost-branch",
+        3,
+        "nothing can read",
+        'fork 1\n[1] fork 2\n[2] %1 = select "a" ["b", "c"]; [1] set "z" 2; join gather_variable 1',
+    ),
+    ("lost-branch", 2, "nothing can read", 'fork 1\n[1] role "assistant" { %1 = gen "a" }'),
+    ("unused-branch", 1, "nothing is done on branch 0, 2 of this fork of 3", 'fork 1 2 3\n[2] %1 = gen "a"\ntext %1'),
+    ("unused-branch", 1, "nothing is done on branch 0 of this fork of 1", "fork 1"),
+    ("choices", 1, "there is only one choice", '%1 = select "a" ["x"]'),
+    ("choices", 1, "only one choice", '%1 = select "a" [%0]'),
+    ("choices", 1, "'x' is there twice", '%1 = select "a" ["x", "y", "x"]'),
+    ("choices", 1, "'no' begins the choice 'none'", '%1 = select "a" ["no", "none"]'),
+    ("choices", 1, "'a b' begins the choice 'a bc'", '%1 = select "a" ["x", "a b", "a bc"]'),
+    (
+        "never-equal",
+        2,
+        "it can never be 'bgu': the choices are 'bug', 'other'",
+        '%1 = select "a" ["bug", "other"]\n%2 = eq %1 "bgu"',
+    ),
+    ("never-equal", 2, "it can never be 'Bug'", '%1 = select "a" ["bug", "other"]\n%2 = ne "Bug" %1'),
+    ("never-equal", 2, "it can never be 'x'", '%1 = select "a" ["bug", "other"]\n%2 = contains ["bug", "x"] %1'),
+    ("never-equal", 2, "it can never be ''", '%1 = select "a" ["bug", "other"]\n%2 = eq %1 ""'),
+    ("never-equal", 3, "it can never be 'x'", '%1 = select "a" ["bug", "other"]\n%2 = get "a"\n%3 = eq %2 "x"'),
+    (
+        "never-equal",
+        2,
+        "it can never be 'maybe': it has to match '(yes|no)'",
+        '%1 = gen "a" constraint=regex("(yes|no)")\n%2 = eq %1 "maybe"',
+    ),
+    ("never-equal", 2, "it can never be 'yes.'", '%1 = gen "a" constraint=regex("(yes|no)")\n%2 = eq %1 "yes."'),
+    ("never-equal", 2, "it can never be '1.5'", '%1 = gen "a" constraint=regex("[0-9]+")\n%2 = eq %1 "1.5"'),
+    ("never-equal", 2, "it can never be ' 5'", '%1 = gen "a" constraint=regex("[0-9]+")\n%2 = eq %1 " 5"'),
+    (
+        "stop-in-match",
+        1,
+        "the stop string '.' can occur inside a match",
+        '%1 = gen sampling=(stop=["."]) constraint=regex("[a-z.]+")',
+    ),
+    (
+        "stop-in-match",
+        1,
+        "the stop string '-' can occur inside",
+        '%1 = gen sampling=(stop="-") constraint=regex("[0-9]{4}-[0-9]{2}")',
+    ),
+    (
+        "stop-in-match",
+        1,
+        "the stop string '\\n' can occur",
+        '%1 = gen sampling=(stop=["x", "\\n"]) constraint=regex("(?s:[^x]*)")',
+    ),
+    ("stop-in-match", 1, "the stop string 'é' can occur", '%1 = gen sampling=(stop="é") constraint=regex("\\\\w+")'),
+    (
+        "token-limits",
+        1,
+        "2 tokens are too few: the shortest match has 40 characters",
+        '%1 = gen sampling=(max_new_tokens=2) constraint=regex("[a-z]{40}")',
+    ),
+    (
+        "token-limits",
+        1,
+        "0 tokens are too few: the shortest match has 1 char",
+        '%1 = gen sampling=(max_new_tokens=0) constraint=regex("[a-z]")',
+    ),
+    (
+        "token-limits",
+        1,
+        "at least 9 tokens are asked for, but a match has at most 5",
+        '%1 = gen sampling=(min_new_tokens=9) constraint=regex("[a-z]{5}")',
+    ),
+    ("same-samples", 1, "all 3 samples will be the same", "%1 = gen sampling=(n=3, temperature=0)"),
+    ("same-samples", 1, "all 2 samples will be the same", "%1 = gen sampling=(n=2, top_k=1)"),
+    (
+        "token-id",
+        1,
+        "stop_token_ids[0]: must be a token id below the vocabulary size",
+        "%1 = gen sampling=(stop_token_ids=[999999])",
+    ),
+    ("special-in-text", 1, "the text holds '<|im_end|>' as plain text", 'text "bye<|im_end|>"'),
+    ("special-in-text", 2, "the text holds '<|end|>'", 'role "user" {\n text "<|end|>" }'),
+    ("empty-turn", 1, "the user turn is empty", 'role "user" { }; role "assistant" { %1 = gen }'),
+    ("context", 1, "exceed the context of 40", "%1 = gen sampling=(max_new_tokens=41)"),
+    ("context", 2, "exceed the context of 40", 'text "0123456789"\n%1 = gen sampling=(max_new_tokens=39)'),
+    (
+        "context",
+        2,
+        "its prompt has at least 60 tokens, and the model's context only 40",
+        'text "' + "x" * 60 + '"\n%1 = gen',
+    ),
+    (
+        "context",
+        4,
+        "and the model's context only 40",
+        'text "' + "x" * 60 + '"\nfork 1\ntext "y"\n[1] %1 = gen "a"; join gather_variable 1',
+    ),
+    ("context", 2, "and the model's context only 40", 'text "' + "x" * 60 + '"\n%1 = select "a" ["b", "c"]'),
+    # Broken laws are reported too; each of them has its example with the verifier.
+    ("defined-before-use", 1, "%9 is used before", "text %9"),
+    ("variable-set", 1, "'x' is read before any op sets it", '%1 = get "x"'),
+    ("stream-open", 1, "stream 3 is not open here", '[3] text "x"'),
+    ("roles-flat", 1, "opens inside the role", 'role "a" { role "b" { text "x" } }'),
+    ("constraint", 1, "", '%1 = gen constraint=regex("(a")'),
+    ("constraint", 1, "", '%1 = gen constraint=json_schema("{\\"type\\": 3}")'),
+    ("sampling", 1, "unknown sampling option 'temprature'", "%1 = gen sampling=(temprature=1)"),
+    ("choices", 1, "it has no choices", '%1 = select "a" []'),
+    ("join-of-fork", 1, "stream 9 is not open", "join gather_variable 9"),
+    ("path-end", 2, "it follows `return`", 'return 1\ntext "x"'),
+]
+
+
+def program_of(ops):
+    """The ops, with line numbers as they stand, behind one parameter."""
+    if ops is None:
+        return Program("p", (Param("q"),), parse_ops('%0 = arg "q"'))
+    arg = parse_ops('%0 = arg "q"')
+    return Program(
+        "p",
+        (Param("q"),),
+        (*arg, *parse_ops(ops), *parse_ops('set "used" %0') * ("return" not in ops and "opaque" not in ops)),
+    )
+
+
+@pytest.mark.parametrize(("rule", "line", "message", "ops"), FAULTS)
+def test_a_seeded_fault_is_found(rule, line, message, ops):
+    found = [finding for finding in check(program_of(ops), MODEL) if finding.rule == rule]
+    assert found, f"nothing found by {rule}"
+    assert message in found[0].message
+    assert not line or found[0].where.line == line
+
+
+def test_there_are_sixty_faults_and_every_rule_has_one():
+    assert len(FAULTS) >= 60
+    assert {rule.name for rule in RULES} - {"chat-template"} <= {rule for rule, *_ in FAULTS}
+    assert all(rule.level in LEVELS and rule.promise.endswith(".") for rule in RULES)
+
+
+RIGHT = [
+    '%1 = gen "a"\n%2 = gen "b"',
+    '%1 = gen "a"\ntext %1\n%2 = gen "a"',  # read before it is set again
+    '%1 = gen "a"\nfork 1\n[1] %2 = get "a"\n[1] text %2\n%3 = gen "a"\njoin gather_variable 1',
+    'fork 1 2\n[1] %1 = gen "a"\n[2] %2 = gen "a"\ntext %1\ntext %2',  # read without a join
+    'fork 1\n[1] %1 = gen "a"\n[1] %2 = gen "b"\ntext %2',  # what another generation builds upon
+    'fork 1\n[1] %1 = gen "a"\n[1] fork 2\n[2] %2 = gen "b"\ntext %2',
+    'fork 1\n[1] %1 = gen "a"\n[1] %2 = text\ntext %2',
+    'fork 1\n[1] %1 = gen "a"\nopaque "Python may read it"',
+    'switch %0 {\n case "a" { set "x" 1 }\n case "b" { return 2 }\n}',
+    '%3 = bool %0\nswitch %3 {\n case true { set "x" 1 }\n case false { %1 = gen "x" }\n}\n%2 = get "x"',
+    '%3 = bool %0\nswitch %3 {\n case true { set "x" 1 }\n case false { return 1 }\n}\n%2 = get "x"',
+    '%1 = select "a" ["bug", "other"]\n%2 = eq %1 "bug"\n%3 = contains ["bug", "other"] %1',
+    '%1 = select "a" ["x", "y"]\n%2 = select "a" ["v", "w"]\n%3 = get "a"\n%4 = eq %3 "x"',
+    '%1 = select "a" [%0, "y"]\n%2 = eq %1 "z"',
+    '%1 = gen "a" constraint=regex("(yes|no)")\n%2 = eq %1 "ye"',  # it may be cut by the token limit
+    '%1 = gen "a" constraint=regex("[0-9]+")\n%2 = strip %1\n%3 = eq %2 "x"',
+    '%1 = gen sampling=(stop=["\\n"]) constraint=regex("[a-z]+")',
+    '%1 = gen sampling=(stop=["\\n"]) constraint=regex("[a-z]+\\n")',  # at its end a stop cuts nothing
+    "%1 = gen sampling=(n=2, temperature=0.5)",
+    "%1 = gen sampling=(max_new_tokens=40)",
+    'special "<|im_end|>"',
+    'role "user" { text "x" }',
+    'fork 1 2\njoin concate_and_append 1 2',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ops", RIGHT)
+def test_what_is_right_gets_no_word(ops):
+    assert [str(f) for f in check(program_of(ops), MODEL) if f.rule not in ("break", "unused-parameter")] == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(programs())
+def test_any_legal_program_can_be_checked(program):
+    for finding in check(program, Model(TOKENIZER, 100_000)):
+        assert isinstance(finding, Finding) and finding.level in LEVELS
+
+
+def test_a_model_without_a_chat_template():
+    (found,) = check(
+        Program("p", (), parse_ops('role "user" { text "x" }')), Model(ScriptedTokenizer(chat_template=None))
+    )
+    assert (found.level, found.rule) == ("error", "chat-template")
+
+
+def test_the_examples_get_no_word(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        assert cli.main(["check", "--strict", str(path)]) == 0, capsys.readouterr().out
+    assert capsys.readouterr().out == ""
+
+
+SOURCE = """\
+import dslc
+
+@dslc.function
+def one(s, q, spare):
+    s += q
+    s += dslc.select("label", ["bug", "other"])
+    if s["label"] == "bgu":
+        s += dslc.gen("x", max_tokens=5)
+
+@dslc.function
+def two(s):
+    s += s["nothing"]
+"""
+
+
+def test_the_verb_prints_findings_by_line_and_says_so_in_its_exit_code(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "desk.py"
+    path.write_text(SOURCE)
+    assert cli.main(["check", f"{path}:one"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"{path}:3: warning: the parameter 'spare' is never used [unused-parameter]",
+        f"{path}:7: warning: it can never be 'bgu': the choices are 'bug', 'other' [never-equal]",
+    ]
+    assert err == "0 errors, 2 warnings\n"
+    assert cli.main(["check", "--strict", f"{path}:one"]) == 1
+    capsys.readouterr()
+    assert cli.main(["check", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert f"{path}:12: error: 'nothing' is read before any op sets it" in out and err == "1 errors, 2 warnings\n"
+    assert cli.main(["check", f"{path}:one", "--context-length", "2"]) == 1
+
+
+def test_the_document_lists_every_rule():
+    text = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    for rule in RULES:
+        assert f"| `{rule.name}` | {rule.level} | {rule.promise} |" in text
