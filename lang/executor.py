@@ -8,7 +8,7 @@ its generation in flight. Reading a value that is not there suspends whoever rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir import (
@@ -30,6 +30,7 @@ from .stream import Slot, Step, Stream
 
 if TYPE_CHECKING:
     from ..compiler.plan import Plan
+    from .feed import Feed
     from .hub import Hub
 
 
@@ -49,6 +50,7 @@ class Executor:
         self.root = Stream(0, "0")
         self.streams: dict[int, Stream] = {0: self.root}
         self.slots: dict[int, Slot] = {}  # by value id
+        self.feed: Feed | None = None  # for readers outside, while the program streams
         self.ret_value: Any = None
         self.failure: BaseException | None = None
         self.is_finished = False
@@ -182,11 +184,37 @@ class Executor:
             raise ProgramError(f"{var!r} was not generated, so there is no meta info of it", where=where)
         return rules.meta_of(slot.meta)
 
+    def names(self, stream: int) -> list[str]:
+        """The names of the stream's variables."""
+        return list(self.streams[stream].variables)
+
     def error(self) -> BaseException | None:
         """What made the program fail, so far."""
         if self.failure is not None or self.is_finished:
             return self.failure
         return next((stream.error for stream in self.streams.values() if stream.error is not None), None)
+
+    def chunks(self, stream: int, var: str | None, where: SourceLoc | None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Inside the program, or when it has ended: everything as one piece."""
+        if var is None:
+            yield self.text(stream, where), {}
+            return
+        slot = self.variable(stream, var, where)
+        value = self.read(slot, where)
+        info = rules.meta_of(slot.meta)
+        yield str(value), info if isinstance(info, dict) else {}
+
+    async def async_chunks(
+        self, stream: int, var: str | None, where: SourceLoc | None
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """`chunks` for an event loop."""
+        for chunk in self.chunks(stream, var, where):
+            yield chunk
+
+    def cancel(self) -> None:
+        """A program that has ended, or runs in this thread, cannot be cancelled."""
+        if not self.is_finished:
+            raise ProgramError(f"the program {self.title!r} runs in this thread: raise an exception to end it")
 
     def read(self, slot: Slot, where: SourceLoc | None) -> Any:
         """The value of a slot; suspends the reader until it is there. Raises its error."""
@@ -218,6 +246,19 @@ class Executor:
     def _set_variable(self, stream: Stream, var: str, slot: Slot) -> None:
         stream.variables[var] = slot
         stream.changes.add(var)
+        if self.feed is not None and stream is self.root:
+            slot.watch(lambda: self._publish(var, slot))
+
+    def _publish(self, var: str, slot: Slot) -> None:
+        assert self.feed is not None
+        if slot.error is not None:
+            self.feed.fail(var, slot.error)
+        else:
+            self.feed.set_value(var, slot.value)
+
+    def stream_to(self, feed: Feed) -> None:
+        """From now on (before anything has happened) tell readers outside what the program produces."""
+        self.feed = self.root.feed = feed
 
     def set_variable(self, number: int, var: str, slot: Slot, where: SourceLoc | None) -> None:
         """The variable is from here on what the slot holds, or will hold."""
@@ -344,6 +385,8 @@ class Executor:
         self.is_finished = True
         for stream in self.streams.values():
             stream.settle()
+        if self.feed is not None:
+            self.feed.end(self.failure)
 
     def _unhandled(self) -> BaseException | None:
         """The first error of a stream that was not raised inside the body."""

@@ -14,7 +14,7 @@ from ..compiler.ir import Opaque, walk
 from ..compiler.tracing import NoSource, Traced, strict_error, trace
 from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
-from ..core.errors import ArgumentError, ProgramError, RequestError, SourceLoc, TraceError, VerifyError
+from ..core.errors import ArgumentError, DslcError, ProgramError, RequestError, SourceLoc, TraceError, VerifyError
 from .locate import caller
 from .options import OPTION_NAMES
 from .running import Running
@@ -151,6 +151,15 @@ class Function:
                 raise
             return None  # an illegal program: likewise
 
+    @property
+    def calls_foreign(self) -> bool:
+        """Whether the body calls functions that the compiler cannot look into, so that they may take their time."""
+        try:
+            body = self._trace().program.body
+        except DslcError:
+            return True
+        return any(isinstance(op, Opaque) and op.reason.startswith("call of ") for op in walk(body))
+
     # -- running
 
     def run(
@@ -180,7 +189,7 @@ class Function:
         )  # fmt: skip
         arguments = self.arguments(args, own)
         running = Running.of(self._unbound((args, own)), others, caller())
-        return running.run(arguments)
+        return running.stream(arguments) if running.options.stream else running.run(arguments)
 
     def run_batch(
         self,

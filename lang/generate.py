@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir import Gen, Select
 from ..core.errors import DeadlineExceeded, ProgramError, RequestError
-from ..core.events import Failed, Finished
+from ..core.events import Failed, Finished, Tokens
 from ..core.request import GenRequest, LogprobWish, Origin, Segment
 from . import meta
 from .steps import check_text, close_run, placed
@@ -16,7 +17,9 @@ from .stream import Slot, Step, Stream
 
 if TYPE_CHECKING:
     from ..core.constraint import Constraint
+    from ..core.text.tokenizer import Tokenizer
     from .executor import Executor
+    from .feed import Feed
 
 
 def generate(executor: Executor, stream: Stream, step: Step) -> None:
@@ -32,11 +35,15 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         sampling=executor.options.merged(op.sampling, seed),
         constraint=_constraint(executor, op),
         logprobs=_logprobs(executor, op),
-        stream=executor.options.stream,
+        stream=executor.feed is not None and stream is executor.root and executor.backend.capabilities.streaming,
         timeout_s=seconds_left(executor),
         origin=origin(executor, stream, op),
     )
-    send(executor, stream, request, step, partial(_generated, executor, stream, step, request))
+    told: Telling | None = None
+    if executor.feed is not None and stream is executor.root:
+        told = Telling(executor.feed, request, op.var, executor.tokenizer)
+    finished = partial(_generated, executor, stream, step, request, told)
+    send(executor, stream, request, step, finished, told.add if told is not None else None)
 
 
 def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:
@@ -85,14 +92,50 @@ def seconds_left(executor: Executor) -> float | None:
     return left
 
 
-def _generated(executor: Executor, stream: Stream, step: Step, request: GenRequest, event: Finished) -> None:
+class Telling:
+    """Passes the pieces of one generation on to readers outside."""
+
+    def __init__(self, feed: Feed, request: GenRequest, var: str | None, tokenizer: Tokenizer | None) -> None:
+        self._feed = feed
+        self._request = request
+        self._tokenizer = tokenizer
+        self._num_tokens = 0
+        self.num_chars = 0
+        self._channel = feed.begin(var) if var is not None else None
+
+    def add(self, event: Tokens) -> None:
+        """The next piece of the first choice (the others are told of when they are whole)."""
+        if event.index != 0:
+            return
+        self._num_tokens += len(event.token_ids)
+        self.num_chars += len(event.text)
+        if event.text:
+            self._feed.add_text(event.text)
+        if self._channel is not None:
+            info = meta.of_tokens(self._request, event, self._num_tokens, self._tokenizer)
+            self._feed.add_chunk(self._channel, event.text, info)
+
+    def end(self, event: Finished) -> None:
+        """What the pieces have not told yet."""
+        if self._channel is not None:
+            output = event.outputs[0]
+            info = meta.of_output(self._request, event, output, self._tokenizer, self._num_tokens)
+            self._feed.add_chunk(self._channel, output.text[self.num_chars :], info)
+
+
+def _generated(
+    executor: Executor, stream: Stream, step: Step, request: GenRequest, told: Telling | None, event: Finished
+) -> None:
     first = event.outputs[0]
     for output in event.outputs:
         executor.num_generated_tokens += len(output.token_ids)
+    num_told = told.num_chars if told is not None else 0
     if executor.tokenizer is not None:
-        stream.append_generated(first.kept_ids, first.kept_tail, first.text)
+        stream.append_generated(first.kept_ids, first.kept_tail, first.text, num_told)
     else:
-        stream.append_generated((), first.text, first.text)
+        stream.append_generated((), first.text, first.text, num_told)
+    if told is not None:
+        told.end(event)
     infos: list[Any] = [partial(meta.of_output, request, event, output, executor.tokenizer) for output in event.outputs]
     slot = step.slot
     assert slot is not None
@@ -102,13 +145,20 @@ def _generated(executor: Executor, stream: Stream, step: Step, request: GenReque
         slot.set([output.text for output in event.outputs], infos)
 
 
-def send(executor: Executor, stream: Stream, request: GenRequest, step: Step, finished: Any) -> None:
+def send(
+    executor: Executor,
+    stream: Stream,
+    request: GenRequest,
+    step: Step,
+    finished: Callable[[Finished], None],
+    progress: Callable[[Tokens], None] | None = None,
+) -> None:
     """Hand a request to the hub; the stream waits for its result, then `finished(event)` takes it."""
     slot = step.slot
     assert slot is not None
     stream.busy = slot
     stream.request_id = request.id
-    executor.hub.send(executor, request, partial(_ended, executor, stream, slot, step, finished))
+    executor.hub.send(executor, request, partial(_ended, executor, stream, slot, step, finished), progress)
 
 
 def _ended(executor: Executor, stream: Stream, slot: Slot, step: Step, finished: Any, event: Finished | Failed) -> None:

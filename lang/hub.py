@@ -13,6 +13,7 @@ import contextvars
 import itertools
 import os
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ import greenlet
 
 from ..core.backend import Backend
 from ..core.errors import DslcError, EngineError, ErrorInfo, ProgramError, SourceLoc
-from ..core.events import Event, Failed, Finished
+from ..core.events import Event, Failed, Finished, Tokens
 from ..core.request import GenRequest
 from .stream import Slot
 
@@ -33,17 +34,21 @@ _NAMES = itertools.count(1)
 _WARNED: set[Any] = set()
 _HERE = threading.local()  # .hub: the hub whose program runs in this thread
 Done = Callable[["Finished | Failed"], None]
+HOLD_S = 0.005
 MAX_STARTED = 16384  # programs of a batch whose bodies are begun and not ended at one time
 
 
 class Task:
     """One program instance in a hub: its executor and its body. `ended` is set when both are done."""
 
-    __slots__ = ("body", "ended", "error", "executor", "greenlet", "result", "stuck", "waits_for")
+    __slots__ = ("body", "ended", "error", "executor", "greenlet", "on_end", "result", "stuck", "waits_for")
 
-    def __init__(self, executor: Executor, body: Callable[[], Any]) -> None:
+    def __init__(
+        self, executor: Executor, body: Callable[[], Any], on_end: Callable[[Task], None] | None = None
+    ) -> None:
         self.executor = executor
         self.body = body
+        self.on_end = on_end  # called in the hub's thread, by hubs that have one of their own
         self.greenlet: Any = None
         self.waits_for: Slot | None = None
         self.stuck: BaseException | None = None
@@ -55,11 +60,12 @@ class Task:
 class _InFlight:
     """A request that has no last event yet."""
 
-    __slots__ = ("done", "executor")
+    __slots__ = ("done", "executor", "progress")
 
-    def __init__(self, executor: Executor, done: Done) -> None:
+    def __init__(self, executor: Executor, done: Done, progress: Callable[[Tokens], None] | None) -> None:
         self.executor = executor
         self.done = done
+        self.progress = progress
 
 
 class Hub:
@@ -80,13 +86,20 @@ class Hub:
         self._tasks: dict[Executor, Task] = {}
         self._current: Task | None = None
         self._main: Any = None  # the greenlet that drives
+        self.num_holds = 0  # how often a body has kept the thread for longer than HOLD_S
 
     # -- what executors ask
 
-    def send(self, executor: Executor, request: GenRequest, done: Done) -> None:
-        """Submit a request with the next batch; `done` gets its last event, in this hub's thread."""
+    def send(
+        self,
+        executor: Executor,
+        request: GenRequest,
+        done: Done,
+        progress: Callable[[Tokens], None] | None = None,
+    ) -> None:
+        """Submit a request with the next batch; `done` gets its last event, `progress` its tokens, in this thread."""
         self._outbox.append(request)
-        self._in_flight[request.id] = _InFlight(executor, done)
+        self._in_flight[request.id] = _InFlight(executor, done, progress)
         executor.num_in_flight += 1
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -175,7 +188,7 @@ class Hub:
                 self._suspended.discard(task)
                 if task.greenlet is not None:
                     self._switch(task)
-            elif self._num_started < MAX_STARTED and (following := next(self._unstarted, None)) is not None:
+            elif self._num_started < MAX_STARTED and (following := self._next_task()) is not None:
                 self._start(following)
             elif self._in_flight:
                 self._exchange()
@@ -186,6 +199,9 @@ class Hub:
                 return False
         return True
 
+    def _next_task(self) -> Task | None:
+        return next(self._unstarted, None)
+
     def _start(self, task: Task) -> None:
         self._num_started += 1
         self._tasks[task.executor] = task
@@ -195,18 +211,22 @@ class Hub:
 
     def _body_of(self, task: Task) -> None:
         try:
-            task.result = task.body()
+            if task.error is None:
+                task.result = task.body()
         except Exception as error:
             task.error = error
 
     def _switch(self, task: Task) -> None:
         outer, _HERE.hub = getattr(_HERE, "hub", None), self
         before, self._current = self._current, task
+        began = time.perf_counter()
         try:
             task.greenlet.switch()
         finally:
             _HERE.hub = outer
             self._current = before
+            if time.perf_counter() - began > HOLD_S:
+                self.num_holds += 1
         if task.greenlet.dead:
             task.greenlet = None
             if task.error is not None:
@@ -225,6 +245,16 @@ class Hub:
         task.executor.finish(task.error, task.result)
         task.ended.set(task)
 
+    def cancel(self, task: Task, error: BaseException) -> None:
+        """End a task that is not wanted any more, in this hub's thread."""
+        if task.ended.is_done:
+            return
+        task.executor.crash(error)
+        if task.executor in self._tasks:
+            self._settle(task)
+        else:
+            task.error = error  # not begun yet
+
     # -- requests and results
 
     def _exchange(self) -> None:
@@ -242,6 +272,10 @@ class Hub:
             known = self._in_flight.get(event.request_id)
             if known is None:
                 continue
+            if isinstance(event, Tokens):
+                if known.progress is not None:
+                    known.progress(event)
+                continue
             self._forget(event.request_id)
             known.done(event)  # type: ignore[arg-type]
             task = self._tasks.get(known.executor)
@@ -250,7 +284,7 @@ class Hub:
 
     def _receive(self, event: Event) -> None:
         """The sink of all requests: called from whatever thread drives the backend."""
-        if isinstance(event, (Finished, Failed)):
+        if isinstance(event, (Finished, Failed, Tokens)):
             self._inbox.append(event)
 
     def _wait(self) -> None:
@@ -261,7 +295,10 @@ class Hub:
         except DslcError as error:
             why = error
         if not self._inbox:
-            self._inbox.extend(Failed(request_id, ErrorInfo.of(why)) for request_id in self._in_flight)
+            self._fail_all(why)
+
+    def _fail_all(self, error: BaseException) -> None:
+        self._inbox.extend(Failed(request_id, ErrorInfo.of(error)) for request_id in self._in_flight)
 
     def _has_result(self) -> bool:
         return bool(self._inbox)

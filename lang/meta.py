@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.events import Finished, Output, TokenLogprob
+from ..core.events import Finished, Output, TokenLogprob, Tokens
 from ..core.request import GenRequest
 from ..core.text.tokenizer import Tokenizer
 from .choices import ChoicesDecision
 
 
-def of_output(request: GenRequest, event: Finished, output: Output, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The meta info of one generated text. Log-probs come as (log-prob, token id, text or None) triples."""
+def of_output(
+    request: GenRequest, event: Finished, output: Output, tokenizer: Tokenizer | None, num_told: int = 0
+) -> dict[str, Any]:
+    """The meta info of one generated text. Log-probs come as (log-prob, token id, text or None) triples.
+
+    Ids and log-probs of the first `num_told` tokens are left out: earlier chunks of a stream have brought them.
+    """
     info: dict[str, Any] = {
         "id": request.id,
         "finish_reason": output.finish_reason.as_dict(),
@@ -20,7 +25,7 @@ def of_output(request: GenRequest, event: Finished, output: Output, tokenizer: T
         "completion_tokens": len(output.token_ids),
         "cached_tokens": event.num_cached_tokens,
         "forced_tokens": output.num_forced_tokens,
-        "output_ids": list(output.token_ids),
+        "output_ids": list(output.token_ids[num_told:]),
         "seed": event.seed,
         "e2e_latency": event.finished_at - event.queued_at,
     }
@@ -28,15 +33,35 @@ def of_output(request: GenRequest, event: Finished, output: Output, tokenizer: T
     if wish is None:
         return info
     name = tokenizer if wish.with_text else None
-    info["output_token_logprobs"] = [_triple(entry, name) for entry in output.logprobs]
+    rest = output.logprobs[num_told:]
+    info["output_token_logprobs"] = [_triple(entry, name) for entry in rest]
     if wish.prompt_start >= 0:
         info["input_token_logprobs"] = [_triple(entry, name) for entry in event.prompt_logprobs]
     if wish.top:
-        info["output_top_logprobs"] = [_pairs(entry.top, name) for entry in output.logprobs]
+        info["output_top_logprobs"] = [_pairs(entry.top, name) for entry in rest]
         if wish.prompt_start >= 0:
             info["input_top_logprobs"] = [_pairs(entry.top, name) for entry in event.prompt_logprobs]
     if wish.token_ids:
-        info["output_token_ids_logprobs"] = [_pairs(entry.chosen, name) for entry in output.logprobs]
+        info["output_token_ids_logprobs"] = [_pairs(entry.chosen, name) for entry in rest]
+    return info
+
+
+def of_tokens(request: GenRequest, event: Tokens, num_tokens: int, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The meta info of one piece of a stream: its ids and log-probs, and how many tokens there are so far."""
+    info: dict[str, Any] = {
+        "id": request.id,
+        "finish_reason": None,
+        "completion_tokens": num_tokens,
+        "output_ids": list(event.token_ids),
+    }
+    wish = request.logprobs
+    if wish is not None:
+        name = tokenizer if wish.with_text else None
+        info["output_token_logprobs"] = [_triple(entry, name) for entry in event.logprobs]
+        if wish.top:
+            info["output_top_logprobs"] = [_pairs(entry.top, name) for entry in event.logprobs]
+        if wish.token_ids:
+            info["output_token_ids_logprobs"] = [_pairs(entry.chosen, name) for entry in event.logprobs]
     return info
 
 

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.backend import Backend
 from ..core.errors import SourceLoc
+from .carrier import CarrierHub, carriers_of
 from .defaults import default_backend
 from .executor import Executor
+from .feed import Feed
 from .hub import Hub, Task
 from .options import RunOptions, run_options
+from .outside import Outside
 from .state import ProgramState
 from .walker import walk_plan
 
 if TYPE_CHECKING:
     from ..compiler.plan import Plan
     from .function import Function
+
+
+MAX_CARRIERS = 64  # threads of a batch whose bodies may block, unless num_threads says otherwise
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,23 @@ class Running:
         if task.executor.failure is not None:
             raise task.executor.failure
         return ProgramState(task.executor)
+
+    def stream(self, arguments: dict[str, Any]) -> ProgramState:
+        """Start in a carrier; the state is read while the program runs."""
+        feed = Feed()
+
+        def make(hub: CarrierHub) -> Task:
+            task = self.task(hub, arguments)
+            task.executor.stream_to(feed)
+            return task
+
+        hub, task = carriers_of(self.backend).start(make, MAX_CARRIERS if self.may_block else 1)
+        return ProgramState(Outside(hub, task, feed))
+
+    @property
+    def may_block(self) -> bool:
+        """Whether a body may keep its thread for long: it runs, and calls what the compiler knows nothing of."""
+        return self.plan is None and self.function.calls_foreign
 
     def run_batch(
         self,

@@ -3,7 +3,7 @@ else: text, variables and turns live with the executor that is the sink of a run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..compiler.sink import Sink
     from .executor import Executor
+    from .outside import Outside
 
 JoinMode = Literal["gather_variable", "concate_and_append"]
 
@@ -199,6 +200,34 @@ class ProgramState:
         self._executor("sync()").sync(self.stream, caller())
         return self
 
+    def text_iter(self, var_name: str | None = None) -> Iterator[str]:
+        """The text of the state, or of one variable, piece by piece as it is generated (`run(stream=True)`).
+
+        Leaving the iterator before the end cancels the program.
+        """
+        for text, _ in self._executor("text_iter()").chunks(self.stream, var_name, caller()):
+            if text:
+                yield text
+
+    async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
+        """`text_iter` for an event loop; with `return_meta_data` (text, meta info) pairs, the last with the whole."""
+        async for text, info in self._executor("text_async_iter()").async_chunks(self.stream, var_name, caller()):
+            if return_meta_data:
+                yield text, info
+            elif text:
+                yield text
+
+    def cancel(self) -> None:
+        """End the program of `run(stream=True)`; what it has in flight is aborted."""
+        self._executor("cancel()").cancel()
+
+    def variables(self) -> dict[str, Any]:
+        """All variables of the state with their values."""
+        where = caller()
+        return {
+            name: self.sink.get(self.stream, name, where) for name in self._executor("variables()").names(self.stream)
+        }
+
     def error(self) -> BaseException | None:
         """What made the program fail, or None."""
         return self._executor("error()").error()
@@ -213,7 +242,7 @@ class ProgramState:
         """What the program's function returned."""
         return self._executor("ret_value").ret_value
 
-    def _executor(self, what: str) -> Executor:
+    def _executor(self, what: str) -> Executor | Outside:
         if self.sink.is_tracing:
             self.sink.opaque(f"use of {what}", caller())
         return self.sink  # type: ignore[return-value]

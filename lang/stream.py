@@ -17,6 +17,7 @@ from ..compiler.ir import Role, Scope
 from ..core.errors import SourceLoc
 from ..core.request import Segment
 from ..core.text.tokenizer import Tokenizer
+from .feed import Feed
 
 
 class Slot:
@@ -94,9 +95,9 @@ class Stream:
     """The state of one stream; changed only by its executor."""
 
     __slots__ = (
-        "branches", "busy", "changes", "error", "first_message", "id", "is_joined", "is_started", "log", "messages",
-        "num_branches", "num_requests", "open_role", "path", "pieces", "queue", "regions", "request_id", "roles", "run",
-        "scopes", "segments", "siblings", "text_len", "variables",
+        "branches", "busy", "changes", "error", "feed", "first_message", "id", "is_joined", "is_started", "log",
+        "messages", "num_branches", "num_requests", "open_role", "path", "pieces", "queue", "regions", "request_id",
+        "roles", "run", "scopes", "segments", "siblings", "text_len", "variables",
     )  # fmt: skip
 
     def __init__(self, id: int, path: str, is_started: bool = True) -> None:
@@ -107,6 +108,7 @@ class Stream:
         self.run: list[tuple[str, SourceLoc | None]] = []
         self.pieces: list[str] = []
         self.text_len = 0
+        self.feed: Feed | None = None  # hears of all text
         self.log: list[Any] | None = None  # what a branch appended, for a join that appends it again
         # Chat turns and scopes, as of the last step carried out.
         self.messages: list[dict[str, Any]] = []
@@ -168,6 +170,8 @@ class Stream:
         """Add to the text what has been added to the tokens."""
         self.pieces.append(text)
         self.text_len += len(text)
+        if self.feed is not None:
+            self.feed.add_text(text)
 
     def begin(self, tokenizer: Tokenizer | None, in_template: bool) -> None:
         """Before the first content: a BOS where the tokenizer adds one and no chat template writes it."""
@@ -205,14 +209,21 @@ class Stream:
                 self.close_run(tokenizer)
                 self.append_ids((part,), tokenizer.decode([part], skip_special_tokens=False))
 
-    def append_generated(self, ids: tuple[int, ...], tail: str, text: str) -> None:
-        """What was generated: `ids` stay as they are, `tail` opens the next run; together they are `text`."""
+    def append_generated(self, ids: tuple[int, ...], tail: str, text: str, num_told: int = 0) -> None:
+        """What was generated: `ids` stay as they are, `tail` opens the next run; together they are `text`.
+
+        The feed has heard of the first `num_told` characters already.
+        """
         if ids:
             self.segments.append(Segment(ids=ids))
         if tail:
             self.run.append((tail, None))
         if text:
+            feed, self.feed = self.feed, None
             self.show(text)
+            self.feed = feed
+            if feed is not None and num_told < len(text):
+                feed.add_text(text[num_told:])
         if self.log is not None:
             self.log.append((ids, text, tail))
 

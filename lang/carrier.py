@@ -1,0 +1,189 @@
+"""Threads that run programs for callers who do not: streams, event loops, and batches whose bodies block.
+
+A Carrier is a thread with a hub. A Driver is the thread that lets a backend work while carriers and event loops wait.
+Both are there only while they have something to do.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import greenlet
+
+from ..core.backend import Backend
+from ..core.errors import Aborted, DslcError
+from ..core.events import Event
+from .hub import Hub, Task
+
+LINGER_S = 0.05  # how long an idle carrier waits for more work
+
+
+class Driver:
+    """Lets one backend work, in a thread of its own, while anybody needs it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = weakref.ref(backend)
+        self._lock = threading.Lock()
+        self._users: dict[int, Callable[[BaseException], None]] = {}
+        self._is_running = False
+
+    def acquire(self, user: object, on_error: Callable[[BaseException], None]) -> None:
+        """`user` has requests in flight; `on_error` hears, in the driver's thread, when the backend cannot go on."""
+        with self._lock:
+            self._users[id(user)] = on_error
+            if self._is_running:
+                return
+            self._is_running = True
+        threading.Thread(target=self._run, name="dslc-driver", daemon=True).start()
+
+    def release(self, user: object) -> None:
+        """`user` has nothing in flight any more."""
+        with self._lock:
+            self._users.pop(id(user), None)
+
+    def _run(self) -> None:
+        idle = False
+        while True:
+            with self._lock:
+                if not self._users and idle:
+                    self._is_running = False
+                    return
+                idle = not self._users
+            backend = self._backend()
+            if backend is None:
+                return
+            try:
+                backend.wait(self._is_unused, timeout=LINGER_S)
+            except DslcError as error:
+                with self._lock:
+                    users, self._users = self._users, {}
+                for on_error in users.values():
+                    on_error(error)
+
+    def _is_unused(self) -> bool:
+        return not self._users
+
+
+class CarrierHub(Hub):
+    """A hub in a thread of its own: takes tasks and calls from other threads; the Driver lets the backend work."""
+
+    def __init__(self, backend: Backend, driver: Driver) -> None:
+        super().__init__(backend)
+        self._driver = driver
+        self._changed = threading.Condition()
+        self._incoming: deque[Task] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._is_closed = False
+        self.num_tasks = 0  # not ended yet; changed under the condition
+
+    def add(self, task: Task) -> bool:
+        """Take a task, from any thread. False if this hub has closed."""
+        with self._changed:
+            if self._is_closed:
+                return False
+            self.num_tasks += 1
+            self._incoming.append(task)
+            self._changed.notify()
+            return True
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` made in the hub's thread."""
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify()
+
+    def serve(self) -> None:
+        """Run what comes, until nothing has come for a while."""
+        self._main = greenlet.getcurrent()
+        while True:
+            self._run_calls()
+            if self._progress():
+                while self._ended:
+                    self._tell(self._ended.popleft())
+                continue
+            with self._changed:
+                if not self._changed.wait_for(self._has_news, LINGER_S):
+                    self._is_closed = True
+                    return
+
+    def _next_task(self) -> Task | None:
+        return self._incoming.popleft() if self._incoming else None
+
+    def _has_news(self) -> bool:
+        return bool(self._incoming or self._calls or self._inbox)
+
+    def _tell(self, task: Task) -> None:
+        with self._changed:
+            self.num_tasks -= 1
+        if task.on_end is not None:
+            task.on_end(task)
+
+    def _run_calls(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+
+    def _receive(self, event: Event) -> None:
+        with self._changed:
+            super()._receive(event)
+            self._changed.notify()
+
+    def _wait(self) -> None:
+        self._driver.acquire(self, self._driver_failed)
+        with self._changed:
+            self._changed.wait_for(self._has_news)
+        self._run_calls()
+
+    def _driver_failed(self, error: BaseException) -> None:
+        self.post(lambda: self._fail_all(error))
+
+    def _forget(self, request_id: str) -> None:
+        super()._forget(request_id)
+        if not self._in_flight:
+            self._driver.release(self)
+
+
+class Carriers:
+    """The carriers of one backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = weakref.ref(backend)
+        self.driver = Driver(backend)
+        self._lock = threading.Lock()
+        self._hubs: list[CarrierHub] = []
+
+    def start(self, make: Callable[[CarrierHub], Task], limit: int = 1) -> tuple[CarrierHub, Task]:
+        """Run a task on the least busy carrier; on a new one while all are busy and there are fewer than `limit`."""
+        with self._lock:
+            self._hubs = [hub for hub in self._hubs if not hub._is_closed]
+            ranked = sorted(self._hubs, key=lambda hub: hub.num_tasks)
+            if ranked and (ranked[0].num_tasks == 0 or len(ranked) >= limit):
+                task = make(ranked[0])
+                if ranked[0].add(task):
+                    return ranked[0], task
+            hub = CarrierHub(self._backend() or _gone(), self.driver)
+            task = make(hub)
+            hub.add(task)
+            self._hubs.append(hub)
+        threading.Thread(target=hub.serve, name="dslc-carrier", daemon=True).start()
+        return hub, task
+
+
+def _gone() -> Any:
+    raise Aborted("the backend is gone")
+
+
+_ALL: weakref.WeakKeyDictionary[Any, Carriers] = weakref.WeakKeyDictionary()
+_ALL_LOCK = threading.Lock()
+
+
+def carriers_of(backend: Backend) -> Carriers:
+    """The carriers of a backend, made on first use."""
+    with _ALL_LOCK:
+        found = _ALL.get(backend)
+        if found is None:
+            found = _ALL[backend] = Carriers(backend)
+        return found
