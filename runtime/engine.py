@@ -31,6 +31,7 @@ from .scheduling.messages import Cancel, Submit
 from .scheduling.policies import schedule_policy
 from .scheduling.results import Resolver
 from .scheduling.scheduler import Scheduler
+from .trace import Cancelled, StepTrace, Turn
 from .worker import InFlight, Worker
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from ..core.request import GenRequest
     from ..core.text.tokenizer import Tokenizer
     from .scheduling.batch import Batch
-    from .trace import StepTrace
     from .worker import Runner
 
 log = logging.getLogger(__name__)
@@ -101,17 +101,17 @@ class Engine(GenerateAPI):
         allocator = PageAllocator(runner.num_tokens // config.page_size, config.page_size)
         memory = MemoryManager(runner.req_to_token, allocator, cache)
         resolver = Resolver(tokenizer, config.stream_interval)
+        # Ids without a token (models pad their logits) and tokens without logits are no part of the vocabulary.
+        vocab_size = runner.vocab_size if tokenizer is None else min(runner.vocab_size, tokenizer.vocab_size)
         self.scheduler = Scheduler(config, memory, policy, resolver, runner.vocab_size)
-        self.worker = Worker(runner, deterministic=config.deterministic)
-        self.intake = Intake.of(
-            tokenizer, runner.vocab_size, runner.context_length, runner.num_tokens, config.grammar_backend
-        )
+        self.worker = Worker(runner, vocab_size, deterministic=config.deterministic)
+        self.intake = Intake.of(tokenizer, vocab_size, runner.context_length, runner.num_tokens, config.grammar_backend)
         # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests.
         self.overlap = runner.device.type != "cpu" and not config.disable_overlap_schedule
         self.check_when_idle = False
         self.trace: StepTrace | None = None
         self.run_seed = int.from_bytes(os.urandom(7), "little") if config.random_seed is None else config.random_seed
-        self.step_started_at: float | None = None  # of a step under way: a watchdog's food
+        self.step_started_at: float | None = None
         self._in_flight: InFlight | None = None
         self._mailbox = Mailbox()
         self._drive = threading.Lock()  # held by whoever steps
@@ -127,6 +127,7 @@ class Engine(GenerateAPI):
     def step(self) -> bool:
         """One turn: take messages, launch, resolve. False if there was nothing to do. Only for the driver."""
         self.step_started_at = now = time.monotonic()
+        due: InFlight | None = None
         try:
             with self._state:
                 messages = self._mailbox.take(now)
@@ -138,9 +139,10 @@ class Engine(GenerateAPI):
             due, self._in_flight = (self._in_flight, launched) if self.overlap else (launched, None)
             if due is not None:
                 self._resolve(due)
-        except Exception as error:
+        except BaseException as error:  # a bug, or Ctrl-C in the thread that drives
             self._crash(error)
-            due = None
+            if not isinstance(error, Exception):
+                raise
         has_work = self.scheduler.has_work
         if not has_work and self.check_when_idle and self._in_flight is None:
             self.check_integrity()
@@ -154,11 +156,8 @@ class Engine(GenerateAPI):
             return None
         try:
             return self.worker.launch(batch)
-        except BaseException as error:
+        except Exception as error:
             with self._state:
-                if not isinstance(error, Exception):  # Ctrl-C in a driving thread
-                    self.scheduler.undo(batch)
-                    raise
                 requests = {seq.request.id: seq.request for seq in batch.seqs}
                 if len(batch.seqs) > 1:
                     log.warning("a forward of %d requests failed (%r); running them one by one", len(requests), error)
@@ -195,9 +194,9 @@ class Engine(GenerateAPI):
                 self._mailbox.put(Cancel(request.id, ErrorInfo("Aborted", "its event sink raised")))
         self._mailbox.notify()
 
-    def _crash(self, error: Exception) -> None:
+    def _crash(self, error: BaseException) -> None:
         """The loop itself failed: end every request by name of the fault, and go on if the memory still adds up."""
-        log.exception("the engine's loop failed; all requests in flight end with an error")
+        log.error("the engine's loop failed; all requests in flight end with an error", exc_info=error)
         info = ErrorInfo("EngineError", f"the engine's loop failed: {error!r}")
         self._in_flight = None
         with self._state:
@@ -211,6 +210,27 @@ class Engine(GenerateAPI):
                 for request in requests:
                     if not request.is_over:
                         self.scheduler.finish_request(request, Failed(request.id, info))
+        self._dispatch()
+
+    def replay(self, turns: Sequence[Turn]) -> StepTrace:
+        """Play recorded turns again on this fresh engine of the same configuration; returns the trace of it.
+
+        Decisions are a function of messages and step numbers, so the traces are equal. The results go nowhere.
+        """
+        self.trace = StepTrace()
+        with self._drive:
+            for turn in turns:
+                while self.scheduler.step < turn.step - 1:
+                    self.step()
+                for told in turn.messages:
+                    if isinstance(told, Cancelled):
+                        self._mailbox.put(Cancel(told.request_id, told.error))
+                    else:
+                        request = self.intake.admit(told.source, told.seed, lambda event: None, 0.0)
+                        self._mailbox.put(Submit(request))
+            while self.step():
+                pass
+        return self.trace
 
     # Backend: requests
 
@@ -269,7 +289,10 @@ class Engine(GenerateAPI):
     def _take_messages(self) -> None:
         now = time.monotonic()
         with self._state:
-            self.scheduler.receive(self._mailbox.take(now), now)
+            messages = self._mailbox.take(now)
+            self.scheduler.receive(messages, now)
+        if self.trace is not None:
+            self.trace.record(self.scheduler.step + 1, messages, None)
         self._dispatch()
 
     # Backend: driving
@@ -354,7 +377,7 @@ class Engine(GenerateAPI):
             sizes = {
                 "max_total_num_tokens": self.runner.num_tokens,
                 "context_length": self.runner.context_length,
-                "vocab_size": self.runner.vocab_size,
+                "vocab_size": self.intake.vocab_size,
                 "device": str(self.runner.device),
                 "num_running_reqs": len(scheduler.running),
                 "num_waiting_reqs": len(scheduler.waiting),
@@ -365,6 +388,12 @@ class Engine(GenerateAPI):
             }
         options = {name: getattr(self.config, name) for name in EngineConfig.__dataclass_fields__}
         return {**options, **sizes, "run_seed": self.run_seed}
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds that the step under way has taken so far; 0 between steps. A watchdog's measure."""
+        started = self.step_started_at
+        return 0.0 if started is None else time.monotonic() - started
 
     def check_integrity(self) -> None:
         """Raise MemoryAccountError or EngineError unless pages, rows and queues add up."""

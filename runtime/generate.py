@@ -260,8 +260,10 @@ class GenerateAPI(ABC):
             return
 
         def triple(token_id: int, value: float | None) -> tuple[float | None, int, str | None]:
-            text = self.tokenizer.decode([token_id], False) if wish.with_text and self.tokenizer is not None else None
-            return value, token_id, text
+            tokenizer = self.tokenizer if wish.with_text else None
+            if tokenizer is None or token_id >= tokenizer.vocab_size:  # padding of the logits has no text
+                return value, token_id, None
+            return value, token_id, tokenizer.decode([token_id], False)
 
         for name, tokens in (("input", prompt), ("output", output)):
             meta[f"{name}_token_logprobs"] = [triple(token.token_id, token.logprob) for token in tokens]

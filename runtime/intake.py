@@ -35,8 +35,8 @@ MAX_TRIE_TOKENS = 1 << 20
 class Intake:
     """Checks requests against one model. Immutable, so usable from any thread.
 
-    `context_length` is in tokens of input, `pool_tokens` the capacity of the KV pool, `vocab_size` the width of the
-    logits.
+    `context_length` is in tokens of input, `pool_tokens` the capacity of the KV pool, `vocab_size` how many
+    ids can be drawn.
     """
 
     tokenizer: Tokenizer | None

@@ -16,6 +16,7 @@ from .sampling.mask import ALL_ALLOWED, mask_words
 from .sampling.sampler import Sampler
 from .scheduling.batch_builder import BatchBuilder, LogitRows
 from .scheduling.results import Results
+from .transfer import ToHost, to_device
 
 if TYPE_CHECKING:
     from .batch import ForwardBatch
@@ -63,14 +64,14 @@ class InFlight:
     """A launched batch whose results are still on the device."""
 
     batch: Batch
-    ids: Tensor  # [S] of batch.sampled
+    ids: ToHost | None = None  # "ids" [S] of batch.sampled
     wished: tuple[list[int], _Wished] | None = None  # indices into batch.sampled
     prompts: dict[int, tuple[range, _Wished]] = field(default_factory=dict)
     edges: dict[int, Tensor] = field(default_factory=dict)
 
     def read(self) -> Results:
-        """Wait for the device and bring everything to the host."""
-        results = Results(self.ids.tolist())
+        """Wait for the device and bring everything to the host. Log-probs wait for later launches too."""
+        results = Results(self.ids.wait()["ids"].tolist() if self.ids is not None else [])
         if self.wished is not None:
             results.logprobs = dict(zip(self.wished[0], self.wished[1].read(), strict=True))
         for number, (positions, wished) in self.prompts.items():
@@ -81,15 +82,19 @@ class InFlight:
 
 
 class Worker:
-    """Launches batches, one at a time. Keeps on the device what the next launch needs: last ids, sampling state."""
+    """Launches batches, one at a time. Keeps on the device what the next launch needs: last ids, sampling state.
 
-    def __init__(self, runner: Runner, *, deterministic: bool = False) -> None:
+    `vocab_size` is how many ids can be drawn: models pad their logits beyond the ids that exist.
+    """
+
+    def __init__(self, runner: Runner, vocab_size: int, *, deterministic: bool = False) -> None:
         self.runner = runner
+        self.vocab_size = vocab_size
         self.sampler = Sampler(deterministic)
         self.deterministic = deterministic
         self.builder = BatchBuilder(runner.req_to_token.max_running_requests, runner.device)
         self._members: list[Sequence] = []
-        self._sampling = SamplingBatch(runner.vocab_size, runner.device)
+        self._sampling = SamplingBatch(vocab_size, runner.device)
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> InFlight:
@@ -99,7 +104,7 @@ class Worker:
         """
         fb, where = self.builder.build(batch)
         logits = self.runner.forward(fb)
-        in_flight = InFlight(batch, torch.empty(0, dtype=torch.int64))
+        in_flight = InFlight(batch)
         self._prompt_logprobs(in_flight, logits, where)
         self._trie_logprobs(in_flight, logits, where)
         if batch.sampled:
@@ -113,12 +118,12 @@ class Worker:
     def _sample(self, in_flight: InFlight, fb: ForwardBatch, logits: Tensor, where: LogitRows) -> None:
         batch = in_flight.batch
         if where.sampled is not None:
-            logits = logits.index_select(0, torch.from_numpy(where.sampled).to(logits.device))
+            logits = logits.index_select(0, to_device(where.sampled, logits.device))
         self._keep_members(batch)
         steps, rows = self._steps_and_rows(batch)
-        ids = self.sampler.sample(logits, self._sampling, self._mask(batch), steps)
+        ids = self.sampler.sample(logits[:, : self.vocab_size], self._sampling, self._mask(batch), steps)
         self._wished_logprobs(in_flight, logits, ids)
-        in_flight.ids = ids
+        in_flight.ids = ToHost({"ids": ids})
         self._sampling.append(ids)
         self.builder.last_ids[rows] = ids.clamp(min=0)
 
@@ -134,8 +139,8 @@ class Worker:
         new = [seq for seq in wanted if seq not in place]
         if stay + new != wanted or not stay:
             new = wanted
-            self._sampling = SamplingBatch(self.runner.vocab_size, self.runner.device)
-        self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.runner.vocab_size, self.runner.device))
+            self._sampling = SamplingBatch(self.vocab_size, self.runner.device)
+        self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.vocab_size, self.runner.device))
         self._members = list(wanted)
 
     def _steps_and_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -146,32 +151,31 @@ class Worker:
         if len(chosen) < len(lens):
             lens, rows = lens[chosen], rows[chosen]
         steps = lens - np.fromiter((seq.prompt_len for seq in batch.sampled), np.int64, len(batch.sampled))
-        device = self.runner.device
-        return torch.from_numpy(steps).to(device), torch.from_numpy(rows).to(device)
+        return to_device(steps, self.runner.device), to_device(rows, self.runner.device)
 
     def _mask(self, batch: Batch) -> Tensor | None:
         """[S, W] int32: what constraints allow; all bits for a free row. None if nothing is constrained."""
         constrained = [(i, seq.mask) for i, seq in enumerate(batch.sampled) if seq.mask is not None]
         if not constrained:
             return None
-        mask = np.full((len(batch.sampled), mask_words(self.runner.vocab_size)), ALL_ALLOWED, dtype=np.int32)
+        mask = np.full((len(batch.sampled), mask_words(self.vocab_size)), ALL_ALLOWED, dtype=np.int32)
         for i, row in constrained:
             mask[i] = row
-        return torch.from_numpy(mask).to(self.runner.device)
+        return to_device(mask, self.runner.device)
 
     # Log-probs
 
     def _wished_logprobs(self, in_flight: InFlight, logits: Tensor, ids: Tensor) -> None:
         wishing = [i for i, seq in enumerate(in_flight.batch.sampled) if seq.request.source.logprobs is not None]
         if wishing:
-            at = torch.tensor(wishing, device=logits.device)
+            at = to_device(np.array(wishing), logits.device)
             seqs = [in_flight.batch.sampled[i] for i in wishing]
             in_flight.wished = wishing, self._wish(logits.index_select(0, at), ids.index_select(0, at), seqs)
 
     def _prompt_logprobs(self, in_flight: InFlight, logits: Tensor, where: LogitRows) -> None:
         for number, (row, positions) in where.prompt.items():
             seq = in_flight.batch.extends[number].seq
-            ids = torch.from_numpy(seq.ids(positions.start, positions.stop).astype(np.int64)).to(logits.device)
+            ids = to_device(seq.ids(positions.start, positions.stop).astype(np.int64), logits.device)
             rows = logits[row : row + len(positions)]
             in_flight.prompts[number] = positions, self._wish(rows, ids, [seq] * len(positions))
 
@@ -188,9 +192,9 @@ class Worker:
             begin = first_row if prompt_row < 0 else prompt_row
             rows = logits[begin : first_row + len(trie.token_ids)]
             offset = first_row - begin
-            at = torch.tensor([edge.parent + offset if edge.parent >= 0 else 0 for edge in trie.edges])
-            ids = torch.tensor([edge.token_id for edge in trie.edges], dtype=torch.int64)
-            at, ids = at.to(logits.device, torch.int64), ids.to(logits.device)
+            parents = [edge.parent + offset if edge.parent >= 0 else 0 for edge in trie.edges]
+            at = to_device(np.array(parents, dtype=np.int64), logits.device)
+            ids = to_device(np.array([edge.token_id for edge in trie.edges], dtype=np.int64), logits.device)
             in_flight.edges[number] = rows[at, ids] - logsumexp(rows, self.deterministic)[at]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..transfer import to_device
 from .allocator import MemoryAccountError
 
 IndexArray = npt.NDArray[np.integer]
@@ -64,7 +65,7 @@ class ReqToTokenPool:
         self.host[row, start:end] = slots
         self._written[row] = max(int(self._written[row]), end)
         if self._mirrored:
-            self.device[row, start:end] = torch.from_numpy(np.asarray(slots, dtype=np.int32)).to(self.device.device)
+            self.device[row, start:end] = to_device(np.array(slots, dtype=np.int32), self.device.device)
 
     def write_many(self, rows: IndexArray, positions: IndexArray, slots: IndexArray) -> None:
         """Set entry [rows[i], positions[i]] = slots[i] for all i, in one go."""
@@ -74,8 +75,8 @@ class ReqToTokenPool:
         self.host[rows, positions] = slots
         np.maximum.at(self._written, rows, positions + 1)
         if self._mirrored:
-            where = torch.from_numpy(np.stack([rows, positions]).astype(np.int64)).to(self.device.device)
-            values = torch.from_numpy(np.asarray(slots, dtype=np.int32)).to(self.device.device)
+            where = to_device(np.stack([rows, positions]).astype(np.int64), self.device.device)
+            values = to_device(np.array(slots, dtype=np.int32), self.device.device)
             self.device[where[0], where[1]] = values
 
     def slots(self, row: int, start: int, end: int) -> npt.NDArray[np.int64]:

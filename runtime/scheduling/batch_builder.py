@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import ForwardBatch, ForwardMode
+from ..transfer import to_device
 
 if TYPE_CHECKING:
     from ..memory.allocator import IntArray
@@ -58,7 +59,7 @@ class BatchBuilder:
             row += extend.num_rows
         if len(sampled) < num_wanted:
             where.sampled = np.array(sampled, dtype=np.int64)
-        host_ids = torch.from_numpy(np.concatenate(ids)).to(self.device)
+        host_ids = self._tensor(np.concatenate(ids))
         rows_on_device = self._tensor(batch.rows)
         fb = ForwardBatch(
             mode=ForwardMode.MIXED if num_decodes else ForwardMode.EXTEND,
@@ -137,7 +138,7 @@ class BatchBuilder:
         return tuple(trees)
 
     def _tensor(self, values: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(self.device)
+        return to_device(values.astype(np.int64, copy=False), self.device)
 
 
 def _ids_of(extend: Extend) -> IntArray:

@@ -59,6 +59,7 @@ class Scheduler:
         self.prefilling: list[Sequence] = []
         self.decoding: list[Sequence] = []
         self.step = 0
+        self._preempts = policy.name == "priority"
         self._shares = not config.disable_radix_cache
         self._computing = PrefillTrie(config.page_size)
         self._ratio = NewTokenRatio(config.schedule_conservativeness)
@@ -120,7 +121,9 @@ class Scheduler:
         self._drop_done()
         if self._suspects:
             return None if in_flight else self._lone_batch()
-        extends = self._plan_extends()
+        extends = self._plan_extends(in_flight)
+        if extends is None:
+            return None
         decodes = self._ready_decodes() if self.config.enable_mixed_chunk or not extends else []
         while decodes or extends:
             batch = self._lease(decodes, extends)
@@ -142,16 +145,19 @@ class Scheduler:
             if not seq.in_flight or (seq.matcher is None and len(seq.output_ids) + seq.in_flight < seq.max_output)
         ]
 
-    def _plan_extends(self) -> list[Extend]:
-        """The next pieces of prompts that have begun, then of newly admitted ones, within the budget of tokens."""
+    def _plan_extends(self, in_flight: bool) -> list[Extend] | None:
+        """The next pieces of prompts that have begun, then of newly admitted ones, within the budget of tokens.
+
+        None if somebody is to be preempted, which has to wait for what is in flight.
+        """
         extends: list[Extend] = []
         budget = self._budget
         for seq in self.prefilling:
             if budget <= 0:
                 return extends
             budget -= self._add_extend(extends, seq, budget)
-        if budget > 0 and self.waiting:
-            self._admit(extends, budget)
+        if budget > 0 and self.waiting and not self._admit(extends, budget, in_flight):
+            return None
         return extends
 
     def _add_extend(self, extends: list[Extend], seq: Sequence, budget: int) -> int:
@@ -184,27 +190,36 @@ class Scheduler:
 
     # Admission
 
-    def _admit(self, extends: list[Extend], budget: int) -> None:
-        if not self.memory.table.num_free_rows:
-            return
+    def _admit(self, extends: list[Extend], budget: int, in_flight: bool) -> bool:
+        """Lease what the next waiting sequences need and plan their first pieces. False: first resolve, then preempt."""
         tried, at = self._tried_at
         if tried == self._changes and self.step - at < RETRY_STEPS:
-            return
+            return True
+        if not self.memory.table.num_free_rows and not self._preempts:
+            return True
         self._probe_waiting()
         order, num_aged = self.aging.arrange(self.waiting)
         reserved = self._reserved_tokens()
-        admitted: list[Sequence] = []
+        admitted, resolve_first = False, False
         for place, index in enumerate(order):
             seq = self.waiting[index]
-            if budget <= 0 or not self.memory.table.num_free_rows:
+            if budget <= 0:
                 break
             if self._waits_for_prefix(seq):
                 if place < num_aged:
                     break
                 continue
-            if not self._open(seq, reserved):
+            while not self._open(seq, reserved):
+                victim = self._less_urgent(seq)
+                resolve_first = victim is not None and in_flight
+                if victim is None or in_flight:
+                    break
+                self.retract(victim)
+                extends[:] = [extend for extend in extends if extend.seq is not victim]
+                reserved = self._reserved_tokens()
+            if seq.lease is None:
                 break
-            admitted.append(seq)
+            admitted = True
             reserved += seq.num_tokens - seq.kv_len + self._expected(seq)
             self.aging.admitted(seq.arrival, seq.num_tokens - seq.kv_len + seq.expected_len)
             used = self._add_extend(extends, seq, budget)
@@ -214,8 +229,16 @@ class Scheduler:
         if admitted:
             self.waiting = [seq for seq in self.waiting if seq.stage is Stage.WAITING]
             self._tried_at = (-1, -RETRY_STEPS)
-        else:
+        elif not resolve_first:
             self._tried_at = (self._changes, self.step)
+        return not resolve_first
+
+    def _less_urgent(self, seq: Sequence) -> Sequence | None:
+        """The running sequence that gives way to this one: only under the priority policy, only of lower priority."""
+        if not self._preempts:
+            return None
+        lower = [other for other in self.running if other.priority < seq.priority]
+        return min(lower, key=_expendable, default=None)
 
     def _probe_waiting(self) -> None:
         if self._shares and self.aging.wants_prefixes(len(self.waiting)):
@@ -335,7 +358,7 @@ class Scheduler:
             self.fail(holders[0].request, ErrorInfo.of(error))
             victim = holders[0]
         else:
-            victim = min(holders, key=lambda seq: (seq.priority, len(seq.output_ids), -seq.arrival, -seq.index))
+            victim = min(holders, key=_expendable)
             limit = sum(seq.max_output for seq in self.decoding)
             self._ratio.retracted(sum(len(seq.output_ids) for seq in self.decoding), len(self.decoding), limit)
             self.retract(victim)
@@ -498,3 +521,8 @@ class Scheduler:
             raise EngineError(f"{len(lost)} sequences are unfinished, {len(queued)} are queued or running")
         if not self.requests and (len(self._computing) or self.memory.num_leases):
             raise EngineError("nothing runs, but memory or prefixes are still held")
+
+
+def _expendable(seq: Sequence) -> tuple[int, int, int, int]:
+    """Who is retracted first: the lowest priority, then the least output, then the latest."""
+    return seq.priority, len(seq.output_ids), -seq.arrival, -seq.index
