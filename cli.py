@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .lang.function import Function
 
 MODULE_NAME = "__dslc_program__"  # not "__main__": the file's own entry point does not run
-EMITS = ("ir", "json", "lowered", "plan", "plan-json")
+EMITS = ("ir", "json", "lowered", "plan", "plan-json", "explain")
 BUILTIN_MODEL = Path(__file__).parent / "runtime" / "builtin" / "dslc_tiny"
 
 
@@ -87,6 +87,11 @@ def _add_compile(verbs: Any) -> None:
     add("-o", "--output", type=Path, metavar="FILE", help="write there instead of the standard output")
     add("--strict", action="store_true", help="fail where the compiler cannot follow the program")
     add("--lines", action="store_true", help="show each op's line in the source")
+    add(
+        "--explain",
+        action="store_true",
+        help="say for each gen what is known, shared and cached, and what is not and why",
+    )
     add("--stats", action="store_true", help="print counts of the plan, to the standard error")
     add("--print-after-all", action="store_true", help="print after each pass, to the standard error")
     add("--no-pass", action="append", default=[], metavar="NAME", help="leave a pass out; may be repeated")
@@ -112,7 +117,7 @@ def _compile(arguments: argparse.Namespace) -> int:
             plan = compile_program(program, tokenizer, None, options, tell)
         elif "verify" not in options.disabled:
             verify(program)
-        texts += [_form(form, program, plan, arguments.lines) for form in emits]
+        texts += [_form(form, program, plan, tokenizer, arguments.lines) for form in emits]
         if arguments.stats and plan is not None:
             for name, count in plan_stats(plan).items():
                 print(f"{program.title}: {name} {count}", file=sys.stderr)
@@ -125,7 +130,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 
 def _emits(arguments: argparse.Namespace) -> list[str]:
-    default = "ir" if arguments.output is None else "plan-json"
+    default = "explain" if arguments.explain else "ir" if arguments.output is None else "plan-json"
     emits = [form.strip() for form in (arguments.emit or default).split(",")]
     for form in emits:
         if form not in EMITS:
@@ -133,7 +138,8 @@ def _emits(arguments: argparse.Namespace) -> list[str]:
     return emits
 
 
-def _form(form: str, program: Program, plan: Plan | None, with_lines: bool) -> str:
+def _form(form: str, program: Program, plan: Plan | None, tokenizer: Tokenizer | None, with_lines: bool) -> str:
+    from .compiler.explain import print_explanation
     from .compiler.plan import print_plan
     from .compiler.printer import print_program
     from .compiler.serial import to_json
@@ -142,6 +148,8 @@ def _form(form: str, program: Program, plan: Plan | None, with_lines: bool) -> s
         return to_json(program, indent=1) + "\n"
     if form == "ir" or plan is None:
         return print_program(program, with_lines)
+    if form == "explain":
+        return print_explanation(plan, tokenizer)
     if form == "lowered":
         return print_program(plan.program, with_lines)
     return print_plan(plan) if form == "plan" else plan.to_json() + "\n"

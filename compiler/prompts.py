@@ -47,7 +47,8 @@ class Prompt:
     """What is known of the prompt of one gen or select.
 
     `ids` are its settled leading ids; `pending` the text after its last settled id, tokenised as one when it is sent
-    (None: not known). `is_whole`: the prompt is ids + encode(pending).
+    (None: not known). `is_whole`: the prompt is ids + encode(pending). Where it is not, `stop` is the op at which the
+    known ids end.
     """
 
     out: Ref
@@ -55,6 +56,7 @@ class Prompt:
     ids: tuple[int, ...]
     pending: str | None
     is_whole: bool
+    stop: AnyOp | None = None
 
 
 @dataclass(slots=True)
@@ -64,14 +66,16 @@ class _Stream:
     pending: str | None = ""
     text: str | None = ""
     variables: dict[str, Any] = field(default_factory=dict)
+    stop: AnyOp | None = None  # what closed it first
     is_begun: bool = False  # something was appended
     in_role: bool = False
 
     def copy(self) -> _Stream:
         return replace(self, variables=dict(self.variables))
 
-    def close(self, pending: str | None) -> None:
-        """Something unknown was appended; `pending` is what is known of the text after it."""
+    def close(self, op: AnyOp, pending: str | None) -> None:
+        """`op` has appended something unknown; `pending` is what is known of the text after it."""
+        self.stop = self.stop if self.stop is not None else op
         self.is_open, self.pending, self.text = False, pending, None
 
 
@@ -126,12 +130,12 @@ class _Walker:
             stream.ids = tuple(self.tokenizer.encode_prompt(""))
         stream.is_begun = True
 
-    def append(self, stream: _Stream, text: Any) -> None:
+    def append(self, stream: _Stream, op: AnyOp, text: Any) -> None:
         if not isinstance(text, str):
             if stream.is_open and stream.pending and self.tokenizer is not None:
                 cut = self.tokenizer.safe_cut(stream.pending)
                 stream.ids = (*stream.ids, *self.tokenizer.encode(stream.pending[:cut]))
-            stream.close(None)
+            stream.close(op, None)
             return
         if stream.pending is not None:
             stream.pending += text
@@ -151,14 +155,14 @@ class _Walker:
         stream, text = self.streams[op.stream], self.value(op.text)
         if text is not UNKNOWN and text != "":  # an empty text, which an unknown one may be, opens nothing
             self.begin(stream, False)
-        self.append(stream, text)
+        self.append(stream, op, text)
         return iter(())
 
     def tokens(self, op: Tokens) -> Iterator[Prompt]:
         stream = self.streams[op.stream]
         self.begin(stream, self.tokenizer is not None and op.ids[:1] == (self.tokenizer.bos_id,))
         if op.continues and stream.pending != "":
-            self.append(stream, op.text)
+            self.append(stream, op, op.text)
         else:
             self.settle(stream, op.ids)
             stream.text = None if stream.text is None else stream.text + op.text
@@ -169,12 +173,12 @@ class _Walker:
         self.begin(stream, True)
         if self.tokenizer is None:
             text = stream.text
-            stream.close(None)
+            stream.close(op, None)
             stream.text = None if text is None else text + op.text
             return iter(())
         for part in self.tokenizer.split_special(op.text):
             if isinstance(part, str):
-                self.append(stream, part)
+                self.append(stream, op, part)
             else:
                 self.settle(stream, (part,))
                 if stream.text is not None:
@@ -184,7 +188,7 @@ class _Walker:
     def media(self, op: Media) -> Iterator[Prompt]:
         stream = self.streams[op.stream]
         self.begin(stream, False)
-        stream.close("")
+        stream.close(op, "")
         return iter(())
 
     # Values
@@ -223,8 +227,8 @@ class _Walker:
         stream = self.streams[op.stream]
         self.begin(stream, False)
         is_whole = stream.is_open and stream.pending is not None and self.tokenizer is not None
-        yield Prompt(op.out, op.stream, stream.ids, stream.pending, is_whole)
-        stream.close("")
+        yield Prompt(op.out, op.stream, stream.ids, stream.pending, is_whole, stream.stop)
+        stream.close(op, "")
         if op.var is not None:
             stream.variables[op.var] = UNKNOWN
 
@@ -235,12 +239,12 @@ class _Walker:
         stream.in_role = True
         if op.prefix is None:
             self.begin(stream, True)
-            stream.close(None)  # the executor renders the template around it
+            stream.close(op, None)  # the executor renders the template around it
         yield from self.region(op.body)
         stream = self.streams[op.stream]
         stream.in_role = False
         if op.prefix is None:
-            stream.close(None)
+            stream.close(op, None)
 
     def scope(self, op: Scope) -> Iterator[Prompt]:
         before = self.streams[op.stream].text
@@ -258,7 +262,7 @@ class _Walker:
     def join(self, op: Join) -> Iterator[Prompt]:
         stream = self.streams[op.stream]
         if op.mode == "concate_and_append":
-            stream.close(None)
+            stream.close(op, None)
             return iter(())
         for number in op.streams:
             for var, value in self.streams[number].variables.items():
@@ -286,13 +290,13 @@ class _Walker:
         if not afters:
             raise _Ended
         numbers = set.intersection(*(set(after) for after in afters)) & set(before)
-        self.streams = {number: _merge([after[number] for after in afters]) for number in sorted(numbers)}
+        self.streams = {number: _merge(op, [after[number] for after in afters]) for number in sorted(numbers)}
 
     def end(self, op: Opaque | Return) -> Iterator[Prompt]:
         raise _Ended
 
 
-def _merge(streams: list[_Stream]) -> _Stream:
+def _merge(op: Switch, streams: list[_Stream]) -> _Stream:
     """What holds on all of these paths."""
     first = streams[0]
     if all(stream == first for stream in streams):
@@ -302,6 +306,7 @@ def _merge(streams: list[_Stream]) -> _Stream:
         merged.is_begun = merged.is_begun or other.is_begun
         if (other.ids, other.is_open, other.pending) != (merged.ids, merged.is_open, merged.pending):
             merged.is_open = False
+            merged.stop = merged.stop if merged.stop is not None else op
             merged.ids = merged.ids[: _common(merged.ids, other.ids)]
             merged.pending = merged.pending if merged.pending == other.pending else None
         merged.text = merged.text if merged.text == other.text else None

@@ -87,6 +87,12 @@ def test_passes_can_be_watched_and_left_out(program, capsys):
     assert "triage: selects_prepared 1\n" in err
 
 
+def test_a_plan_is_explained(program, capsys):
+    code, out, _ = run(capsys, f"{program}:triage", "--explain")
+    assert code == 0 and out.startswith("triage: 1 gens, 1 selects; at most 8 new tokens")
+    assert f'{program}:9: select "label"\n  + its first ' in out and "depends on the argument 'ticket'" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
