@@ -1,4 +1,4 @@
-"""Programs against their baselines, in one run: `python benchmarks/programs.py [--repeat N] [--json FILE]`.
+"""Programs against their baselines, in one run: `python benchmarks/programs.py [--repeat N] [--rows N]`.
 
 Each program runs over the same batch on the built-in model
 
@@ -87,6 +87,7 @@ def measure(program, batch, engines, repeat):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=8, help="sets of arguments per program")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     engines = backends()
@@ -98,7 +99,8 @@ def main():
     print("| program | run | seconds | ratio | prompt tokens | computed | generated | forwards | rows | equal texts |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     record = []
-    for title, (program, batch) in workloads().items():
+    for title, (program, rows_of_arguments) in workloads().items():
+        batch = rows_of_arguments[: options.rows]
         rows = measure(program, batch, engines, options.repeat)
         base = statistics.median(rows["dslc"]["seconds"])
         for name, row in rows.items():
