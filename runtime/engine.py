@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.backend import Capabilities, Counters, EventSink
 from ..core.config import EngineConfig
-from ..core.errors import Aborted, EngineClosed, EngineError, ErrorInfo
+from ..core.errors import Aborted, EngineClosed, EngineError, ErrorInfo, RequestError
 from ..core.events import Failed
 from .generate import GenerateAPI
 from .intake import Intake, constraints_compiled
@@ -240,17 +240,27 @@ class Engine(GenerateAPI):
         has_text = self._tokenizer is not None and self.config.grammar_backend != "none"
         return Capabilities(
             name="dslc",
-            constraints=frozenset(("regex", "json_schema", "ebnf")) if has_text else frozenset(),
+            constraints=frozenset(("regex", "json_schema")) if has_text else frozenset(),
             scoring=True,
             logprobs=True,
             streaming=True,
             token_ids=True,
-            max_context_len=self.runner.context_length,
+            max_context_len=self.intake.context_length,
         )
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt, as transformers' tokenizer gives them: special tokens parsed, BOS added.
+
+        Raises ContextOverflow for a text that cannot fit, RequestError without a tokenizer.
+        """
+        if self._tokenizer is None:
+            raise RequestError("this engine has no tokenizer; give input_ids", field="prompt")
+        self.intake.check_chars(text, "prompt")
+        return self._tokenizer.encode_prompt(text)
 
     def submit(self, requests: Sequence[GenRequest], sink: EventSink) -> None:
         """Check and queue requests; see `Backend.submit`. Tokenising and compiling is done in the calling thread."""
@@ -375,10 +385,10 @@ class Engine(GenerateAPI):
         with self._state:
             memory, scheduler = self.scheduler.memory, self.scheduler
             sizes = {
-                "max_total_num_tokens": self.runner.num_tokens,
-                "context_length": self.runner.context_length,
+                "max_total_num_tokens": self.intake.pool_tokens,
+                "context_length": self.intake.context_length,
                 "vocab_size": self.intake.vocab_size,
-                "device": str(self.runner.device),
+                "device": str(self.worker.device),
                 "num_running_reqs": len(scheduler.running),
                 "num_waiting_reqs": len(scheduler.waiting),
                 "free_tokens": memory.allocator.num_free_tokens,
@@ -420,6 +430,7 @@ class Engine(GenerateAPI):
                 for request in list(self.scheduler.requests.values()):
                     self.scheduler.fail(request, closed, keep=False)
             self._dispatch()
+            del self.runner, self.worker.runner  # weights and KV pool
         self._mailbox.notify()
 
     def shutdown(self) -> None:

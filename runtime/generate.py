@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.constraint import Constraint
 from ..core.errors import DslcError, EngineClosed, RequestError
-from ..core.events import Event, Failed, Finished, TokenLogprob, Tokens
+from ..core.events import Event, Failed, Finished, Prefilled, TokenLogprob, Tokens
 from ..core.request import GenRequest, LogprobWish, Segment
 from ..core.sampling import SAMPLING_FIELDS, SamplingParams
 
@@ -34,6 +34,7 @@ class _Job:
     texts: list[str] = field(default_factory=list)  # by choice, as streamed so far
     ids: list[list[int]] = field(default_factory=list)
     logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    prefilled: Prefilled | None = None
     last: Finished | Failed | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +53,8 @@ class _Job:
         if isinstance(event, (Finished, Failed)):
             self.last = event
             return True
+        if isinstance(event, Prefilled):
+            self.prefilled = event
         return False
 
 
@@ -73,6 +76,9 @@ class GenerateAPI(ABC):
 
     @abstractmethod
     def start(self) -> None: ...
+
+    @abstractmethod
+    def encode_prompt(self, text: str) -> list[int]: ...
 
     def generate(
         self,
@@ -131,7 +137,9 @@ class GenerateAPI(ABC):
         """`generate` for an event loop, which is never blocked by a forward. With `stream=True` awaiting it gives an
         async iterator. Cancelling aborts the requests.
         """
-        jobs, is_one = self._jobs(
+        # Tokenising a long prompt takes its time: not in the event loop.
+        jobs, is_one = await asyncio.to_thread(
+            self._jobs,
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
             _Shared(return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream),
         )  # fmt: skip
@@ -194,8 +202,7 @@ class GenerateAPI(ABC):
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         self.start()
-        # Tokenising a long prompt or compiling a constraint takes its time: not in the event loop.
-        await loop.run_in_executor(None, self.submit, [job.request for job in jobs], sink)
+        await asyncio.to_thread(self.submit, [job.request for job in jobs], sink)  # it compiles constraints
         try:
             while any(job.last is None for job in jobs):
                 event = await inbox.get()
@@ -224,8 +231,7 @@ class GenerateAPI(ABC):
             return []
         results = []
         for output in last.outputs:
-            meta = self._meta(job, last.num_prompt_tokens, len(output.token_ids), output.finish_reason.as_dict())
-            meta["cached_tokens"] = last.num_cached_tokens
+            meta = self._meta(job, last, len(output.token_ids), output.finish_reason.as_dict())
             meta["e2e_latency"] = last.finished_at - last.queued_at
             meta["seed"] = last.seed
             self._add_logprobs(meta, job, output.logprobs, last.prompt_logprobs)
@@ -237,7 +243,7 @@ class GenerateAPI(ABC):
         if isinstance(event, Failed):
             raise event.error.exception()
         if isinstance(event, Tokens):
-            meta = self._meta(job, None, len(job.ids[event.index]), None)
+            meta = self._meta(job, job.prefilled, len(job.ids[event.index]), None)
             self._add_logprobs(meta, job, tuple(job.logprobs[event.index]), ())
             chunk = {"text": job.texts[event.index], "output_ids": list(job.ids[event.index]), "meta_info": meta}
             yield chunk if is_one else {**chunk, "index": number * n + event.index}
@@ -246,10 +252,12 @@ class GenerateAPI(ABC):
             yield result if is_one else {**result, "index": number * n + choice}
 
     @staticmethod
-    def _meta(job: _Job, num_prompt: int | None, num_output: int, reason: dict[str, Any] | None) -> dict[str, Any]:
+    def _meta(
+        job: _Job, prompt: Prefilled | Finished | None, num_output: int, reason: dict[str, Any] | None
+    ) -> dict[str, Any]:
         meta: dict[str, Any] = {"id": job.request.id, "finish_reason": reason, "completion_tokens": num_output}
-        if num_prompt is not None:
-            meta["prompt_tokens"] = num_prompt
+        if prompt is not None:
+            meta["prompt_tokens"], meta["cached_tokens"] = prompt.num_prompt_tokens, prompt.num_cached_tokens
         return meta
 
     def _add_logprobs(
@@ -328,14 +336,11 @@ class GenerateAPI(ABC):
             many = bool(input_ids) and isinstance(input_ids[0], (list, tuple))
             all_ids: list[Any] = list(input_ids) if many else [input_ids]
             return [(Segment(ids=tuple(ids)),) for ids in all_ids], not many
-        if self.tokenizer is None:
-            raise RequestError("this engine has no tokenizer; give input_ids", field="prompt")
         texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise RequestError(f"must be a string, not {text!r}", field=f"prompt[{i}]")
-        encode = self.tokenizer.encode_prompt
-        return [(Segment(ids=tuple(encode(text))),) for text in texts], isinstance(prompt, str)
+        return [(Segment(ids=tuple(self.encode_prompt(text))),) for text in texts], isinstance(prompt, str)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,12 +147,15 @@ class Intake:
             return []
         if self.tokenizer is None:
             raise RequestError("text needs a tokenizer, and this engine has none", field=f"segments[{number}].text")
+        self.check_chars(text, f"segments[{number}].text")
+        return self.tokenizer.encode(text)
+
+    def check_chars(self, text: str, field: str) -> None:
+        """Refuse a text that cannot fit into the context however it is tokenised, without tokenising it."""
         if len(text) > self.max_token_chars * (self.context_length + 1):
             raise ContextOverflow(
-                f"{len(text)} characters are more than {self.context_length} tokens of this model can hold",
-                field=f"segments[{number}].text",
+                f"{len(text)} characters are more than {self.context_length} tokens of this model can hold", field=field
             )
-        return self.tokenizer.encode(text)
 
     def _check_length(self, num_prompt: int) -> None:
         if num_prompt > self.context_length:

@@ -11,6 +11,7 @@ from ..core.errors import DeadlineExceeded, ErrorInfo
 from .scheduling.messages import Cancel, Submit
 
 if TYPE_CHECKING:
+    from .request import Request
     from .scheduling.messages import Message
 
 
@@ -23,7 +24,8 @@ class Mailbox:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._messages: list[Message] = []
-        self._deadlines: list[tuple[float, str]] = []
+        self._deadlines: list[tuple[float, int, Request]] = []  # the number breaks ties
+        self._num_deadlines = 0
         self.version = 0
 
     def put(self, message: Message, deadline: float | None = None) -> None:
@@ -31,7 +33,8 @@ class Mailbox:
         with self._changed:
             self._messages.append(message)
             if deadline is not None and isinstance(message, Submit):
-                heapq.heappush(self._deadlines, (deadline, message.request.id))
+                self._num_deadlines += 1
+                heapq.heappush(self._deadlines, (deadline, self._num_deadlines, message.request))
             self._wake()
 
     def take(self, now: float) -> list[Message]:
@@ -41,9 +44,10 @@ class Mailbox:
         with self._changed:
             messages, self._messages = self._messages, []
             while self._deadlines and self._deadlines[0][0] <= now:
-                _, request_id = heapq.heappop(self._deadlines)
-                late = ErrorInfo.of(DeadlineExceeded("the deadline passed before the request was finished"))
-                messages.append(Cancel(request_id, late))
+                _, _, request = heapq.heappop(self._deadlines)
+                if not request.is_over:
+                    late = ErrorInfo.of(DeadlineExceeded("the deadline passed before the request was finished"))
+                    messages.append(Cancel(request.id, late))
         return messages
 
     def notify(self) -> None:

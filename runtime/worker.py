@@ -89,6 +89,7 @@ class Worker:
 
     def __init__(self, runner: Runner, vocab_size: int, *, deterministic: bool = False) -> None:
         self.runner = runner
+        self.device = runner.device
         self.vocab_size = vocab_size
         self.sampler = Sampler(deterministic)
         self.deterministic = deterministic
@@ -139,8 +140,8 @@ class Worker:
         new = [seq for seq in wanted if seq not in place]
         if stay + new != wanted or not stay:
             new = wanted
-            self._sampling = SamplingBatch(self.vocab_size, self.runner.device)
-        self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.vocab_size, self.runner.device))
+            self._sampling = SamplingBatch(self.vocab_size, self.device)
+        self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.vocab_size, self.device))
         self._members = list(wanted)
 
     def _steps_and_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -151,7 +152,7 @@ class Worker:
         if len(chosen) < len(lens):
             lens, rows = lens[chosen], rows[chosen]
         steps = lens - np.fromiter((seq.prompt_len for seq in batch.sampled), np.int64, len(batch.sampled))
-        return to_device(steps, self.runner.device), to_device(rows, self.runner.device)
+        return to_device(steps, self.device), to_device(rows, self.device)
 
     def _mask(self, batch: Batch) -> Tensor | None:
         """[S, W] int32: what constraints allow; all bits for a free row. None if nothing is constrained."""
@@ -161,7 +162,7 @@ class Worker:
         mask = np.full((len(batch.sampled), mask_words(self.vocab_size)), ALL_ALLOWED, dtype=np.int32)
         for i, row in constrained:
             mask[i] = row
-        return to_device(mask, self.runner.device)
+        return to_device(mask, self.device)
 
     # Log-probs
 

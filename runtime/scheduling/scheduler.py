@@ -191,7 +191,7 @@ class Scheduler:
     # Admission
 
     def _admit(self, extends: list[Extend], budget: int, in_flight: bool) -> bool:
-        """Lease what the next waiting sequences need and plan their first pieces. False: first resolve, then preempt."""
+        """Lease what the next in line need and plan their first pieces. False: first resolve, then preempt."""
         tried, at = self._tried_at
         if tried == self._changes and self.step - at < RETRY_STEPS:
             return True
