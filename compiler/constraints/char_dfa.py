@@ -106,6 +106,21 @@ class CharDfa:
         return None if height == CYCLIC else height
 
     @cached_property
+    def ends_soon(self) -> BoolArray:
+        """Whether only finitely many texts lead from each state to acceptance, [S]."""
+        soon: BoolArray = distances(self.delta, self.accept)[1] != CYCLIC
+        return soon
+
+    def passes_end(self, text: str) -> bool:
+        """Whether reading `text` leads through a state from which only finitely many texts lead to acceptance."""
+        state = self.start
+        for char in text:
+            if self.ends_soon[state]:
+                return True
+            state = int(self.delta[state, self.class_of(ord(char))])
+        return bool(self.ends_soon[state])
+
+    @cached_property
     def count(self) -> int | None:
         """How many texts the language has; None if there is no end of them."""
         if self.is_empty or not self.is_finite:

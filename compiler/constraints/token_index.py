@@ -17,6 +17,7 @@ Encode = Callable[[str], list[int]]
 MAX_MASK_BYTES = 64 * 2**20  # per compiled constraint
 MAX_MEMO = 100_000  # entries of the small memos (token steps, forced runs)
 MAX_FORCED_BYTES = 2048
+_FEW = 24  # children that are tried one by one, without asking for all moves of a state
 _SPARSE_SHARE = 16  # a mask is stored as words where fewer than one word in this many is set
 
 
@@ -221,11 +222,10 @@ def walk(automaton: Automaton, trie: TokenTrie, state: int, node: int = 0, first
         low, high = child_start[node], child_start[node + 1]
         if low == high:
             continue
-        moves = automaton.moves(state)
-        if high - low < len(moves):
-            pairs = [(n, moves[node_byte[n]]) for n in range(low, high) if node_byte[n] in moves]
+        if high - low <= _FEW:
+            pairs = [(n, target) for n in range(low, high) if (target := automaton.step(state, node_byte[n])) >= 0]
         else:
-            find = node_byte.find
+            moves, find = automaton.moves(state), node_byte.find
             pairs = [(n, target) for byte, target in moves.items() if (n := find(byte, low, high)) >= 0]
         for child, target in pairs:
             if token_start[child] != token_start[child + 1]:

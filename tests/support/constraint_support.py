@@ -47,12 +47,20 @@ def mask_of(matcher, size: int) -> list[int]:
     return allowed_ids(row, size)
 
 
-def random_walk(matcher, vocabulary: Vocabulary, rng: random.Random, max_tokens: int) -> tuple[bytes, bool]:
-    """Tokens drawn evenly from the masks until EOS or `max_tokens`. Returns (bytes, whether it ended)."""
+def random_walk(
+    matcher, vocabulary: Vocabulary, rng: random.Random, max_tokens: int, closing_after: int | None = None
+) -> tuple[bytes, bool]:
+    """Tokens drawn evenly from the masks until EOS or `max_tokens`. Returns (bytes, whether it ended).
+
+    After `closing_after` tokens those that close something are preferred, so that unbounded values end.
+    """
     out = b""
-    for _ in range(max_tokens):
+    for count in range(max_tokens):
         allowed = mask_of(matcher, vocabulary.size)
         assert allowed, f"dead end after {out!r}"
+        if closing_after is not None and count >= closing_after:
+            closers = [t for t in allowed if (vocabulary.token_bytes[t] or b"}") in (b"}", b"]", b'"')]
+            allowed = closers or allowed
         token = rng.choice(allowed)
         matcher.advance(token)
         if matcher.is_terminated:

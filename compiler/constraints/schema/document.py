@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
-from urllib.parse import unquote, urldefrag, urljoin
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from ....core.errors import ConstraintError
 
@@ -64,12 +64,14 @@ class Document:
 
     def _draft(self) -> int:
         uri = self.root_value.get("$schema", "") if isinstance(self.root_value, dict) else ""
-        for name, draft in _DRAFTS.items():
-            if isinstance(uri, str) and name in uri:
-                if draft == 3:
-                    raise schema_error("draft 3 is not supported; use draft 4 or later", "/$schema")
-                return draft
-        return 2020
+        if not isinstance(uri, str):
+            raise schema_error(f"must be a string, not {shown(uri)}", "/$schema")
+        if urlsplit(uri).netloc not in ("", "json-schema.org", "www.json-schema.org"):
+            raise schema_error(f"unknown dialect {uri!r}; drafts 4 to 2020-12 are supported", "/$schema")
+        draft = next((draft for name, draft in _DRAFTS.items() if name in uri), 2020)
+        if draft == 3:
+            raise schema_error("draft 3 is not supported; use draft 4 or later", "/$schema")
+        return draft
 
     def _scan(self, pointer: str, value: Any, base: str) -> None:
         """Record the schema at `pointer` and all below it, with identifiers and anchors."""

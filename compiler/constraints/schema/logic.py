@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from . import read
+from . import read, unevaluated
 from .document import Node, schema_error, shown
 from .shape import ObjectAtom, Property, Shape
 
@@ -14,21 +14,27 @@ if TYPE_CHECKING:
     from .lower import Lowering
 
 
-def reference(lowering: Lowering, node: Node, keyword: str) -> Formula:
-    """The formula of what a reference points to."""
-    target = node.value[keyword]
-    if not isinstance(target, str):
-        raise schema_error(f"must be a string, not {shown(target)}", node.at(keyword))
-    return lowering.formulas.node(lowering.document.resolve(node, target, keyword))
+def target(lowering: Lowering, node: Node, keyword: str) -> Node:
+    """The schema that a reference points to."""
+    reference = node.value[keyword]
+    if not isinstance(reference, str):
+        raise schema_error(f"must be a string, not {shown(reference)}", node.at(keyword))
+    found = lowering.document.resolve(node, reference, keyword)
+    anchor = found.get("$dynamicAnchor")
+    if keyword == "$dynamicRef" and anchor is not None and reference.endswith(f"#{anchor}"):
+        # One that can only mean one schema is an ordinary reference.
+        same = [n for n in lowering.document.nodes.values() if n.get("$dynamicAnchor") == anchor]
+        if len(same) > 1:
+            raise schema_error(f"$dynamicAnchor {anchor!r} stands in {len(same)} places", node.at(keyword))
+    return found
 
 
 def conditions(lowering: Lowering, node: Node, within: Shape) -> Iterator[tuple[str, Formula]]:
     """(keyword, formula) for every combinator in the schema; all of them must hold. `within` holds anyway."""
     value, formulas = node.value, lowering.formulas
-    if "$ref" in value:
-        yield "$ref", reference(lowering, node, "$ref")
-    if "$dynamicRef" in value:
-        yield "$dynamicRef", _dynamic_reference(lowering, node)
+    for keyword in ("$ref", "$dynamicRef"):
+        if keyword in value:
+            yield keyword, formulas.node(target(lowering, node, keyword))
     for i in range(read.schema_list(node, "allOf")):
         yield "allOf", lowering.child(node, "allOf", i)
     if count := read.schema_list(node, "anyOf"):
@@ -43,17 +49,10 @@ def conditions(lowering: Lowering, node: Node, within: Shape) -> Iterator[tuple[
         other = lowering.child(node, "else") if "else" in value else formulas.true
         yield "if", formulas.any((formulas.all((test, then)), formulas.all((formulas.negate(test), other))))
     yield from _dependencies(lowering, node)
-
-
-def _dynamic_reference(lowering: Lowering, node: Node) -> Formula:
-    """A dynamic reference that can only mean one schema is an ordinary one."""
-    target = lowering.document.resolve(node, str(node.value["$dynamicRef"]), "$dynamicRef")
-    anchor = target.get("$dynamicAnchor")
-    if anchor is not None and str(node.value["$dynamicRef"]).endswith("#" + str(anchor)):
-        same = [n for n in lowering.document.nodes.values() if n.get("$dynamicAnchor") == anchor]
-        if len(same) > 1:
-            raise schema_error(f"$dynamicAnchor {anchor!r} stands in {len(same)} places", node.at("$dynamicRef"))
-    return lowering.formulas.node(target)
+    if lowering.document.draft >= 2019:
+        for keyword in ("unevaluatedProperties", "unevaluatedItems"):
+            if value.get(keyword, True) is not True:
+                yield keyword, unevaluated.leftover(lowering, node, keyword)
 
 
 def _one_of(lowering: Lowering, options: list[Formula], within: Shape) -> Formula:
@@ -76,11 +75,17 @@ def _dependencies(lowering: Lowering, node: Node) -> Iterator[tuple[str, Formula
         for name, condition in read.mapping(node, keyword).items():
             if isinstance(condition, list):
                 needed = read.names(node, keyword, name)
-                then = _objects(lowering, {n: Property(lowering.formulas.true, True) for n in needed}, node.at(keyword))
+                then = _objects(
+                    lowering, {n: Property(lowering.formulas.true, True, False) for n in needed}, node.at(keyword)
+                )
             else:
                 then = lowering.child(node, keyword, name)
-            absent = _objects(lowering, {name: Property(lowering.formulas.false)}, node.at(keyword))
-            yield keyword, lowering.formulas.any((absent, then))
+            yield keyword, lowering.formulas.any((property_absent(lowering, name, node.at(keyword)), then))
+
+
+def property_absent(lowering: Lowering, name: str, pointer: str) -> Formula:
+    """Anything but an object with this property."""
+    return _objects(lowering, {name: Property(lowering.formulas.false, False, False)}, pointer)
 
 
 def _objects(lowering: Lowering, properties: dict[str, Property], pointer: str) -> Formula:

@@ -19,7 +19,7 @@ MAX_NESTING = 150  # schemas applied to one value through references and combina
 MAX_FORMULAS = 200_000
 
 # Keywords that would change what is valid and are not supported.
-REFUSED = ("$recursiveRef", "unevaluatedItems", "unevaluatedProperties")
+REFUSED = ("$recursiveRef",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Lowering(ShapeAlgebra):
         if isinstance(value, bool):
             return self.anything if value else self.never
         if self.document.draft <= 7 and "$ref" in value:
-            return self.shape(logic.reference(self, node, "$ref"))
+            return self.shape(self.formulas.node(logic.target(self, node, "$ref")))
         for keyword in REFUSED:
             if keyword in value:
                 raise schema_error("this keyword is not supported", node.at(keyword))

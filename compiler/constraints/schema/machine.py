@@ -29,6 +29,7 @@ from .values import (
     ObjectTracks,
     ValueProgram,
     demand_of,
+    exclusions,
     surviving_arrays,
     surviving_objects,
 )
@@ -50,7 +51,7 @@ class Kind(IntEnum):
     OBJECT = 7  # program, tracks or pending tracks, phase
     ARRAY = 8  # program, tracks or pending tracks, phase
     GAP = 9  # how much whitespace may still come, and the state it stands before
-    # value program, state of a reading of its own, bytes so far (None: unknown): a value that is compared with others
+    # state of a reading of its own, bytes so far (None: unknown): a value that is compared with others
     ITEM = 10
     ITEM_ROOT = 11  # below the reading of an ITEM
     DONE = 12  # result: an ITEM has ended
@@ -104,12 +105,20 @@ class SchemaMachine:
         return found
 
     def _value(self, demand: Demand, parent: int) -> int:
+        records = any(want.without is not None for want in demand)
+        if records:
+            demand = tuple(
+                want
+                if not want.without
+                else Want(want.formula, exclusions(self.universe.shapes[want.formula], want.without))
+                for want in demand
+            )
         program = self._values.get(demand)
         if program is None:
             program = self._values[demand] = ValueProgram(demand, self.universe)
-        if program.records:
+        if records:
             inner = self._push((Kind.VALUE, program), self._push((Kind.ITEM_ROOT,), -1))
-            return self._push((Kind.ITEM, program, inner << SHIFT, b""), parent)
+            return self._push((Kind.ITEM, inner << SHIFT, b""), parent)
         return self._push((Kind.VALUE, program), parent)
 
     def declared_names(self, state: int) -> list[str]:
@@ -193,16 +202,16 @@ class SchemaMachine:
 
     def _item_moves(self, frame: Frame, parent: int) -> dict[int, int]:
         moves: dict[int, int] = {}
-        if result := self._result(frame[2]):  # a number may go on, or be over
+        if result := self._result(frame[1]):  # a number may go on, or be over
             after = self._deliver_item(frame, parent, result)
             moves.update(self.moves(after) if after >= 0 else {})
-        for byte, inner in self.moves(frame[2]).items():
+        for byte, inner in self.moves(frame[1]).items():
             if (after := self._item_step(frame, parent, byte, inner)) >= 0:
                 moves[byte] = after
         return moves
 
     def _item_step(self, frame: Frame, parent: int, byte: int, inner: int) -> int:
-        read = (Kind.ITEM, frame[1], inner, None if frame[3] is None else frame[3] + bytes([byte]))
+        read = (Kind.ITEM, inner, None if frame[2] is None else frame[2] + bytes([byte]))
         top = self._frames[inner >> SHIFT]
         return self._deliver_item(read, parent, top[1]) if top[0] is Kind.DONE else self._push(read, parent) << SHIFT
 
@@ -216,8 +225,8 @@ class SchemaMachine:
 
     def _deliver_item(self, frame: Frame, parent: int, result: int) -> int:
         """The state after an item, -1 if it equals one that it must not equal."""
-        value = _UNKNOWN if frame[3] is None else canonical_of_text(frame[3])
-        for i, want in enumerate(frame[1].demand):
+        value = _UNKNOWN if frame[2] is None else canonical_of_text(frame[2])
+        for i, want in enumerate(demand_of(self._frames[parent][2])):
             if want.without is not None and value in want.without:
                 result &= ~(1 << i)
         return self._deliver(parent, result, value=value) if result else -1
@@ -324,8 +333,8 @@ class SchemaMachine:
             if target >= 0 and frame[2] is not None:
                 context = self._push((Kind.STRING, frame[1], frame[2] + bytes([byte])), parent)
             return context << SHIFT | target if target >= 0 else -1
-        if frame[0] is Kind.ITEM and not self._result(frame[2]):
-            inner = self.step(frame[2], byte)
+        if frame[0] is Kind.ITEM and not self._result(frame[1]):
+            inner = self.step(frame[1], byte)
             return self._item_step(frame, parent, byte, inner) if inner >= 0 else -1
         return self.moves(state).get(byte, -1)
 
@@ -333,7 +342,7 @@ class SchemaMachine:
         """The mask inside a string, put together from what its automaton allows and what follows its end."""
         outer = state >> SHIFT
         item = self._frames[outer] if self._frames[outer][0] is Kind.ITEM else None
-        inner = state if item is None else item[2]
+        inner = state if item is None else item[1]
         context, leaf_state = inner >> SHIFT, inner & LEAF_BITS
         text, parent = self._frames[context], self._parents[context]
         if text[0] is not Kind.STRING or not is_wide(text[1].dfa, leaf_state):
@@ -343,7 +352,7 @@ class SchemaMachine:
             after = self._deliver(parent, outcome, None if text[2] is None else b"?")
             if item is None:
                 return after
-            return self._item_step((*item[:3], None), self._parents[outer], QUOTE, after)
+            return self._item_step((*item[:2], None), self._parents[outer], QUOTE, after)
 
         exact = partial(self._reads, state) if text[2] is not None or item is not None else None
         return string_mask(self, text[1], leaf_state, behind, exact, trie)
@@ -360,7 +369,7 @@ class SchemaMachine:
         context = state >> SHIFT
         frame = self._frames[context]
         if frame[0] is Kind.ITEM:
-            return self.single(frame[2]) and len(self.moves(state)) == 1
+            return self.single(frame[1]) and len(self.moves(state)) == 1
         if frame[0] is Kind.STRING and len(frame[1].dfa.moves(state & LEAF_BITS)) > 1:
             return False
         return len(self.moves(state)) == 1

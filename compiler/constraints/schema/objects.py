@@ -41,7 +41,7 @@ def atoms(lowering: Lowering, node: Node) -> tuple[ObjectAtom, ...]:
         elif not parts:
             parts = [others]
         formula = formulas.all(parts) if allowed.matches(name) else formulas.false
-        properties[name] = Property(formula, name in required)
+        properties[name] = Property(formula, name in required, name in node.value.get("properties", {}))
     low, high = read.count(node, "minProperties") or 0, read.count(node, "maxProperties")
     rest = _rest(formulas, patterns, others, allowed)
     if not properties and (low, high) == (0, None) and rest == ((ALL, formulas.true),):

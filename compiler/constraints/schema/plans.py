@@ -16,10 +16,11 @@ from ..char_algebra import difference, from_texts, intersect, is_disjoint
 from ..char_dfa import CharDfa
 from .distinct import Values, can_fill, spoilers, values_of
 from .formula import Formula, Formulas
-from .shape import ArrayAtom, ObjectAtom, Property, Shape, Unsupported
+from .shape import ArrayAtom, ObjectAtom, Shape, Unsupported
 
 MAX_COUNTED = 3
 MAX_COUNT_STATES = 20_000
+MAX_FREE_NAMES = 12  # beyond that they have an order too
 
 Inhabited = Callable[[Formula], bool]
 
@@ -41,10 +42,12 @@ class ArrayTrack(NamedTuple):
 
 
 class ObjectTrack(NamedTuple):
-    """The next declared property is number `position`; `size` properties so far (if it matters); `witnessed` has a
-    bit per witness met; `seen` are the undeclared names so far (where names must be distinct to be counted)."""
+    """The next declared property is number `position`; `named` has a bit for each name so far of those that may come in
+    any order; `size` properties so far (if it matters); `witnessed` has a bit per witness met; `seen` are the
+    undeclared names so far (where names must be distinct to be counted)."""
 
     position: int
+    named: int
     size: int
     witnessed: int
     seen: frozenset[str]
@@ -204,16 +207,26 @@ class Undeclared:
 
 
 class ObjectPlan:
-    """How to read one `ObjectAtom` whose witnesses, if any, are undeclared properties."""
+    """How to read one `ObjectAtom` whose witnesses, if any, are undeclared properties.
+
+    Declared properties come first, in order; then, in any order, names that are only required somewhere (or spoken of
+    by a condition) and undeclared ones.
+    """
 
     def __init__(self, atom: ObjectAtom, formulas: Formulas) -> None:
         if len(atom.witnesses) > MAX_COUNTED:
             raise Unsupported(f"more than {MAX_COUNTED} conditions on the presence of undeclared properties")
         self.atom = atom
         self.formulas = formulas
-        self.names = list(atom.properties)
-        self.properties = list(atom.properties.values())
-        self.start = ObjectTrack(0, 0, 0, frozenset())
+        ordered = [name for name, p in atom.properties.items() if p.declared]
+        free = [name for name, p in atom.properties.items() if not p.declared]
+        if len(free) > MAX_FREE_NAMES:
+            ordered, free = [*ordered, *free], []
+        self.names = [*ordered, *free]
+        self.num_ordered = len(ordered)
+        self.properties = [atom.properties[name] for name in self.names]
+        self.start = ObjectTrack(0, 0, 0, 0, frozenset())
+        self._free_required = sum(1 << i for i, name in enumerate(free) if atom.properties[name].required)
         self.undeclared: list[Undeclared] = []
         for names, formula in atom.rest:
             classes = [names]
@@ -256,14 +269,14 @@ class ObjectPlan:
         self._possible = [inhabited(p.formula) for p in self.properties]
         if any(p.required and not ok for p, ok in zip(self.properties, self._possible, strict=True)):
             return False
-        required, optional = [0], [0]
-        for declared, ok in zip(reversed(self.properties), reversed(self._possible), strict=True):
-            required.append(required[-1] + declared.required)
-            optional.append(optional[-1] + (ok and not declared.required))
-        self._required, self._optional = required[::-1], optional[::-1]
-        self._first_required = [len(self.properties)] * (len(self.properties) + 1)
-        for i in range(len(self.properties) - 1, -1, -1):
-            self._first_required[i] = i if self.properties[i].required else self._first_required[i + 1]
+        end = self.num_ordered
+        self._required, self._optional, self._first_required = [0] * (end + 1), [0] * (end + 1), [end] * (end + 1)
+        for i in range(end - 1, -1, -1):
+            required = self.properties[i].required
+            self._required[i] = self._required[i + 1] + required
+            self._optional[i] = self._optional[i + 1] + (self._possible[i] and not required)
+            self._first_required[i] = i if required else self._first_required[i + 1]
+        self._free_possible = sum(1 << i for i, ok in enumerate(self._possible[end:]) if ok)
         usable = [
             [(formula, bits) for formula, bits in self.choices(which, 0) if inhabited(formula)]
             for which in range(len(self.undeclared))
@@ -300,30 +313,39 @@ class ObjectPlan:
         left = None if self._capacity is None else self._capacity - len(track.seen)
         if left is not None and needed > left:
             return False
-        obligatory = track.size + self._required[at] + needed
+        free_required = self._free_required & ~track.named
+        obligatory = track.size + self._required[at] + free_required.bit_count() + needed
         if atom.high is not None and obligatory > atom.high:
             return False
-        missing = atom.low - obligatory - self._optional[at]
+        optional = self._optional[at] + (self._free_possible & ~self._free_required & ~track.named).bit_count()
+        missing = atom.low - obligatory - optional
         return missing <= 0 or left is None or missing <= left - needed
 
     def can_close(self, track: ObjectTrack) -> bool:
         enough = not self.counts or track.size >= self.atom.low
-        return enough and not self._required[track.position] and track.witnessed == self._all_witnessed
+        named = not self._required[track.position] and not self._free_required & ~track.named
+        return enough and named and track.witnessed == self._all_witnessed
 
     # Steps
 
     def declared_next(self, track: ObjectTrack) -> Iterator[tuple[int, ObjectTrack]]:
         """(property number, track once it is read) for the declared properties that may come next."""
-        at = track.position
-        for number in range(at, min(self._first_required[at] + 1, len(self.properties))):
+        at, end, size = track.position, self.num_ordered, self._count(track)
+        for number in range(at, min(self._first_required[at] + 1, end)):
             if self._possible[number]:
-                after = ObjectTrack(number + 1, self._count(track), track.witnessed, track.seen)
+                after = track._replace(position=number + 1, size=size)
                 if self.viable(after):
                     yield number, after
+        if not self._required[at]:
+            for i in range(len(self.names) - end):
+                if self._free_possible >> i & 1 and not track.named >> i & 1:
+                    after = track._replace(position=end, named=track.named | 1 << i, size=size)
+                    if self.viable(after):
+                        yield end + i, after
 
     def undeclared_next(self, track: ObjectTrack, which: int, name: str | None) -> list[tuple[ObjectTrack, Formula]]:
         """(track, formula of the value) for an undeclared name of the class `which`; None: for any name."""
-        end = len(self.properties)
+        end = self.num_ordered
         if self._required[track.position] or not self._usable[which]:
             return []
         seen = track.seen | {name} if self.distinct and name is not None else track.seen
@@ -331,7 +353,7 @@ class ObjectPlan:
             seen = track.seen | {""}  # stands for one more name
         out = []
         for formula, bits in self.choices(which, track.witnessed):
-            after = ObjectTrack(end, self._count(track), track.witnessed | bits, seen)
+            after = ObjectTrack(end, track.named, self._count(track), track.witnessed | bits, seen)
             if self.viable(after):
                 out.append((after, formula))
         return out
@@ -358,7 +380,7 @@ def split_witnesses(atom: ObjectAtom, formulas: Formulas) -> list[ObjectAtom]:
                 formula = formulas.all((declared.formula, witness.formula))
                 if formula is formulas.false:
                     continue
-                properties = {**current.properties, name: Property(formula, True)}
+                properties = {**current.properties, name: replace(declared, formula=formula, required=True)}
                 rest_witnesses = (*current.witnesses[:first], *current.witnesses[first + 1 :])
                 todo.append((replace(current, properties=properties, witnesses=rest_witnesses), first))
     return done

@@ -51,8 +51,11 @@ class ArrayAtom:
 
 @dataclass(frozen=True, slots=True)
 class Property:
+    """`declared`: it has a place in the order of properties; not so where it is only required, or excluded."""
+
     formula: Formula
     required: bool = False
+    declared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,18 +237,19 @@ class ShapeAlgebra:
             return a
         false = self.formulas.false
         properties: dict[str, Property] = {}
-        for name in (*a.properties, *(n for n in b.properties if n not in a.properties)):
+        names = dict.fromkeys(name for o in (a, b) for name, p in o.properties.items() if p.declared)
+        for name in names | dict.fromkeys((*a.properties, *b.properties)):
             formula = self.formulas.all((a.formula_of(name, false), b.formula_of(name, false)))
             required = any(o.properties[name].required for o in (a, b) if name in o.properties)
             if required and self.provably_empty(formula):
                 return None
-            properties[name] = Property(formula, required)
+            properties[name] = Property(formula, required, name in names)
         rest = []
         for names_a, formula_a in a.rest:
             for names_b, formula_b in b.rest:
-                names, formula = intersect(names_a, names_b), self.formulas.all((formula_a, formula_b))
-                if not names.is_empty and formula is not false:
-                    rest.append((names, formula))
+                common, formula = intersect(names_a, names_b), self.formulas.all((formula_a, formula_b))
+                if not common.is_empty and formula is not false:
+                    rest.append((common, formula))
         met = ObjectAtom(
             properties,
             tuple(rest),
@@ -278,9 +282,9 @@ class ShapeAlgebra:
         out: list[ObjectAtom] = []
         for name, declared in atom.properties.items():
             if declared.formula is not true:
-                out.append(ObjectAtom({name: Property(negate(declared.formula), True)}, rest))
+                out.append(ObjectAtom({name: Property(negate(declared.formula), True, False)}, rest))
             if declared.required:
-                out.append(ObjectAtom({name: Property(false)}, rest))
+                out.append(ObjectAtom({name: Property(false, False, False)}, rest))
         declared_names = from_texts(atom.properties)
         covered = NONE
         for names, formula in atom.rest:

@@ -68,7 +68,6 @@ class ValueProgram:
 
     def __init__(self, demand: Demand, universe: Universe) -> None:
         self.demand = demand
-        self.records = any(want.without is not None for want in demand)
         shapes = [_scalars_without(universe.shapes[w.formula], w.without) for w in demand]
         self.strings = _value_leaf([s.strings for s in shapes], "json")
         self.plain = _value_leaf([union(_literals(s.null, s.bools), spelled(s.numbers)) for s in shapes], "utf8")
@@ -85,6 +84,23 @@ def _value_leaf(languages: list[CharDfa], spelling: Spelling) -> Leaf | None:
     if spelling == "json" and chars.is_finite:
         spelling = "json-plain"
     return Leaf(shared_byte_dfa(chars, spelling), sets)
+
+
+def exclusions(shape: Shape, without: frozenset[str]) -> frozenset[str]:
+    """Those of the values that a text must be kept off from its beginning, so that it does not end up at one of them.
+
+    The others are in a part of the language where a text can always be made longer: it is enough that it may not end
+    there.
+    """
+    out = set()
+    for value in without:
+        if value[0] in "-0123456789":
+            kept = shape.numbers.passes_end(value)
+        else:
+            kept = value[0] != '"' or shape.strings.passes_end(str(json.loads(value)))
+        if kept and value[0] not in "[{":
+            out.add(value)
+    return frozenset(out)
 
 
 def _scalars_without(shape: Shape, without: frozenset[str] | None) -> Shape:
