@@ -1,5 +1,5 @@
 """`check`: seeded faults are found under their rule and line; programs that are right get no word."""
-# ruff: noqa: E501 (tables with one case a line)
+
 
 import sys
 from pathlib import Path

@@ -77,3 +77,92 @@ def test_an_unknown_engine_option_is_bad_usage(program, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["run", program, "--pages", "3"])
     assert caught.value.code == 2 and "--pages" in capsys.readouterr().err
+
+
+ROWS = [{"country": name} for name in ("Italy", "Spain", "Peru", "France", "Italy")]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def read(path):
+    return {line["index"]: line for line in map(json.loads, path.read_text().splitlines())}
+
+
+def test_a_file_of_arguments_gives_a_line_each_and_survives_an_interruption(program, rows, tmp_path, capsys):
+    options = ["--args", str(rows), "--dtype", "float32", "--deterministic"]
+    out, other = tmp_path / "out.jsonl", tmp_path / "other.jsonl"
+    assert cli.main(["run", f"{program}:capital", *options, "--out", str(out), "--sampling", "seed=5"]) == 0
+    assert "5 run, 0 there before, 0 failed" in capsys.readouterr().err
+    whole = read(out)
+    assert sorted(whole) == list(range(5)) and [whole[i]["arguments"]["country"] for i in range(5)][2] == "Peru"
+    # Stopped after two results, in the middle of the third: the rest is run, as if nothing had happened.
+    lines = out.read_text().splitlines(keepends=True)
+    other.write_text("".join(lines[:2]) + lines[2][:30])
+    assert cli.main(["run", f"{program}:capital", *options, "--out", str(other)]) == 0
+    assert "3 run, 2 there before, 0 failed" in capsys.readouterr().err
+    assert len(other.read_text().splitlines()) == 5 and read(other) == whole
+    assert cli.main(["run", f"{program}:capital", *options, "--out", str(other)]) == 0
+    assert "0 run, 5 there before" in capsys.readouterr().err and read(other) == whole
+
+
+def test_a_saved_plan_runs_without_its_python_file(program, rows, tmp_path, capsys):
+    plan, out, python = tmp_path / "capital.plan", tmp_path / "plan.jsonl", tmp_path / "python.jsonl"
+    assert cli.main(["compile", f"{program}:capital", "-o", str(plan)]) == 0  # a loop over an argument is a break
+    assert cli.main(["run", str(plan), "--arg", "country=Peru"]) == 1
+    assert "needs its Python body" in capsys.readouterr().err
+    fixed = tmp_path / "fixed.py"
+    fixed.write_text(PROGRAM.replace("for _ in range(shots):", "for _ in range(2):"))
+    assert cli.main(["compile", f"{fixed}:capital", "-o", str(plan)]) == 0
+    options = ["--args", str(rows), "--dtype", "float32", "--deterministic", "--sampling", "seed=5"]
+    assert cli.main(["run", f"{fixed}:capital", *options, "--out", str(python)]) == 0
+    fixed.unlink()
+    assert cli.main(["run", str(plan), *options, "--out", str(out)]) == 0
+    assert read(out) == read(python)
+    capsys.readouterr()
+    data = json.loads(plan.read_text())
+    for change, message in [
+        ({"tokenizer_hash": "0123"}, "holds ids of the tokenizer 0123, but that of the backend is"),
+        ({"version": 99}, f"{plan}: the top level: written in version 99"),
+    ]:
+        plan.write_text(json.dumps({**data, **change}))
+        assert cli.main(["run", str(plan), "--arg", "country=Peru"]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "rows.jsonl:2: not JSON"),
+        ("[1]", "rows.jsonl:2: must be a JSON object of arguments, not '[1]'"),
+        ('{"land": "Peru"}', "rows.jsonl:2: capital has no argument 'land'"),
+        ("{}", "rows.jsonl:2: capital is missing the argument 'country'"),
+    ],
+)
+def test_a_wrong_line_of_arguments_is_named(program, tmp_path, capsys, line, message):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"country": "Peru"}\n' + line + "\n")
+    assert cli.main(["run", f"{program}:capital", "--args", str(rows), "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_row_has_its_line_and_the_others_their_results(program, rows, tmp_path, capsys):
+    there, out = tmp_path / "note.txt", tmp_path / "out.jsonl"
+    there.write_text("hello")
+    rows.write_text("".join(json.dumps({"path": path}) + "\n" for path in (str(there), "nowhere.txt")))
+    assert cli.main(["run", f"{program}:failing", "--args", str(rows), "--out", str(out)]) == 1
+    assert "2 run, 0 there before, 1 failed" in capsys.readouterr().err
+    assert read(out)[0]["text"] == "hello" and read(out)[1]["error"]["kind"] == "FileNotFoundError"
+
+
+def test_results_go_only_into_a_file_of_results(program, rows, tmp_path, capsys):
+    out = tmp_path / "notes.txt"
+    out.write_text("dear diary\n")
+    assert cli.main(["run", f"{program}:capital", "--args", str(rows), "--out", str(out)]) == 1
+    assert f"{out}:1: not a result line" in capsys.readouterr().err and out.read_text() == "dear diary\n"
+    assert cli.main(["run", f"{program}:capital", "--args", str(rows)]) == 1
+    assert "--args FILE and --out FILE go together" in capsys.readouterr().err
