@@ -15,7 +15,7 @@ from typing import Any
 import greenlet
 
 from ..core.backend import Backend
-from ..core.errors import Aborted, DslcError
+from ..core.errors import Aborted
 from ..core.events import Event
 from .hub import Hub, Task
 
@@ -58,7 +58,7 @@ class Driver:
                 return
             try:
                 backend.wait(self._is_unused, timeout=LINGER_S)
-            except DslcError as error:
+            except Exception as error:
                 with self._lock:
                     users, self._users = self._users, {}
                 for on_error in users.values():
@@ -99,6 +99,22 @@ class CarrierHub(Hub):
     def serve(self) -> None:
         """Run what comes, until nothing has come for a while."""
         self._main = greenlet.getcurrent()
+        try:
+            self._serve()
+        except BaseException as error:  # a fault of ours, or of the backend: nobody may wait for ever
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: BaseException) -> None:
+        with self._changed:
+            self._is_closed = True
+        for task in [*self._tasks.values(), *self._incoming]:
+            if not task.ended.is_done:
+                task.executor.crash(error)
+                self._finish(task)
+                self._tell(task)
+
+    def _serve(self) -> None:
         while True:
             self._run_calls()
             if self._progress():

@@ -55,7 +55,6 @@ class Executor:
         self.failure: BaseException | None = None
         self.is_finished = False
         self.num_in_flight = 0
-        self.num_requests = 0
         self.num_generated_tokens = 0
         self._next_ref = 0
         self._next_stream = 1
@@ -224,6 +223,18 @@ class Executor:
             raise self.deliver(slot.error)
         return slot.value
 
+    async def async_get(self, stream: int, var: str, where: SourceLoc | None) -> Any:
+        """`get` in an async program."""
+        slot = self.variable(stream, var, where)
+        await self.hub.wait_for(slot)
+        return self.read(slot, where)
+
+    async def async_sync(self, stream: int, where: SourceLoc | None) -> None:
+        """`sync` in an async program."""
+        slot = self.mark(self.streams[stream], lambda: None)
+        await self.hub.wait_for(slot)
+        self.read(slot, where)
+
     def mark(self, stream: Stream, value: Callable[[], Any]) -> Slot:
         """A slot that gets `value()` when the stream has carried out everything that it has been given so far."""
         slot = Slot()
@@ -234,6 +245,24 @@ class Executor:
         else:
             self.push(stream, Step(rules.set_mark, None, slot, value))
         return slot
+
+    def rest(self) -> Slot:
+        """A slot that is done when every stream has carried out what it has been given so far, or has failed."""
+        rest = Slot()
+        marks = [self.mark(stream, lambda: None) for stream in self.streams.values() if stream.error is None]
+        left = len(marks)
+
+        def one_less() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                rest.set(None)
+
+        for mark in marks:
+            mark.watch(one_less)
+        if not marks:
+            rest.set(None)
+        return rest
 
     def deliver(self, error: BaseException) -> BaseException:
         """Mark an error as raised inside the body: if the body goes on, it has handled it."""

@@ -104,6 +104,15 @@ class Feed:
             raise channel.error
         return channel.value
 
+    async def async_value(self, var: str) -> Any:
+        """`value` for an event loop."""
+        await self._async_wait(lambda: self._is_known(var))
+        channel = self._find(var)
+        await self._async_wait(lambda: channel.is_done)
+        if channel.error is not None:
+            raise channel.error
+        return channel.value
+
     def wait_for_end(self) -> None:
         """Wait until the program has ended."""
         self._wait(lambda: self.is_ended)

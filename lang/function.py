@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import linecache
 import threading
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ..compiler.ir import Opaque, walk
 from ..compiler.tracing import NoSource, Traced, strict_error, trace
@@ -16,7 +17,7 @@ from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
 from ..core.errors import ArgumentError, DslcError, ProgramError, RequestError, SourceLoc, TraceError, VerifyError
 from .locate import caller
-from .options import OPTION_NAMES
+from .options import RUN_NAMES, History
 from .running import Running
 from .signature import Signature
 from .state import ProgramState
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..compiler.plan import Plan
     from ..core.text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 GeneratorStyle = bool | Literal["unordered"]
 
 
@@ -50,15 +52,15 @@ class Function:
         self.__doc__ = body.__doc__
         self.__module__ = body.__module__
         self.__wrapped__ = body
-        if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
-            raise ProgramError(f"{self.__name__} is an async def: a program must be a plain def", where=self.where)
-        if inspect.isgeneratorfunction(body):
+        self.is_async = inspect.iscoroutinefunction(body)
+        if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
             raise ProgramError(f"{self.__name__} is a generator: a program must not yield", where=self.where)
         self.signature = Signature(body, self.where)
         self._lock = threading.RLock()
         self._traced: Traced | None = None
         self._plans: dict[Any, Plan] = {}
         self._has_source = True
+        self._may_block: bool | None = None
 
     def __repr__(self) -> str:
         return f"<dslc program {self.__name__} at {self.where}>"
@@ -125,6 +127,10 @@ class Function:
 
         With `compiled=True` raises TraceError or NoSource where there is no whole plan.
         """
+        if self.is_async:
+            if compiled:
+                raise TraceError(f"{self.__name__} is async: it runs as it is written", where=self.where)
+            return None
         if compiled is False:
             return None
         try:
@@ -152,13 +158,23 @@ class Function:
             return None  # an illegal program: likewise
 
     @property
-    def calls_foreign(self) -> bool:
-        """Whether the body calls functions that the compiler cannot look into, so that they may take their time."""
-        try:
-            body = self._trace().program.body
-        except DslcError:
-            return True
-        return any(isinstance(op, Opaque) and op.reason.startswith("call of ") for op in walk(body))
+    def may_block(self) -> bool:
+        """Whether a body may keep its thread for long.
+
+        So it is taken to be when it calls what the compiler cannot look into; after a batch it is known.
+        """
+        if self._may_block is None:
+            try:
+                body = self._trace().program.body
+            except DslcError:
+                self._may_block = True
+            else:
+                self._may_block = any(isinstance(op, Opaque) and op.reason.startswith("call of ") for op in walk(body))
+        return self._may_block
+
+    def note_holds(self, num_holds: int) -> None:
+        """A batch has ended in which bodies kept a thread for more than a few milliseconds so many times."""
+        self._may_block = num_holds > 0
 
     # -- running
 
@@ -170,7 +186,7 @@ class Function:
         seed: int | None = None,
         timeout: float | None = None,
         token_budget: int | None = None,
-        history: str = "append",
+        history: History | None = None,
         compiled: bool | None = None,
         compile_options: CompileOptions | None = None,
         **options: Any,
@@ -181,15 +197,39 @@ class Function:
         `token_budget` (generated tokens) bound the run. `compiled` False interprets the body op by op; True raises
         TraceError where the program cannot run from its plan; None decides. Raises what failed, at its line.
         """
-        own, others = self._split(
-            options,
-            {"backend": backend, "stream": stream, "seed": seed, "timeout": timeout, "token_budget": token_budget,
-             "history": history, "compiled": compiled, "compile_options": compile_options},
-            {"stream": False, "history": "append"},
-        )  # fmt: skip
+        named = {
+            "backend": backend, "stream": stream or None, "seed": seed, "timeout": timeout,
+            "token_budget": token_budget, "history": history, "compiled": compiled,
+            "compile_options": compile_options,
+        }  # fmt: skip
+        own, others = self._split(options, named)
         arguments = self.arguments(args, own)
         running = Running.of(self._unbound((args, own)), others, caller())
+        if self.is_async:
+            return _in_new_loop(self.__name__, lambda: _raising(running.arun(arguments)))
         return running.stream(arguments) if running.options.stream else running.run(arguments)
+
+    def arun(self, *args: Any, **options: Any) -> Coroutine[Any, Any, ProgramState]:
+        """`run` for an event loop, which is not blocked: `state = await program.arun(...)`, with run()'s options.
+
+        Cancelling it ends the program.
+        """
+        own, others = self._split(options, {})
+        arguments = self.arguments(args, own)
+        return _raising(Running.of(self._unbound((args, own)), others, caller()).arun(arguments))
+
+    def arun_batch(
+        self,
+        batch_kwargs: Sequence[Mapping[str, Any] | Sequence[Any]],
+        *,
+        on_error: Literal["keep", "raise"] = "keep",
+        **options: Any,
+    ) -> Coroutine[Any, Any, list[ProgramState]]:
+        """`run_batch` for an event loop: the states in order, when all are there."""
+        where = caller()
+        own, others = self._split(options, {})
+        rows = [self._row(i, row, own, where) for i, row in enumerate(batch_kwargs)]
+        return _gathered(Running.of(self._unbound(*_calls(batch_kwargs), ((), own)), others, where), rows, on_error)
 
     def run_batch(
         self,
@@ -203,7 +243,7 @@ class Function:
         on_error: Literal["keep", "raise"] = "keep",
         timeout: float | None = None,
         token_budget: int | None = None,
-        history: str = "append",
+        history: History | None = None,
         compiled: bool | None = None,
         compile_options: CompileOptions | None = None,
         **options: Any,
@@ -224,15 +264,16 @@ class Function:
             )
         if num_threads != "auto" and (type(num_threads) is not int or num_threads < 1):
             raise ArgumentError(f"num_threads must be 'auto' or at least 1, not {num_threads!r}", where=where)
-        own, others = self._split(
-            options,
-            {"backend": backend, "seed": seed, "timeout": timeout, "token_budget": token_budget, "history": history,
-             "compiled": compiled, "compile_options": compile_options},
-            {"history": "append"},
-        )  # fmt: skip
+        named = {
+            "backend": backend, "seed": seed, "timeout": timeout, "token_budget": token_budget, "history": history,
+            "compiled": compiled, "compile_options": compile_options,
+        }  # fmt: skip
+        own, others = self._split(options, named)
         rows = [self._row(i, row, own, where) for i, row in enumerate(batch_kwargs)]
-        given = [((), row) if isinstance(row, Mapping) else (row, {}) for row in batch_kwargs]
-        running = Running.of(self._unbound(*given, ((), own)), others, where)
+        running = Running.of(self._unbound(*_calls(batch_kwargs), ((), own)), others, where)
+        if self.is_async:
+            states = iter(_in_new_loop(self.__name__, lambda: _gathered(running, rows, on_error)))
+            return states if generator_style else list(states)
         states = running.run_batch(rows, num_threads, progress_bar, generator_style == "unordered", on_error)
         return states if generator_style else list(states)
 
@@ -257,22 +298,49 @@ class Function:
         rest = {name: value for name, value in self.bound.items() if name not in names}
         return self if len(rest) == len(self.bound) else type(self)(self.body, self.num_api_spec_tokens, rest)
 
-    def _split(
-        self, options: Mapping[str, Any], named: Mapping[str, Any], defaults: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _split(self, options: Mapping[str, Any], named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The program's own arguments, and the run's options; a parameter of the program goes before an option."""
-        names = self.signature.names
         own: dict[str, Any] = {}
         others: dict[str, Any] = {}
-        for name, value in options.items():
-            (others if name in OPTION_NAMES and name not in names else own)[name] = value
-        for name, value in named.items():
-            if name in names:
-                if value is not defaults.get(name):
-                    own[name] = value
-            else:
-                others[name] = value
+        for name, value in (*options.items(), *((name, value) for name, value in named.items() if value is not None)):
+            (others if name in RUN_NAMES and name not in self.signature.names else own)[name] = value
         return own, others
+
+
+def _calls(rows: Sequence[Any]) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
+    """Rows of a batch as (positional, named) arguments."""
+    return [((), row) if isinstance(row, Mapping) else (row, {}) for row in rows]
+
+
+async def _raising(running: Awaitable[ProgramState]) -> ProgramState:
+    """The state of a single run; raises what failed."""
+    state = await running
+    error = state.error()
+    if error is not None:
+        raise error
+    return state
+
+
+async def _gathered(running: Running, rows: Sequence[dict[str, Any]], on_error: str) -> list[ProgramState]:
+    """The states of a batch in an event loop. With on_error="raise" the first failure ends the others."""
+    if on_error == "keep":
+        return list(await asyncio.gather(*(running.arun(row, i) for i, row in enumerate(rows))))
+    tasks = [asyncio.ensure_future(_raising(running.arun(row, i))) for i, row in enumerate(rows)]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _in_new_loop(name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine from code that is not async."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(make())
+    raise ProgramError(f"{name} is async and an event loop runs here: write `await {name}.arun(...)`")
 
 
 def _source_line(where: SourceLoc | None) -> str:

@@ -55,8 +55,9 @@ def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:
 
 def request_id(executor: Executor, stream: Stream) -> str:
     """A name that no other request of this process has."""
-    executor.num_requests += 1
-    return f"{executor.hub.name}-{executor.instance}-{stream.path}-{executor.num_requests}"
+    hub = executor.hub
+    hub.num_requests += 1
+    return f"{hub.name}-{hub.num_requests}-{executor.instance}-{stream.path}"
 
 
 def origin(executor: Executor, stream: Stream, op: Gen | Select) -> Origin:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import greenlet
 
 from ..core.backend import Backend
-from ..core.errors import DslcError, EngineError, ErrorInfo, ProgramError, SourceLoc
+from ..core.errors import EngineError, ErrorInfo, ProgramError, SourceLoc
 from ..core.events import Event, Failed, Finished, Tokens
 from ..core.request import GenRequest
 from .stream import Slot
@@ -86,6 +86,7 @@ class Hub:
         self._tasks: dict[Executor, Task] = {}
         self._current: Task | None = None
         self._main: Any = None  # the greenlet that drives
+        self.num_requests = 0
         self.num_holds = 0  # how often a body has kept the thread for longer than HOLD_S
 
     # -- what executors ask
@@ -136,6 +137,11 @@ class Hub:
         if task.stuck is not None:
             error, task.stuck = task.stuck, None
             raise error.at(where) if isinstance(error, ProgramError) else error
+
+    async def wait_for(self, slot: Slot) -> None:
+        """`block` for async programs, which only a hub in an event loop can run."""
+        if not slot.is_done:
+            raise ProgramError("this program is not async: read the value with `s[name]`")
 
     def warn(self, message: str, key: Any) -> None:
         """A warning for the user, once per key."""
@@ -263,10 +269,14 @@ class Hub:
             batch, self._outbox = self._outbox, []
             try:
                 self.backend.submit(batch, self._receive)
-            except DslcError as error:
+            except Exception as error:
                 self._inbox.extend(Failed(request.id, ErrorInfo.of(error)) for request in batch)
         if not self._inbox:
             self._wait()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Pass on what has come in."""
         while self._inbox:
             event = self._inbox.popleft()
             known = self._in_flight.get(event.request_id)
@@ -291,8 +301,8 @@ class Hub:
         """Let the backend work until some result is in. A backend that cannot go on fails what is in flight."""
         try:
             self.backend.wait(self._has_result)
-            why: DslcError = EngineError(f"the backend {self.backend.capabilities.name!r} gave no result")
-        except DslcError as error:
+            why: Exception = EngineError(f"the backend {self.backend.capabilities.name!r} gave no result")
+        except Exception as error:
             why = error
         if not self._inbox:
             self._fail_all(why)

@@ -70,7 +70,12 @@ SAMPLING_NAMES = frozenset(
 LOGPROB_NAMES = (
     "return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "token_ids_logprob",
 )  # fmt: skip
-OPTION_NAMES = frozenset({*SAMPLING_NAMES, *LOGPROB_NAMES})
+RUN_NAMES = frozenset(
+    {
+        *SAMPLING_NAMES, *LOGPROB_NAMES, "backend", "stream", "seed", "timeout", "token_budget", "history", "compiled",
+        "compile_options",
+    }
+)  # fmt: skip
 
 
 def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptions:

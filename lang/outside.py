@@ -73,9 +73,12 @@ class Outside:
     def async_chunks(self, stream: int, var: str | None, where: SourceLoc | None) -> AsyncIterator[Chunk]:
         return self._feed.async_chunks(var, self.cancel)
 
-    async def async_end(self) -> None:
-        """Wait, in an event loop, until the program has ended."""
+    async def async_get(self, stream: int, var: str, where: SourceLoc | None) -> Any:
+        return await self._feed.async_value(var)
+
+    async def async_sync(self, stream: int, where: SourceLoc | None) -> None:
         await self._feed.async_wait_for_end()
+        self._task.executor.sync(stream, where)
 
     def cancel(self) -> None:
         """End the program; what it has in flight is aborted."""

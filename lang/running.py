@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import queue
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.backend import Backend
-from ..core.errors import SourceLoc
+from ..core.errors import Aborted, ArgumentError, SourceLoc
+from .aio import LoopHub
 from .carrier import CarrierHub, carriers_of
 from .defaults import default_backend
 from .executor import Executor
@@ -39,6 +44,8 @@ class Running:
     def of(cls, function: Function, options: Mapping[str, Any], where: SourceLoc | None) -> Running:
         """From the run's options, named as in `Function.run`. Raises what is wrong with them at the user's line."""
         rest = dict(options)
+        if rest.get("stream") and function.is_async:
+            raise ArgumentError(f"{function.__name__} is async: it cannot run with stream=True", where=where)
         backend = rest.pop("backend", None)
         compiled, compile_options = rest.pop("compiled", None), rest.pop("compile_options", None)
         run = run_options(rest, where)
@@ -74,10 +81,39 @@ class Running:
         hub, task = carriers_of(self.backend).start(make, MAX_CARRIERS if self.may_block else 1)
         return ProgramState(Outside(hub, task, feed))
 
+    async def arun(self, arguments: dict[str, Any], instance: int = 0) -> ProgramState:
+        """Run in the event loop: an async body in the loop itself, any other in a carrier. Never raises what failed."""
+        loop = asyncio.get_running_loop()
+        carriers = carriers_of(self.backend)
+        if self.function.is_async:
+            hub = LoopHub(self.backend, carriers.driver, loop)
+            executor = Executor(hub, self.function.__name__, self.options, instance)
+            await hub.run_body(executor, self.function.body(ProgramState(executor), **arguments))
+            return ProgramState(executor)
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def tell(task: Task) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(None))
+
+        def make(hub: CarrierHub) -> Task:
+            task = self.task(hub, arguments, instance)
+            task.on_end = tell
+            return task
+
+        carrier, task = carriers.start(make, MAX_CARRIERS if self.may_block else 1)
+        try:
+            await ended
+        except asyncio.CancelledError:
+            error = Aborted(f"the program {self.function.__name__!r} was cancelled")
+            carrier.post(lambda: carrier.cancel(task, error))
+            raise
+        return ProgramState(task.executor)
+
     @property
     def may_block(self) -> bool:
         """Whether a body may keep its thread for long: it runs, and calls what the compiler knows nothing of."""
-        return self.plan is None and self.function.calls_foreign
+        return self.plan is None and self.function.may_block
 
     def run_batch(
         self,
@@ -88,11 +124,50 @@ class Running:
         on_error: str,
     ) -> Iterator[ProgramState]:
         """The states of all instances, in order or as they end."""
-        hub = Hub(self.backend)
         order = self._order(rows)
-        ended = hub.run(self.task(hub, rows[i], i) for i in order)
+        threads = MAX_CARRIERS if num_threads == "auto" else num_threads
+        if self.may_block and min(threads, len(rows)) > 1:
+            ended = self._spread(rows, order, threads)
+        else:
+            hub = Hub(self.backend)
+            ended = self._noting_holds(hub, hub.run(self.task(hub, rows[i], i) for i in order))
         ended = _with_progress(ended, len(rows), progress_bar)
         return _states(ended, unordered, on_error)
+
+    def _noting_holds(self, hub: Hub, ended: Iterator[Task]) -> Iterator[Task]:
+        """Remember with the function whether its bodies keep a thread for long."""
+        yield from ended
+        if self.plan is None:
+            self.function.note_holds(hub.num_holds)
+
+    def _spread(self, rows: Sequence[dict[str, Any]], order: Sequence[int], threads: int) -> Iterator[Task]:
+        """Bodies that may block, over carriers: one that sleeps holds up only those of its own carrier."""
+        ended: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        carriers = carriers_of(self.backend)
+        running: dict[Task, CarrierHub] = {}
+        hubs: set[CarrierHub] = set()
+        for i in order:
+
+            def make(hub: CarrierHub, i: int = i) -> Task:
+                task = self.task(hub, rows[i], i)
+                task.on_end = ended.put
+                return task
+
+            hub, task = carriers.start(make, threads)
+            running[task] = hub
+            hubs.add(hub)
+        try:
+            while running:
+                task = ended.get()
+                del running[task]
+                yield task
+            self.function.note_holds(sum(hub.num_holds for hub in hubs))
+        finally:
+            error = Aborted("the batch was left before its end")
+            for task, hub in running.items():
+                hub.post(functools.partial(hub.cancel, task, error))
+            while running:
+                running.pop(ended.get(), None)
 
     def _order(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[int]:
         """The order of submission: depth first through what the prompts share, as far as the plan knows it."""

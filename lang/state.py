@@ -3,7 +3,7 @@ else: text, variables and turns live with the executor that is the sink of a run
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
@@ -171,6 +171,14 @@ class ProgramState:
     def get_var(self, name: str) -> Any:
         """`s[name]`."""
         return self.sink.get(self.stream, name, caller())
+
+    def get(self, name: str) -> Coroutine[Any, Any, Any]:
+        """`await s.get(name)`: `s[name]` in an async program, and for a state that another thread runs."""
+        return self._executor("get()").async_get(self.stream, name, caller())
+
+    def wait(self) -> Coroutine[Any, Any, None]:
+        """`await s.wait()`: `s.sync()` in an async program, and for a state that another thread runs."""
+        return self._executor("wait()").async_sync(self.stream, caller())
 
     def set_var(self, name: str, value: Any) -> None:
         """`s[name] = value`: a str, number, bool, None, or a list of such."""
