@@ -155,7 +155,7 @@ def test_run_of_an_async_program_inside_a_loop_says_what_to_write():
     async def main():
         written_async.run(q=1, backend=ScriptedBackend())
 
-    with pytest.raises(dslc.ProgramError, match="await written_async.arun"):
+    with pytest.raises(dslc.ProgramError, match=r"await written_async\.arun"):
         asyncio.run(main())
 
 

@@ -239,7 +239,7 @@ def test_leaving_a_batch_early_ends_it():
         s["a"]
         s += dslc.gen("b")
 
-    backend = ScriptedBackend(lambda prompt: "ok" if prompt == "0" else "word " * 30, tokens_per_step=1)
+    backend = ScriptedBackend(lambda prompt: "ok" if prompt[0] == "0" else "word " * 30, tokens_per_step=1)
     states = program.run_batch(
         [{"i": i} for i in range(8)], backend=backend, generator_style="unordered", compiled=False
     )
@@ -325,7 +325,7 @@ def test_a_thousand_runs_leave_nothing_behind():
                 program.run(i=i, backend=backend)
             except ValueError:
                 continue
-    assert greenlets() == before and threading.active_count() == threads
+    assert greenlets() == before and threading.active_count() <= threads
     assert backend.num_in_flight == 0
 
 
