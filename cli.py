@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .compiler.plan import Plan
     from .core.text.tokenizer import Tokenizer
 
-EMITS = ("ir", "json", "lowered", "plan", "plan-json", "explain")
+EMITS = ("ir", "json", "lowered", "plan", "plan-json", "explain", "html", "dot")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     tokenizer: Tokenizer | None = None
     for program in programs(arguments.program, arguments.strict):
         plan: Plan | None = None
-        if arguments.stats or arguments.print_after_all or not {"ir", "json"}.issuperset(emits):
+        if arguments.stats or arguments.print_after_all or not {"ir", "json", "dot"}.issuperset(emits):
             tokenizer = tokenizer or load_tokenizer_of(arguments.model)
             plan = compile_program(program, tokenizer, None, options, tell)
         elif "verify" not in options.disabled:
@@ -129,16 +129,21 @@ def _emits(arguments: argparse.Namespace) -> list[str]:
 
 def _form(form: str, program: Program, plan: Plan | None, tokenizer: Tokenizer | None, with_lines: bool) -> str:
     from .compiler.explain import print_explanation
+    from .compiler.page import print_dot, print_page
     from .compiler.plan import print_plan
     from .compiler.printer import print_program
     from .compiler.serial import to_json
 
     if form == "json":
         return to_json(program, indent=1) + "\n"
+    if form == "dot":
+        return print_dot(program)
     if form == "ir" or plan is None:
         return print_program(program, with_lines)
     if form == "explain":
         return print_explanation(plan, tokenizer)
+    if form == "html":
+        return print_page(program, plan, tokenizer) + "\n"
     if form == "lowered":
         return print_program(plan.program, with_lines)
     return print_plan(plan) if form == "plan" else plan.to_json() + "\n"

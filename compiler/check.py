@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RequestError, SourceLoc, VerifyError
 from ..core.sampling import SamplingParams
-from .fields import defined, refs_in, used
+from .fields import defined, new_streams, refs_in, used
 from .ir import (
     AnyOp,
     Arg,
@@ -167,7 +167,7 @@ def _sure_region(body: tuple[AnyOp, ...], sure: dict[int, set[str]]) -> Found:
         elif isinstance(op, (Role, Scope)):
             yield from _sure_region(op.body, sure)
         elif isinstance(op, (Fork, Copy)):
-            for stream in op.streams if isinstance(op, Fork) else (op.target,):
+            for stream in new_streams(op):
                 sure[stream] = set(sure[op.stream])
         elif isinstance(op, Join):
             if op.mode == "gather_variable":
@@ -280,7 +280,7 @@ def _unused_branch(subject: _Subject) -> Found:
 def _parents(program: Program) -> dict[int, int]:
     parents: dict[int, int] = {}
     for op in walk(program.body):
-        for stream in op.streams if isinstance(op, Fork) else (op.target,) if isinstance(op, Copy) else ():
+        for stream in new_streams(op):
             parents[stream] = op.stream
     return parents
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .fields import defined, refs_in
+from .fields import defined, new_streams, refs_in
 from .ir import (
     AnyOp,
     Arg,
@@ -168,7 +168,7 @@ def _predecessors(body: tuple[AnyOp, ...], last: dict[int, frozenset[int]]) -> I
         elif isinstance(op, (Role, Scope)):
             yield from _predecessors(op.body, last)
         elif isinstance(op, (Fork, Copy)):
-            for stream in op.streams if isinstance(op, Fork) else (op.target,):
+            for stream in new_streams(op):
                 last[stream] = last.get(op.stream, frozenset())
         elif isinstance(op, Switch):
             afters = [] if op.is_exhaustive else [dict(last)]

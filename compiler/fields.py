@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .ir import OP_CLASSES, AnyOp, Case, ConstraintSpec, Op, Operand, Program, Ref
+from .ir import OP_CLASSES, AnyOp, Case, ConstraintSpec, Copy, Fork, Op, Operand, Program, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,6 +179,11 @@ def all_refs(program: Program) -> Iterator[Ref]:
     for op in walk(program.body):
         if (out := defined(op)) is not None:
             yield out
+
+
+def new_streams(op: AnyOp) -> tuple[int, ...]:
+    """The streams that a Fork or Copy makes; of other ops, none."""
+    return op.streams if isinstance(op, Fork) else (op.target,) if isinstance(op, Copy) else ()
 
 
 def op_name(op: Op) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .expressions import FUNCTIONS, STATEFUL
+from .fields import new_streams
 from .ir import (
     OP_CLASSES,
     AnyOp,
@@ -255,7 +256,7 @@ class _Walker:
         stream.variables[op.var] = self.values[op.out.id]
 
     def fork(self, op: Fork | Copy) -> Iterator[Prompt]:
-        for number in op.streams if isinstance(op, Fork) else (op.target,):
+        for number in new_streams(op):
             self.streams[number] = self.streams[op.stream].copy()
         return iter(())
 

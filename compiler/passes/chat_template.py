@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...core.text.template import is_plain_content
-from ..fields import map_regions
+from ..fields import map_regions, new_streams
 from ..ir import AnyOp, Copy, Fork, Program, Return, Role, Scope, Special, Switch, Text, walk
 from .base import ChatFragments, Context, ProgramPass, ends
 
@@ -39,7 +39,7 @@ class _Lowering:
         if isinstance(op, Role):
             return self.role(op, histories)
         if isinstance(op, (Fork, Copy)):
-            for stream in op.streams if isinstance(op, Fork) else (op.target,):
+            for stream in new_streams(op):
                 histories[stream] = histories[op.stream]
         if isinstance(op, Scope):
             return map_regions(op, lambda body: self.region(body, histories))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..fields import map_regions
+from ..fields import map_regions, new_streams
 from ..ir import AnyOp, Copy, Fork, Gen, Join, Media, Program, Role, Select, Special, Switch, Text, Tokens
 from .base import Context, ProgramPass, ends
 
@@ -95,7 +95,7 @@ class _Tokenizing:
             self.runs[op.stream] = _Run(text=None)
         elif isinstance(op, (Fork, Copy)):
             run.tail = None  # the new streams begin with it: it has to stay text
-            for stream in op.streams if isinstance(op, Fork) else (op.target,):
+            for stream in new_streams(op):
                 self.runs[stream] = run.copy()
             out.append(op)
         elif isinstance(op, Switch):

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.programs import ALL_OPS, programs
+from support.scripted import ScriptedTokenizer
 from support.toy_tokenizer import ToyTemplate, ToyTokenizer
 
+from dslc.compiler.constraints import cache_counters, compile_constraint
 from dslc.compiler.ir import Gen, Ref, Select, Text, walk
 from dslc.compiler.lower import lower
 from dslc.compiler.parser import parse_program
@@ -118,6 +120,20 @@ def test_equal_constraints_are_one():
     keys = [facts.constraint for facts in plan.gens]
     assert keys[0] == keys[2] != keys[1] and keys[3] is None
     assert [plan.constraint(key).source for key in keys[:2]] == ["a+", "b+"] and len(plan.constraints) == 2
+
+
+def test_constraints_are_compiled_with_the_plan_if_asked_and_only_once():
+    source = 'program p() {\n%1 = gen constraint=regex("warm-[0-9]{2}")\n%2 = gen constraint=regex("warm-[0-9]{2}")\n}'
+    tokenizer, warm = ScriptedTokenizer(), CompileOptions(warm_constraints=True)
+    before = cache_counters()
+    compile_program(parse_program(source), tokenizer)
+    assert cache_counters().compiled == before.compiled
+    plan = compile_program(parse_program(source), tokenizer, options=warm)
+    assert cache_counters().compiled == before.compiled + 1
+    compile_program(parse_program(source), tokenizer, options=warm)
+    # What the engine asks for is what was compiled.
+    compile_constraint(plan.constraints[0], tokenizer.vocabulary, encode=tokenizer.encode)
+    assert cache_counters().compiled == before.compiled + 1
 
 
 def test_without_a_tokenizer_text_stays_text():
