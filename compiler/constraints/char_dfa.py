@@ -18,7 +18,7 @@ import numpy as np
 
 from . import charset
 from .charset import MAX_CODE_POINT, Ranges
-from .minimise import CYCLIC, distances, minimise
+from .minimise import CYCLIC, LongArray, distances, minimise, partition
 from .nfa import Nfa, TooLarge, build_nfa
 from .regex_ast import Regex
 
@@ -121,6 +121,28 @@ class CharDfa:
         return bool(self.ends_soon[state])
 
     @cached_property
+    def prefixes(self) -> tuple[CharDfa, IntArray]:
+        """The automaton of all beginnings of texts, and for each state here the state there with the same futures."""
+        labels = np.ones(self.num_states, np.int32)
+        labels[0] = 0
+        blocks = partition(self.delta, labels)
+        rows, classes = self.delta.tolist(), range(self.delta.shape[1])
+        dfa = tidy(self.bounds, self.classes, *_quotient(self.delta, blocks, self.start))
+        there = np.zeros(int(blocks.max()) + 1, np.int32)
+        todo = [(self.start, dfa.start)] if self.start else []
+        spans = [int(np.flatnonzero(self.classes == c)[0]) if (self.classes == c).any() else -1 for c in classes]
+        class_there = [0 if span < 0 else dfa.class_of(int(self.bounds[span])) for span in spans]
+        if todo:
+            there[blocks[self.start]] = dfa.start
+        for state, other in todo:
+            for c in classes:
+                target = rows[state][c]
+                if target and not there[blocks[target]]:
+                    there[blocks[target]] = dfa.delta[other, class_there[c]]
+                    todo.append((target, int(there[blocks[target]])))
+        return dfa, there[blocks]
+
+    @cached_property
     def count(self) -> int | None:
         """How many texts the language has; None if there is no end of them."""
         if self.is_empty or not self.is_finite:
@@ -167,6 +189,19 @@ class CharDfa:
             text += chr(int(self.bounds[printable[0] if printable else span]))
             state = row[which]
         return text
+
+
+def _quotient(delta: IntArray, blocks: LongArray, start: int) -> tuple[IntArray, IntArray, int]:
+    """One state per block (0 for that of state 0), every other one accepting."""
+    distinct, first, number = np.unique(blocks, return_index=True, return_inverse=True)
+    dead = int(np.searchsorted(distinct, blocks[0]))
+    order = np.array([dead, *(i for i in range(len(distinct)) if i != dead)])
+    rank = np.zeros(len(distinct), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    state = rank[number.reshape(-1)]
+    labels = np.ones(len(order), np.int32)
+    labels[0] = 0
+    return state[delta[first[order]]], labels, int(state[start])
 
 
 def from_regex(node: Regex) -> CharDfa:

@@ -28,18 +28,21 @@ def minimise(delta: IntArray, labels: IntArray, start: int) -> tuple[IntArray, I
     renumber = np.zeros(delta.shape[0], np.int32)
     renumber[kept] = np.arange(len(kept), dtype=np.int32)
     delta, labels, start = renumber[delta[kept]], labels[kept], int(renumber[start])
+    return _merged(delta, labels, start, partition(delta, labels))
+
+
+def partition(delta: IntArray, labels: IntArray) -> LongArray:
+    """For each state the number of its block; states of a block have equal futures. Those that cannot reach acceptance
+    are in state 0's. Automata of more than MAX_MINIMISED states get a block for each other state."""
     columns = _distinct_columns(delta)
     distance, height = distances(columns, labels != 0)
     if delta.shape[0] > MAX_MINIMISED:
-        blocks = np.where(distance < 0, 0, np.arange(len(distance)))
-    else:
-        # All three are properties of a state's language, so that equal states start in one block.
-        scale = int(max(distance.max(), height.max())) + 3
-        keys = (labels.astype(np.int64) * scale + distance + 2) * scale + height + 2
-        blocks, stable = _moore(columns, np.unique(keys, return_inverse=True)[1].reshape(-1))
-        if not stable:
-            blocks = _hopcroft(columns, blocks)
-    return _merged(delta, labels, start, blocks)
+        return np.where(distance < 0, 0, np.arange(len(distance)))
+    # All three are properties of a state's language, so that equal states start in one block.
+    scale = int(max(distance.max(), height.max())) + 3
+    keys = (labels.astype(np.int64) * scale + distance + 2) * scale + height + 2
+    blocks, stable = _moore(columns, np.unique(keys, return_inverse=True)[1].reshape(-1))
+    return blocks if stable else _hopcroft(columns, blocks)
 
 
 def _merged(delta: IntArray, labels: IntArray, start: int, blocks: LongArray) -> tuple[IntArray, IntArray, int]:

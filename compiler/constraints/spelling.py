@@ -7,9 +7,11 @@ A `CharDfa` reads characters; a `Speller` is a small tree over bytes whose leave
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from .char_dfa import BoolArray, CharDfa, IntArray
 from .token_index import Mask, expand
 from .token_trie import LongArray, TokenTrie
+from .wide import inside_row, lengths_left
 
 # "json" is the inside of a JSON string; "json-plain" without the \\u escapes of what can be written plainly.
 Spelling = Literal["utf8", "json", "json-plain"]
@@ -202,6 +205,24 @@ def _speller(bounds: bytes, classes: bytes, spelling: Spelling) -> Speller:
     return Speller(np.frombuffer(bounds, np.int32), np.frombuffer(classes, np.int32), spelling)
 
 
+_MAX_SHARED = 1024
+_shared: OrderedDict[tuple[bytes, Spelling], ByteDfa] = OrderedDict()
+_shared_lock = threading.Lock()
+
+
+def shared_byte_dfa(chars: CharDfa, spelling: Spelling) -> ByteDfa:
+    """One `ByteDfa` per language and spelling in this process, so that what masks cost is shared by all constraints."""
+    key = (chars.key, spelling)
+    with _shared_lock:
+        found = _shared.get(key)
+        if found is None:
+            found = _shared[key] = ByteDfa(chars, spelling)
+        _shared.move_to_end(key)
+        if len(_shared) > _MAX_SHARED:
+            _shared.popitem(last=False)
+        return found
+
+
 class ByteDfa:
     """A `CharDfa` read byte by byte. State s * K + k is character state s at node k; -1 is dead.
 
@@ -210,6 +231,7 @@ class ByteDfa:
 
     def __init__(self, chars: CharDfa, spelling: Spelling) -> None:
         self.chars = chars
+        self.spelling: Spelling = spelling
         self.speller = _speller(chars.bounds.tobytes(), chars.classes.tobytes(), spelling)
         self.width = len(self.speller.rows)
         self.start = chars.start * self.width if chars.start else -1
@@ -268,8 +290,31 @@ class ByteDfa:
         """The mask of `state`, EOS left out; None for a state with few moves."""
         if len(self.moves(state)) <= WIDE:
             return None
-        row = trie.dense_row(self.walk(state, trie)[0])
+        row = inside_row(self, state, trie)
         return Mask(row, np.zeros(0, np.int64), row[:0])
+
+    @cached_property
+    def free_state(self) -> int | None:
+        """The character state in which everything may come and nothing changes, if every state allows as much."""
+        delta = self.chars.delta
+        if delta.shape[1] < 2 or not (delta[1:, 1:] != 0).all():
+            return None
+        loops = np.flatnonzero((delta[1:, 1:] == np.arange(1, len(delta))[:, None]).all(axis=1))
+        return int(loops[0]) + 1 if len(loops) else None
+
+    def chain_left(self, s: int) -> int:
+        """For a chain (`wide.is_chain`): how many characters may come after character state s."""
+        return int(self._lengths_left[s])
+
+    @cached_property
+    def _lengths_left(self) -> IntArray:
+        return lengths_left(self.chars)
+
+    @cached_property
+    def prefixes(self) -> tuple[ByteDfa, IntArray]:
+        """The automaton of all beginnings, and the character state there for each here."""
+        chars, states = self.chars.prefixes
+        return shared_byte_dfa(chars, self.spelling), states
 
     def walk(self, state: int, trie: TokenTrie) -> tuple[LongArray, IntArray]:
         """The nodes below the root that can be read from `state`, level by level, and the state at each."""

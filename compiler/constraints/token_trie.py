@@ -6,7 +6,6 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import numpy as np
 from ...core.constraint import Vocabulary
 from .interface import MaskRow, mask_words
 
-MAX_MEMO = 2048
+MAX_MEMO_BYTES = 128 * 2**20  # per vocabulary
 
 LongArray = np.ndarray[Any, np.dtype[np.int64]]
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class TokenTrie:
@@ -69,29 +69,28 @@ class TokenTrie:
         self.token_ids = array("i", self.tokens.astype(np.int32).tobytes())
         self.eos_ids = tuple(i for i in vocabulary.eos_ids if 0 <= i < self.vocab_size)
 
-        self.quote_child = np.full(num_nodes, -1, np.int64)  # the child by a double quote, -1 if there is none
-        quotes = np.flatnonzero(self.bytes[1:] == 0x22) + 1
-        self.quote_child[np.searchsorted(self.children, quotes, side="right") - 1] = quotes
-        self.memo: OrderedDict[Hashable, Any] = OrderedDict()  # what automata shared by constraints have computed
-        self.memo_lock = threading.Lock()
+        self._memo: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._memo_bytes = 0
+        self._lock = threading.Lock()
 
-    def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """`make()`, computed once per key; the least recently used of MAX_MEMO entries goes first."""
-        with self.memo_lock:
-            if key in self.memo:
-                self.memo.move_to_end(key)
-                return self.memo[key]
-        made = make()
-        with self.memo_lock:
-            self.memo[key] = made
-            while len(self.memo) > MAX_MEMO:
-                self.memo.popitem(last=False)
+    def remember(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
+        """The first of what `make()` returns, computed once per key. For what constraints share.
+
+        The second is its size in bytes; the least recently used go when all are larger than MAX_MEMO_BYTES.
+        """
+        with self._lock:
+            found = self._memo.get(key)
+            if found is not None:
+                self._memo.move_to_end(key)
+                return found[0]
+        made, size = make()
+        with self._lock:
+            if key not in self._memo:
+                self._memo[key] = (made, size)
+                self._memo_bytes += size
+            while self._memo_bytes > MAX_MEMO_BYTES and len(self._memo) > 1:
+                self._memo_bytes -= self._memo.popitem(last=False)[1][1]
         return made
-
-    @cached_property
-    def tails(self) -> QuoteTails:
-        """What follows a double quote within tokens."""
-        return QuoteTails(self)
 
     @property
     def num_bytes(self) -> int:
@@ -111,43 +110,13 @@ class TokenTrie:
         """A mask row [num_words] allowing exactly the tokens that end at `alive_nodes`."""
         alive = np.zeros(self.num_nodes + 1, bool)
         alive[alive_nodes] = True
+        return self.packed(alive[self.node_of_token])
+
+    def packed(self, allowed: BoolArray) -> MaskRow:
+        """[vocab_size] bool -> [num_words] int32."""
         bits = np.zeros(self.num_words * 32, bool)
-        bits[: self.vocab_size] = alive[self.node_of_token]
+        bits[: self.vocab_size] = allowed
         return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32, copy=False)
-
-
-class QuoteTails:
-    """Tokens cut at a double quote: `texts` [T] are the distinct pieces behind one (0: the empty one), `trie` their
-    tree (its token ids are piece numbers). A token with several quotes has an entry for each."""
-
-    def __init__(self, trie: TokenTrie) -> None:
-        numbers: dict[bytes, int] = {b"": 0}
-        entries: list[tuple[int, int, int]] = []
-        ends = set(trie.vocabulary.eos_ids)
-        for token, data in enumerate(trie.vocabulary.token_bytes):
-            if not data or token in ends:
-                continue
-            at = data.find(b'"')
-            while at >= 0:
-                tail = data[at + 1 :]
-                entries.append((trie.find(data[: at + 1]), token, numbers.setdefault(tail, len(numbers))))
-                at = data.find(b'"', at + 1)
-        entries.sort()
-        self.texts = list(numbers)
-        # Pieces that may end a further name or item.
-        self.far = [t.count(b'"') > 1 or b"}" in t or b"]" in t for t in self.texts]
-        self.nodes = np.array([e[0] for e in entries], np.int64)
-        self.tokens = np.array([e[1] for e in entries], np.int64)
-        self.numbers = np.array([e[2] for e in entries], np.int64)
-        self.trie = TokenTrie(Vocabulary.of((None, *self.texts[1:]), ()))
-
-    def behind(self, quote_nodes: LongArray) -> tuple[LongArray, LongArray]:
-        """(tokens, piece numbers) of all entries cut at these nodes (ascending)."""
-        low = np.searchsorted(self.nodes, quote_nodes)
-        counts = np.searchsorted(self.nodes, quote_nodes, side="right") - low
-        ends = np.cumsum(counts)
-        at = np.repeat(low - ends + counts, counts) + np.arange(int(ends[-1]) if len(ends) else 0)
-        return self.tokens[at], self.numbers[at]
 
 
 _tries: OrderedDict[str, TokenTrie] = OrderedDict()

@@ -18,7 +18,7 @@ from ..token_index import Mask
 from ..token_trie import TokenTrie
 from .distinct import canonical_of_text
 from .plans import Want
-from .string_masks import is_wide, string_mask
+from .string_masks import string_mask
 from .style import Style
 from .universe import Universe
 from .values import (
@@ -159,7 +159,7 @@ class SchemaMachine:
             return self._string_moves(context, frame, parent, leaf_state)
         if kind is Kind.PLAIN:
             base = context << SHIFT
-            moves = {byte: base | target for byte, target in frame[1].dfa.moves(leaf_state).items()}
+            moves = {byte: base | target for byte, target in frame[1].moves(leaf_state).items()}
             if result := frame[1].outcome(leaf_state):
                 moves.update(self.moves(self._deliver(parent, result)))
             return moves
@@ -185,10 +185,10 @@ class SchemaMachine:
     def _begin_value(self, program: ValueProgram, parent: int) -> dict[int, int]:
         moves: dict[int, int] = {}
         if program.strings is not None:
-            moves[QUOTE] = self._push((Kind.STRING, program.strings, None), parent) << SHIFT | program.strings.dfa.start
+            moves[QUOTE] = self._push((Kind.STRING, program.strings, None), parent) << SHIFT | program.strings.start
         if program.plain is not None:
             base = self._push((Kind.PLAIN, program.plain), parent) << SHIFT
-            for byte, target in program.plain.dfa.moves(program.plain.dfa.start).items():
+            for byte, target in program.plain.moves(program.plain.start).items():
                 moves[byte] = base | target
         if program.objects is not None:
             inside = self._push((Kind.OBJECT, program.objects, program.objects.start, Phase.OPEN), parent)
@@ -237,11 +237,11 @@ class SchemaMachine:
         leaf, text = frame[1], frame[2]
         if text is None:
             base = context << SHIFT
-            moves = {byte: base | target for byte, target in leaf.dfa.moves(leaf_state).items()}
+            moves = {byte: base | target for byte, target in leaf.moves(leaf_state).items()}
         else:
             moves = {
                 byte: self._push((Kind.STRING, leaf, text + bytes([byte])), parent) << SHIFT | target
-                for byte, target in leaf.dfa.moves(leaf_state).items()
+                for byte, target in leaf.moves(leaf_state).items()
             }
         if result := leaf.outcome(leaf_state):
             moves[QUOTE] = self._deliver(parent, result, text)
@@ -274,7 +274,7 @@ class SchemaMachine:
 
     def _key(self, program: ObjectProgram, tracks: ObjectTracks, parent: int) -> int | None:
         """The state behind the quote of the next key; None if none may come."""
-        leaf = program.open_leaf(tracks)
+        leaf = program.open_reader(tracks)
         names = program.declared_bits(tracks)
         if leaf is None and not names:
             return None
@@ -282,7 +282,7 @@ class SchemaMachine:
             below = self._push((Kind.OBJECT, program, tracks, Phase.NAME), parent)
             return self._push((Kind.NAME, program, names), below) << SHIFT
         below = self._push((Kind.OBJECT, program, tracks, Phase.KEY), parent)
-        return self._push((Kind.STRING, leaf, b"" if program.distinct else None), below) << SHIFT | leaf.dfa.start
+        return self._push((Kind.STRING, leaf, b"" if program.distinct else None), below) << SHIFT | leaf.start
 
     def _array_moves(self, frame: Frame, parent: int) -> dict[int, int]:
         program: ArrayProgram = frame[1]
@@ -329,7 +329,7 @@ class SchemaMachine:
         context, leaf_state = state >> SHIFT, state & LEAF_BITS
         frame, parent = self._frames[context], self._parents[context]
         if frame[0] is Kind.STRING and (byte != QUOTE or not frame[1].outcome(leaf_state)):
-            target = frame[1].dfa.moves(leaf_state).get(byte, -1)
+            target = frame[1].step(leaf_state, byte)
             if target >= 0 and frame[2] is not None:
                 context = self._push((Kind.STRING, frame[1], frame[2] + bytes([byte])), parent)
             return context << SHIFT | target if target >= 0 else -1
@@ -345,7 +345,7 @@ class SchemaMachine:
         inner = state if item is None else item[1]
         context, leaf_state = inner >> SHIFT, inner & LEAF_BITS
         text, parent = self._frames[context], self._parents[context]
-        if text[0] is not Kind.STRING or not is_wide(text[1].dfa, leaf_state):
+        if text[0] is not Kind.STRING or not text[1].is_wide(leaf_state):
             return None
 
         def behind(outcome: int) -> int:
@@ -370,6 +370,6 @@ class SchemaMachine:
         frame = self._frames[context]
         if frame[0] is Kind.ITEM:
             return self.single(frame[1]) and len(self.moves(state)) == 1
-        if frame[0] is Kind.STRING and len(frame[1].dfa.moves(state & LEAF_BITS)) > 1:
+        if frame[0] is Kind.STRING and not frame[1].single(state & LEAF_BITS) and frame[1].is_wide(state & LEAF_BITS):
             return False
         return len(self.moves(state)) == 1

@@ -224,6 +224,7 @@ class ObjectPlan:
             ordered, free = [*ordered, *free], []
         self.names = [*ordered, *free]
         self.num_ordered = len(ordered)
+        self._numbers = {name: i for i, name in enumerate(self.names)}
         self.properties = [atom.properties[name] for name in self.names]
         self.start = ObjectTrack(0, 0, 0, 0, frozenset())
         self._free_required = sum(1 << i for i, name in enumerate(free) if atom.properties[name].required)
@@ -330,18 +331,34 @@ class ObjectPlan:
 
     def declared_next(self, track: ObjectTrack) -> Iterator[tuple[int, ObjectTrack]]:
         """(property number, track once it is read) for the declared properties that may come next."""
-        at, end, size = track.position, self.num_ordered, self._count(track)
-        for number in range(at, min(self._first_required[at] + 1, end)):
-            if self._possible[number]:
-                after = track._replace(position=number + 1, size=size)
-                if self.viable(after):
-                    yield number, after
-        if not self._required[at]:
-            for i in range(len(self.names) - end):
-                if self._free_possible >> i & 1 and not track.named >> i & 1:
-                    after = track._replace(position=end, named=track.named | 1 << i, size=size)
-                    if self.viable(after):
-                        yield end + i, after
+        at, end = track.position, self.num_ordered
+        numbers = range(at, min(self._first_required[at] + 1, end))
+        for number in (*numbers, *(range(end, len(self.names)) if not self._required[at] else ())):
+            after = self._after_number(track, number)
+            if after is not None:
+                yield number, after
+
+    def after_declared(self, track: ObjectTrack, name: str) -> ObjectTrack | None:
+        """The track once the declared property `name` is read; None if it may not come next."""
+        number = self._numbers.get(name)
+        if number is None:
+            return None
+        at, end = track.position, self.num_ordered
+        in_order = at <= number <= self._first_required[at] if number < end else not self._required[at]
+        return self._after_number(track, number) if in_order else None
+
+    def _after_number(self, track: ObjectTrack, number: int) -> ObjectTrack | None:
+        if not self._possible[number]:
+            return None
+        free, size = number - self.num_ordered, self._count(track)
+        if free < 0:
+            after = ObjectTrack(number + 1, track.named, size, track.witnessed, track.seen)
+        elif track.named >> free & 1:
+            return None
+        else:
+            named = track.named | 1 << free
+            after = ObjectTrack(self.num_ordered, named, size, track.witnessed, track.seen)
+        return after if self.viable(after) else None
 
     def undeclared_next(self, track: ObjectTrack, which: int, name: str | None) -> list[tuple[ObjectTrack, Formula]]:
         """(track, formula of the value) for an undeclared name of the class `which`; None: for any name."""

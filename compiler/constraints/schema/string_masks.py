@@ -1,68 +1,172 @@
 """Masks inside JSON strings: tokens that stay in the string, and tokens that end it and go on.
 
-The first depend only on the string's automaton and are kept for the whole process; the second are cut at the closing
-quote, so that only what may stand behind it is walked, once for all the different pieces before it.
+Tokens with a double quote are cut there into a *head* and a *piece* behind it. Which heads end a string, and with
+which label, depends on the string's automaton alone; which pieces may follow depends on the place in the schema, and
+is walked once for all heads together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ....core.constraint import Vocabulary
 from ..interface import MaskRow
 from ..spelling import WIDE, ByteDfa
-from ..token_index import Mask, merge_words, pack, walk
+from ..token_index import Mask, walk
 from ..token_trie import LongArray, TokenTrie
+from ..wide import counting_dfa, is_chain
 
 if TYPE_CHECKING:
+    from ..char_dfa import IntArray
     from .machine import SchemaMachine
-    from .values import Leaf
+    from .readers import Reader
+
+_NO_WORDS = np.zeros(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StringTokens:
-    """`inside`: the row of tokens within the string. `ending[label][piece]`: tokens that end it with that label and
-    have that piece (a number of `QuoteTails`) behind the quote; as packed words, and one by one."""
+class CutTokens:
+    """Tokens cut at each double quote in them. `pieces[p]` and `heads` are the distinct parts (piece 0: the empty one);
+    `tokens[first[p] : first[p + 1]]` are the tokens with piece p, `head_of` the numbers of their heads."""
 
-    inside: MaskRow
-    ending: dict[int, dict[int, tuple[LongArray, MaskRow]]]
-    ids: dict[int, dict[int, list[int]]]
+    def __init__(self, trie: TokenTrie) -> None:
+        ends = set(trie.vocabulary.eos_ids)
+        pieces: dict[bytes, int] = {b"": 0}
+        heads: dict[bytes, int] = {b"": 0}
+        entries: list[tuple[int, int, int]] = []
+        for token, data in enumerate(trie.vocabulary.token_bytes):
+            if not data or token in ends:
+                continue
+            at = data.find(b'"')
+            while at >= 0:
+                piece, head = data[at + 1 :], data[:at]
+                entries.append((pieces.setdefault(piece, len(pieces)), token, heads.setdefault(head, len(heads))))
+                at = data.find(b'"', at + 1)
+        entries.sort()
+        self.pieces = list(pieces)
+        self.heads = list(heads)
+        # Pieces that may end a further name or item.
+        self.is_far = [p.count(b'"') > 1 or b"}" in p or b"]" in p for p in self.pieces]
+        self.far = [(p, token, head) for p, token, head in entries if self.is_far[p]]
+        columns = np.array(entries, np.int64).reshape(-1, 3)
+        self.tokens, self.head_of = columns[:, 1], columns[:, 2]
+        self.first = np.searchsorted(columns[:, 0], np.arange(len(self.pieces) + 1)).tolist()
+        self.of_head: list[list[tuple[int, int]]] = [[] for _ in self.heads]
+        for number, token, head_number in entries:
+            self.of_head[head_number].append((token, number))
+        self.piece_trie = TokenTrie(Vocabulary.of((None, *self.pieces[1:]), ()))
+        self.head_trie = TokenTrie(Vocabulary.of((None, *self.heads[1:]), ()))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.piece_trie.num_bytes + self.head_trie.num_bytes + 200 * len(self.tokens)
+
+
+def cut_tokens(trie: TokenTrie) -> CutTokens:
+    def make() -> tuple[CutTokens, int]:
+        made = CutTokens(trie)
+        return made, made.num_bytes
+
+    cut: CutTokens = trie.remember("cut tokens", make)
+    return cut
+
+
+@dataclass(eq=False)
+class HeadLabels:
+    """The label each head gives a string that it ends, read from some state (0: it does not end there).
+
+    `labels` [H] may be shared with other states; `changed` holds the heads that differ. `packed` keeps words by
+    (label, pieces).
+    """
+
+    labels: IntArray
+    distinct: list[int]
+    changed: dict[int, int]
+    packed: dict[tuple[int, tuple[int, ...]], tuple[LongArray, MaskRow]] = field(default_factory=dict)
 
 
 def is_wide(dfa: ByteDfa, state: int) -> bool:
-    return len(dfa.moves(state)) > WIDE
+    return state % dfa.width == 0 and len(dfa.moves(state)) > WIDE
 
 
-def string_tokens(dfa: ByteDfa, state: int, trie: TokenTrie) -> StringTokens:
-    """What tokens do from a state inside a string. Kept with the vocabulary."""
-    made = trie.remember((id(dfa), state), lambda: (dfa, _compute(dfa, state, trie)))
-    tokens: StringTokens = made[1]  # the automaton is held too, so that its id stays its own
-    return tokens
+def head_labels(dfa: ByteDfa, state: int, trie: TokenTrie) -> HeadLabels:
+    """What heads do from a state between two characters. Kept with the vocabulary."""
+
+    def make() -> tuple[HeadLabels, int]:
+        made = _head_labels(dfa, state // dfa.width, trie)
+        return made, made.labels.nbytes + 1000
+
+    found: HeadLabels = trie.remember(("heads", dfa, state), make)
+    return found
 
 
-def _compute(dfa: ByteDfa, state: int, trie: TokenTrie) -> StringTokens:
-    nodes, states = dfa.walk(state, trie)
-    inside = trie.dense_row(nodes)
-    nodes, states = np.append(0, nodes), np.append(np.int32(state), states)
-    ends = (states % dfa.width == 0) & (trie.quote_child[nodes] >= 0)
-    nodes, labels = nodes[ends], dfa.chars.labels[states[ends] // dfa.width]
-    ids: dict[int, dict[int, list[int]]] = {}
-    for label in np.unique(labels).tolist():
-        if label:
-            tokens, pieces = trie.tails.behind(np.sort(trie.quote_child[nodes[labels == label]]))
-            groups = ids[label] = {}
-            for token, piece in zip(tokens.tolist(), pieces.tolist(), strict=True):
-                groups.setdefault(piece, []).append(token)
-    ending = {label: {piece: pack(found) for piece, found in groups.items()} for label, groups in ids.items()}
-    return StringTokens(inside, ending, ids)
+def _head_labels(dfa: ByteDfa, s: int, trie: TokenTrie) -> HeadLabels:
+    cut, chars = cut_tokens(trie), dfa.chars
+    heads = cut.head_trie
+    if is_chain(chars):
+        return _chain_labels(dfa, s, trie)
+    free = dfa.free_state
+    if free is not None and free != s:
+        base = head_labels(dfa, free * dfa.width, trie)
+        changed = {0: int(chars.labels[s])}
+        todo = [(0, s * dfa.width)]
+        while todo:
+            node, state = todo.pop()
+            for child in range(heads.child_start[node], heads.child_start[node + 1]):
+                target = dfa.step(state, heads.node_byte[child])
+                if target == free * dfa.width:
+                    continue
+                label = int(chars.labels[target // dfa.width]) if target >= 0 and target % dfa.width == 0 else 0
+                for i in range(heads.token_start[child], heads.token_start[child + 1]):
+                    changed[heads.token_ids[i]] = label
+                if target >= 0:
+                    todo.append((child, target))
+        return HeadLabels(base.labels, base.distinct, changed, base.packed)
+    nodes, states = dfa.walk(s * dfa.width, heads)
+    by_node = np.zeros(heads.num_nodes + 1, np.int32)
+    by_node[nodes] = np.where(states % dfa.width == 0, chars.labels[states // dfa.width], 0)
+    labels = by_node[heads.node_of_token]
+    labels[0] = chars.labels[s]
+    return HeadLabels(labels, [x for x in np.unique(labels).tolist() if x], {})
+
+
+def _chain_labels(dfa: ByteDfa, s: int, trie: TokenTrie) -> HeadLabels:
+    """Where only lengths count: labels along the chain, by the length of each head."""
+    chars = dfa.chars
+    key = ("head lengths", chars.bounds.tobytes(), chars.classes.tobytes(), dfa.spelling)
+    lengths: IntArray = trie.remember(key, lambda: _head_lengths(dfa, trie))
+    along, at = [0], s
+    for _ in range(int(lengths.max()) + 1):
+        along.append(int(chars.labels[at]))
+        at = int(chars.delta[at, 1])
+    shared = (*key, tuple(along))
+
+    def make() -> tuple[HeadLabels, int]:
+        labels = np.array(along, np.int32)[lengths + 1]
+        return HeadLabels(labels, sorted(set(along) - {0}), {}), labels.nbytes + 1000
+
+    found: HeadLabels = trie.remember(shared, make)
+    return found
+
+
+def _head_lengths(dfa: ByteDfa, trie: TokenTrie) -> tuple[IntArray, int]:
+    """The number of characters of each head, -1 if it has others or ends within one."""
+    heads = cut_tokens(trie).head_trie
+    counted = counting_dfa(dfa, max(heads.max_token_len, 1))
+    nodes, states = counted.walk(counted.start, heads)
+    by_node = np.full(heads.num_nodes + 1, -1, np.int32)
+    by_node[nodes] = np.where(states % counted.width == 0, states // counted.width - 1, -1)
+    lengths = by_node[heads.node_of_token]
+    lengths[0] = 0
+    return lengths, lengths.nbytes
 
 
 def string_mask(
     machine: SchemaMachine,
-    leaf: Leaf,
+    reader: Reader,
     state: int,
     behind: Callable[[int], int],
     reads: Callable[[bytes], bool] | None,
@@ -72,18 +176,45 @@ def string_mask(
 
     `reads` is set where later text may depend on this string's: it decides tokens that go as far as that one by one.
     """
-    tokens = string_tokens(leaf.dfa, state, trie)
-    parts: list[tuple[LongArray, MaskRow]] = []
-    for label, pieces in tokens.ending.items():
-        outcome = leaf.outcomes[label]
-        if not outcome:
-            continue
-        after = behind(outcome)
-        allowed = [0, *walk(machine, trie.tails.trie, after)] if after >= 0 else []
-        if reads is not None:
-            allowed = [piece for piece in allowed if not trie.tails.far[piece]]
-            far = [token for piece, ids in tokens.ids[label].items() if trie.tails.far[piece] for token in ids]
-            token_bytes = trie.vocabulary.token_bytes
-            parts.append(pack([token for token in far if reads(token_bytes[token] or b"")]))
-        parts.extend(pieces[piece] for piece in allowed if piece in pieces)
-    return Mask(tokens.inside, *merge_words(*parts))
+    cut = cut_tokens(trie)
+    found = reader.heads(state, trie)
+    allowed: dict[int, tuple[int, ...]] = {}
+    for label in {*found.distinct, *found.changed.values()} - {0}:
+        after = behind(reader.outcomes[label]) if reader.outcomes[label] else -1
+        pieces = [0, *sorted(walk(machine, cut.piece_trie, after))] if after >= 0 else []
+        allowed[label] = tuple(p for p in pieces if reads is None or not cut.is_far[p])
+    row = reader.row(state, trie).copy()
+    for label in found.distinct:
+        words, values = _packed(found, label, allowed[label], cut)
+        row[words] |= values
+    for head, label in found.changed.items():
+        for token, piece in cut.of_head[head]:
+            if label and piece in allowed[label]:
+                row[token >> 5] |= _BIT[token & 31]
+            elif (old := int(found.labels[head])) and piece in allowed[old]:
+                row[token >> 5] &= ~_BIT[token & 31]
+    if reads is not None:
+        token_bytes = trie.vocabulary.token_bytes
+        for _, token, head in cut.far:
+            if found.changed.get(head, found.labels[head]) and reads(token_bytes[token] or b""):
+                row[token >> 5] |= _BIT[token & 31]
+    return Mask(row, _NO_WORDS, row[:0])
+
+
+def _packed(found: HeadLabels, label: int, pieces: tuple[int, ...], cut: CutTokens) -> tuple[LongArray, MaskRow]:
+    """The words of the tokens with one of these pieces whose head gives this label."""
+    key = (label, pieces)
+    made = found.packed.get(key)
+    if made is None:
+        at = np.concatenate([np.arange(cut.first[p], cut.first[p + 1]) for p in pieces] or [_NO_WORDS])
+        tokens = cut.tokens[at][found.labels[cut.head_of[at]] == label]
+        words, inverse = np.unique(tokens >> 5, return_inverse=True)
+        values = np.zeros(len(words), np.uint32)
+        np.bitwise_or.at(values, inverse.reshape(-1), np.uint32(1) << (tokens & 31).astype(np.uint32))
+        if len(found.packed) > 256:
+            found.packed.clear()
+        made = found.packed[key] = (words, values.view(np.int32))
+    return made
+
+
+_BIT: list[Any] = [np.int32(1 << i if i < 31 else -(1 << 31)) for i in range(32)]

@@ -6,20 +6,17 @@ A *demand* is a tuple of wants; a result is an integer with one bit per want of 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
-import numpy as np
-
-from ..char_algebra import difference, from_texts, product, tag, union
-from ..char_dfa import CharDfa, tidy
-from ..minimise import distances
-from ..spelling import ByteDfa, Spelling
+from ..char_algebra import difference, from_texts, tag, union
+from ..char_dfa import CharDfa
+from ..spelling import Spelling, shared_byte_dfa
+from .names import NameTrie, OpenNames
 from .numbers import spelled
 from .plans import ArrayPlan, ArrayTrack, ObjectPlan, ObjectTrack, Want
+from .readers import Leaf, Reader
 from .shape import Shape
 from .universe import Universe
 
@@ -29,33 +26,6 @@ ObjectTracks = tuple[tuple[int, ObjectTrack], ...]
 PendingArray = tuple[tuple[int, ArrayTrack, Want], ...]
 PendingObject = tuple[tuple[int, ObjectTrack, Want], ...]
 Track = TypeVar("Track", ArrayTrack, ObjectTrack)
-
-_MAX_SHARED = 1024
-_byte_dfas: OrderedDict[tuple[bytes, Spelling], ByteDfa] = OrderedDict()
-
-
-def shared_byte_dfa(chars: CharDfa, spelling: Spelling) -> ByteDfa:
-    """One `ByteDfa` per language and spelling in this process, so that what masks cost is shared by all schemas."""
-    key = (chars.key, spelling)
-    found = _byte_dfas.get(key)
-    if found is None:
-        found = _byte_dfas[key] = ByteDfa(chars, spelling)
-        if len(_byte_dfas) > _MAX_SHARED:
-            _byte_dfas.popitem(last=False)
-    return found
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Leaf:
-    """A text read by one automaton. `outcomes[label]` is what a text with that label delivers; 0: it may not end."""
-
-    dfa: ByteDfa
-    outcomes: tuple[int, ...]
-
-    def outcome(self, state: int) -> int:
-        """What a text that ends in `state` delivers; 0 if it may not end there."""
-        s, k = divmod(state, self.dfa.width)
-        return 0 if k else self.outcomes[self.dfa.chars.labels[s]]
 
 
 @lru_cache(maxsize=16)
@@ -175,40 +145,6 @@ class ArrayProgram:
         )
 
 
-class NameTrie:
-    """Declared names as bytes between quotes. `below[n]` has a bit for each name that node n leads to or ends."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
-        self.children: list[dict[int, int]] = [{}]
-        self.below = [0]
-        self.ends: dict[int, int] = {}
-        for number, name in enumerate(self.names):
-            if any(0xD800 <= ord(c) <= 0xDFFF for c in name):
-                continue  # not writable as UTF-8
-            node, bit = 0, 1 << number
-            self.below[0] |= bit
-            for byte in json.dumps(name, ensure_ascii=False)[1:-1].encode():
-                after = self.children[node].get(byte)
-                if after is None:
-                    after = self.children[node][byte] = len(self.children)
-                    self.children.append({})
-                    self.below.append(0)
-                node = after
-                self.below[node] |= bit
-            self.ends[node] = number
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _OpenNames:
-    """All names at once. `meanings[label]`: the classes (bits) a name is in, and its number if it is declared."""
-
-    chars: CharDfa
-    meanings: list[tuple[int, int | None]]
-    classes: list[tuple[int, int]]  # (member, class of undeclared names)
-    everywhere: list[bool]  # labels that every state leads to
-
-
 class ObjectProgram:
     """The objects of a demand, read together."""
 
@@ -219,7 +155,6 @@ class ObjectProgram:
         self.distinct = any(plan.distinct for plan in self.plans)
         self.trie = NameTrie(list(dict.fromkeys(name for plan in self.plans for name in plan.names)))
         self._number = {name: i for i, name in enumerate(self.trie.names)}
-        self._open: _OpenNames | None = None
 
     def close(self, tracks: ObjectTracks) -> int:
         """The bits met if the object ends here."""
@@ -236,11 +171,11 @@ class ObjectProgram:
             declared = self.trie.names[number]
             for member, track in tracks:
                 plan = self.plans[member]
-                for at, after in plan.declared_next(track):
-                    if plan.names[at] == declared:
-                        pending.append((member, after, Want(plan.properties[at].formula)))
+                after = plan.after_declared(track, declared)
+                if after is not None:
+                    pending.append((member, after, Want(plan.atom.properties[declared].formula)))
         if classes:
-            for i, (member, which) in enumerate(self._open_names().classes):
+            for i, (member, which) in enumerate(self._names.classes):
                 for m, track in tracks:
                     if m == member and classes >> i & 1:
                         options = self.plans[member].undeclared_next(track, which, name)
@@ -256,53 +191,25 @@ class ObjectProgram:
                 bits |= 1 << self._number[plan.names[at]]
         return bits & self.trie.below[0]
 
-    def open_leaf(self, tracks: ObjectTracks) -> Leaf | None:
-        """How the next key is read where undeclared names may come; None where they may not. Outcomes: label + 1."""
-        plans = self.plans
-        if not any(
-            plans[m].undeclared_next(track, which, None)
-            for m, track in tracks
-            for which in range(len(plans[m].undeclared))
-        ):
+    def open_reader(self, tracks: ObjectTracks) -> Reader | None:
+        """How the next key is read where undeclared names may come; None where they may not. Delivers labels."""
+        classes = 0
+        for i, (member, which) in enumerate(self._names.classes):
+            if any(m == member and self.plans[m].undeclared_next(track, which, None) for m, track in tracks):
+                classes |= 1 << i
+        if not classes:
             return None
-        names = self._open_names()
-        allowed = [bool(self.after_key(tracks, None, number, classes)) for classes, number in names.meanings]
-        allowed[0] = False
-        outcomes = tuple(i + 1 if ok else 0 for i, ok in enumerate(allowed))
-        chars = names.chars
-        seen = sorted({name for _, track in tracks for name in track.seen})
-        if seen or not any(ok and there for ok, there in zip(allowed, names.everywhere, strict=True)):
-            chars = _restricted(chars, tuple(allowed), tuple(seen))
-        return None if chars.is_empty else Leaf(shared_byte_dfa(chars, "json"), outcomes)
+        declared = self.declared_bits(tracks)
+        allowed = [
+            bool(bits & classes) or (number is not None and bool(declared >> number & 1))
+            for bits, number in self._names.meanings
+        ]
+        return self._names.reader(allowed, sorted({name for _, track in tracks for name in track.seen}))
 
-    def meaning(self, outcome: int) -> tuple[int, int | None]:
-        """(classes, declared number) of what an open leaf delivered."""
-        return self._open_names().meanings[outcome - 1]
+    def meaning(self, label: int) -> tuple[int, int | None]:
+        """(classes of undeclared names, declared number) of what an open reader delivered."""
+        return self._names.meanings[label]
 
-    def _open_names(self) -> _OpenNames:
-        if self._open is None:
-            classes = [(m, w) for m, plan in enumerate(self.plans) for w in range(len(plan.undeclared))]
-            chars, sets = tag([self.plans[m].undeclared[w].names for m, w in classes])
-            declared = self.trie.names
-            meanings: dict[tuple[int, int | None], int] = {(0, None): 0}
-
-            def label(x: int, y: int) -> int:
-                return meanings.setdefault((sets[x], y - 1 if y else None), len(meanings))
-
-            chars = product(chars, from_texts(declared, range(1, len(declared) + 1)), label)
-            everywhere = [
-                i > 0 and bool((distances(chars.delta, chars.labels == i)[0][1:] >= 0).all())
-                if declared_number is None
-                else False
-                for i, (_, declared_number) in enumerate(meanings)
-            ]
-            self._open = _OpenNames(chars, list(meanings), classes, everywhere)
-        return self._open
-
-
-@lru_cache(maxsize=512)
-def _restricted(chars: CharDfa, allowed: tuple[bool, ...], without: tuple[str, ...]) -> CharDfa:
-    """The texts with an allowed label that are not among `without`, labels kept."""
-    labels = np.where(np.array(allowed)[chars.labels], chars.labels, 0).astype(np.int32)
-    kept = tidy(chars.bounds, chars.classes, chars.delta, labels, chars.start)
-    return product(kept, from_texts(without), lambda x, y: 0 if y else x, need_a=True) if without else kept
+    @cached_property
+    def _names(self) -> OpenNames:
+        return OpenNames(self.plans, self.trie)
