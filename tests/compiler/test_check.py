@@ -1,6 +1,5 @@
 """`check`: seeded faults are found under their rule and line; programs that are right get no word."""
 
-
 import sys
 from pathlib import Path
 
