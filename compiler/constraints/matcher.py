@@ -11,6 +11,8 @@ from .interface import ConstraintStats, MaskRow
 from .token_index import Automaton, Encode, TokenIndex
 from .token_trie import trie_of
 
+MAX_AUTOMATON_BYTES = 128 * 2**20  # of a constraint; beyond it new generations begin with a fresh automaton
+
 
 class AutomatonConstraint:
     """A constraint whose language an automaton decides byte by byte. Implements `CompiledConstraint`."""
@@ -26,10 +28,16 @@ class AutomatonConstraint:
         self.constraint = constraint
         self.vocabulary = vocabulary
         self.index = TokenIndex(automaton, trie_of(vocabulary), encode)
+        self._generation = 0
         self._compile_s = time.perf_counter() - started
 
     def start(self) -> AutomatonMatcher:
-        return AutomatonMatcher(self)
+        """A matcher at the beginning. One that is running keeps the index it began with."""
+        index = self.index
+        if index.automaton.num_bytes > MAX_AUTOMATON_BYTES and index.automaton.fresh() is not index.automaton:
+            self.index = TokenIndex(index.automaton.fresh(), index.trie, index.encode)
+            self._generation += 1
+        return AutomatonMatcher(self, self.index, self._generation)
 
     @property
     def num_bytes(self) -> int:
@@ -51,12 +59,13 @@ class AutomatonConstraint:
 class AutomatonMatcher:
     """Implements `Matcher`. `_state` is the automaton's state, `_path` the states before each token taken."""
 
-    __slots__ = ("_compiled", "_index", "_path", "_state", "is_terminated")
+    __slots__ = ("_compiled", "_generation", "_index", "_path", "_state", "is_terminated")
 
-    def __init__(self, compiled: AutomatonConstraint) -> None:
+    def __init__(self, compiled: AutomatonConstraint, index: TokenIndex, generation: int) -> None:
         self._compiled = compiled
-        self._index = compiled.index
-        self._state = compiled.index.automaton.start
+        self._index = index
+        self._generation = generation
+        self._state = index.automaton.start
         self._path: list[int] = []
         self.is_terminated = False
 
@@ -88,11 +97,11 @@ class AutomatonMatcher:
 
     @property
     def is_accepting(self) -> bool:
-        return self._index.automaton.accepting(self._state)
+        return self._index.accepting(self._state)
 
     @property
     def must_stop(self) -> bool:
-        return self.is_terminated or (self.is_accepting and not self._index.automaton.moves(self._state))
+        return self.is_terminated or self._index.is_final(self._state)
 
     def forced(self) -> list[int]:
         return [] if self.is_terminated else list(self._index.forced(self._state))
@@ -108,7 +117,7 @@ class AutomatonMatcher:
             self.is_terminated = False
 
     def copy(self) -> AutomatonMatcher:
-        other = AutomatonMatcher(self._compiled)
+        other = AutomatonMatcher(self._compiled, self._index, self._generation)
         other._state = self._state
         other._path = self._path.copy()
         other.is_terminated = self.is_terminated
@@ -116,4 +125,4 @@ class AutomatonMatcher:
 
     @property
     def state_key(self) -> Hashable:
-        return -1 if self.is_terminated else self._state
+        return (self._generation, -1 if self.is_terminated else self._state)

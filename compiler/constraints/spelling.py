@@ -282,6 +282,9 @@ class ByteDfa:
         """The state after a byte, -1 if it is not allowed."""
         return self.moves(state).get(byte, -1)
 
+    def fresh(self) -> ByteDfa:
+        return self
+
     def single(self, state: int) -> bool:
         """Whether exactly one byte may come next."""
         return len(self.moves(state)) == 1

@@ -42,6 +42,9 @@ class Automaton(Protocol):
     def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
         """The mask of a state with many tokens, in arrays, without EOS; None: walk it byte by byte."""
 
+    def fresh(self) -> Automaton:
+        """The same automaton without what it has grown by; itself if it does not grow."""
+
     @property
     def num_states(self) -> int: ...
 
@@ -109,7 +112,8 @@ class TokenIndex:
         self._steps: dict[tuple[int, int], int] = {}
         self._forced: dict[int, tuple[int, ...]] = {}
         self._eos = frozenset(trie.eos_ids)
-        self._lock = threading.Lock()
+        self._accepting: dict[int, bool] = {}
+        self._lock = threading.RLock()  # automata grow as they are read: one reader at a time
 
     @property
     def num_bytes(self) -> int:
@@ -123,6 +127,10 @@ class TokenIndex:
             self.masks_reused += 1
             return found
         with self._lock:
+            found = self._masks.get(state)
+            if found is not None:
+                self.masks_reused += 1
+                return found
             made = self._compute(state)
             self.masks_computed += 1
             self._mask_bytes += made.num_bytes
@@ -151,17 +159,37 @@ class TokenIndex:
             vocabulary = self.trie.vocabulary
             data = vocabulary.token_bytes[token_id] if 0 <= token_id < vocabulary.size else None
             after = self.step_bytes(state, data) if data and token_id not in self._eos else -1
-            if len(self._steps) >= MAX_MEMO:
-                self._steps.clear()
-            self._steps[key] = after
+            with self._lock:
+                if len(self._steps) >= MAX_MEMO:
+                    self._steps.clear()
+                self._steps[key] = after
         return after
 
     def step_bytes(self, state: int, data: bytes) -> int:
-        for byte in data:
-            state = self.automaton.step(state, byte)
-            if state < 0:
-                break
-        return state
+        """The state after some bytes; -1 if they are not allowed."""
+        with self._lock:
+            for byte in data:
+                state = self.automaton.step(state, byte)
+                if state < 0:
+                    break
+            return state
+
+    def accepting(self, state: int) -> bool:
+        """Whether the text may end in `state`."""
+        found = self._accepting.get(state)
+        if found is None:
+            with self._lock:
+                if len(self._accepting) >= MAX_MEMO:
+                    self._accepting.clear()
+                found = self._accepting[state] = self.automaton.accepting(state)
+        return found
+
+    def is_final(self, state: int) -> bool:
+        """Whether the text may end in `state`, and nothing else can come."""
+        if not self.accepting(state):
+            return False
+        with self._lock:
+            return not self.automaton.moves(state)
 
     # Forced text
 
@@ -169,10 +197,11 @@ class TokenIndex:
         """Canonical tokens of the bytes that must come after `state`."""
         found = self._forced.get(state)
         if found is None:
-            found = self._forced_tokens(state)
-            if len(self._forced) >= MAX_MEMO:
-                self._forced.clear()
-            self._forced[state] = found
+            with self._lock:
+                found = self._forced_tokens(state)
+                if len(self._forced) >= MAX_MEMO:
+                    self._forced.clear()
+                self._forced[state] = found
         return found
 
     def forced_bytes(self, state: int) -> tuple[bytes, int]:

@@ -128,7 +128,7 @@ def text_of(value: object) -> bytes:
 
 
 def accepts(compiled, text: bytes) -> bool:
-    state = compiled.index.step_bytes(compiled.start().state_key, text)
+    state = compiled.index.step_bytes(compiled.index.automaton.start, text)
     return state >= 0 and compiled.index.automaton.accepting(state)
 
 
@@ -176,7 +176,9 @@ def test_mask_equals_brute_force_along_random_walks(name):
                 for token, data in enumerate(vocabulary.token_bytes)
                 if (token in vocabulary.eos_ids and matcher.is_accepting)
                 or (
-                    data and token not in vocabulary.eos_ids and compiled.index.step_bytes(matcher.state_key, data) >= 0
+                    data
+                    and token not in vocabulary.eos_ids
+                    and compiled.index.step_bytes(matcher.state_key[1], data) >= 0
                 )
             ]
             allowed = mask_of(matcher, vocabulary.size)

@@ -84,6 +84,10 @@ class SchemaMachine:
         root = self._push((Kind.ROOT,), -1)
         self.start = self._value((Want(universe.root),), root) << SHIFT if universe.inhabited(universe.root) else -1
 
+    def fresh(self) -> SchemaMachine:
+        """A machine for the same schema that has read nothing yet."""
+        return SchemaMachine(self.universe, self.style)
+
     @property
     def num_states(self) -> int:
         """Contexts built so far; states inside strings and numbers are not counted one by one."""
