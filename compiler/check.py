@@ -429,7 +429,7 @@ def _special_in_text(subject: _Subject) -> Found:
 
 @_rule("empty-turn", "warning", "A chat turn without any content.")
 def _empty_turn(subject: _Subject) -> Found:
-    for op in subject.ops:
+    for op in subject.ops if subject.program.is_whole else ():  # a break inside a turn leaves it empty
         if isinstance(op, Role) and not op.body:
             yield f"the {op.role} turn is empty", op.where
 

@@ -214,6 +214,7 @@ RIGHT = [
     'special "<|im_end|>"',
     'role "user" { text "x" }',
     'fork 1 2\njoin concate_and_append 1 2',
+    'role "user" { }\nopaque "the turn goes on in Python"',
 ]  # fmt: skip
 
 
