@@ -6,6 +6,7 @@ in `wait`, or the engine's own thread once something streams or an event loop wa
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -345,6 +346,7 @@ class Engine(GenerateAPI):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="dslc-engine", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)  # a thread must not be in a forward when the interpreter goes
 
     def _run(self) -> None:
         with self._drive:
@@ -417,6 +419,7 @@ class Engine(GenerateAPI):
                 return
             self._is_closed = True
             thread = self._thread
+        atexit.unregister(self.close)
         self._mailbox.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join()

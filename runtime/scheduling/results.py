@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ...core.backend import Counters
 from ...core.errors import ConstraintError, EngineError, ErrorInfo
 from ...core.events import Finished, FinishReason, Prefilled, TokenLogprob, Tokens
@@ -12,8 +14,9 @@ from ..output import make_output, trims_last_id
 from ..request import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from ...compiler.constraints.interface import MaskRow
     from ...core.events import Event
     from ...core.text.tokenizer import Tokenizer
     from ..request import Request, Sequence
@@ -200,9 +203,7 @@ class Resolver:
         seq.matcher.fill_mask(seq.mask)
         self.tally.masks += 1
         if seq.request.source.sampling.ignore_eos and self.tokenizer is not None:
-            for token_id in self.tokenizer.eos_ids:
-                if token_id not in seq.stop_ids:
-                    seq.mask[token_id // 32] &= ~(1 << token_id % 32)
+            bar(seq.mask, [token_id for token_id in self.tokenizer.eos_ids if token_id not in seq.stop_ids])
 
     def _stream(self, scheduler: Scheduler, seq: Sequence) -> None:
         start, seq.num_streamed = seq.num_streamed, len(seq.output_ids)
@@ -244,6 +245,13 @@ class Resolver:
             num_preemptions=request.num_preemptions,
         )
         scheduler.finish_request(request, event)
+
+
+def bar(mask: MaskRow, token_ids: Iterable[int]) -> None:
+    """Take ids out of a packed mask row, in place."""
+    words = mask.view(np.uint32)
+    for token_id in token_ids:
+        words[token_id // 32] &= np.uint32(0xFFFFFFFF ^ 1 << token_id % 32)
 
 
 def dead_end(seq: Sequence) -> ConstraintError:

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.tiny_models import tiny_checkpoint
@@ -16,6 +17,8 @@ from dslc.core.events import Event, Failed, Finished
 from dslc.core.request import GenRequest, Segment
 from dslc.core.sampling import SamplingParams
 from dslc.runtime.engine import Engine
+from dslc.runtime.sampling.mask import unpack_mask
+from dslc.runtime.scheduling.results import bar
 
 torch.set_num_threads(1)
 
@@ -176,6 +179,13 @@ def test_a_faulty_matcher_fails_its_request_alone(monkeypatch: pytest.MonkeyPatc
             last = serve(engine, requests)
         assert all(isinstance(last[f"bound{i}"], Failed) for i in range(4)) and isinstance(last["free"], Finished)
         assert isinstance(serve(engine, [request("after", regex=r"[a-z]{2}")])["after"], Finished)
+
+
+def test_ids_are_barred_at_every_place_of_a_mask_word() -> None:
+    mask = np.full(3, -1, dtype=np.int32)
+    bar(mask, [0, 31, 32, 95])
+    allowed = unpack_mask(torch.from_numpy(mask)[None], 96)[0]
+    assert [i for i in range(96) if not allowed[i]] == [0, 31, 32, 95]
 
 
 def test_json_schemas_and_regexes_inside_sampling_params() -> None:
