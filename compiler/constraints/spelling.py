@@ -238,6 +238,7 @@ class ByteDfa:
         live = (chars.delta != 0).astype(np.float32) @ self.speller.reach.T.astype(np.float32) > 0
         self.live: BoolArray = np.ascontiguousarray(live).reshape(-1)  # [S * K]
         self._moves: dict[int, dict[int, int]] = {}
+        self._num_moves = 0
 
     @property
     def num_states(self) -> int:
@@ -246,7 +247,7 @@ class ByteDfa:
     @property
     def num_bytes(self) -> int:
         chars, table = self.chars, self.speller.table
-        return chars.delta.nbytes + table.nbytes + self.live.nbytes + 64 * sum(len(m) for m in self._moves.values())
+        return chars.delta.nbytes + table.nbytes + self.live.nbytes + 64 * self._num_moves
 
     def accepting(self, state: int) -> bool:
         return state % self.width == 0 and bool(self.chars.accept[state // self.width])
@@ -266,6 +267,7 @@ class ByteDfa:
                     found[byte] = base + entry
             if len(self._moves) < 20_000:
                 self._moves[state] = found
+                self._num_moves += len(found)
         return found
 
     def step_many(self, states: IntArray, data: np.ndarray[Any, np.dtype[np.uint8]]) -> IntArray:

@@ -79,6 +79,7 @@ class SchemaMachine:
         self._parents: list[int] = []
         self._contexts: dict[tuple[Frame, int], int] = {}
         self._moves: dict[int, dict[int, int]] = {}
+        self._num_moves = 0
         self._values: dict[Demand, ValueProgram] = {}
         self._end = self._push((Kind.END,), -1)
         root = self._push((Kind.ROOT,), -1)
@@ -95,7 +96,7 @@ class SchemaMachine:
 
     @property
     def num_bytes(self) -> int:
-        return 400 * len(self._frames) + 100 * sum(len(m) for m in self._moves.values())
+        return 400 * len(self._frames) + 100 * self._num_moves
 
     # Stack
 
@@ -146,6 +147,8 @@ class SchemaMachine:
             found = self._compute_moves(state)
             if len(self._moves) > 50_000:
                 self._moves.clear()
+                self._num_moves = 0
+            self._num_moves += len(found)
             self._moves[state] = found
         return found
 
