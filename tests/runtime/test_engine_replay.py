@@ -190,3 +190,35 @@ def test_deterministic_mode_is_equal_bit_for_bit(family: str) -> None:
     assert run(rounds=2, chunked_prefill_size=7) == wanted
     assert run(page_size=16, rounds=2) == wanted
     assert run(max_total_tokens=140, schedule_conservativeness=0.01) == wanted
+
+
+@pytest.mark.parametrize("bound", [150, 10**9])
+def test_a_cold_request_is_overtaken_within_the_bound(bound: int) -> None:
+    """Hot prompts keep coming, two for every one served; longest-prefix-first alone would never reach the cold one."""
+    engine = make_engine(schedule_policy="lpm", max_running_requests=1)
+    engine.scheduler.aging.bound_tokens = bound
+    hot = tuple(range(40))
+    params = SamplingParams(max_new_tokens=4, temperature=0.0)
+    finished: list[str] = []
+
+    def sink(event: Event) -> None:
+        if isinstance(event, Finished):
+            finished.append(event.request_id)
+
+    def request(name: str, ids: tuple[int, ...]) -> GenRequest:
+        return GenRequest(id=name, segments=(Segment(ids=ids),), sampling=params)
+
+    with engine:
+        engine.submit([request("warm", hot)], sink)
+        assert engine.wait(lambda: bool(finished), timeout=10)
+        engine.submit([request("hot0", (*hot, 0)), request("cold", (63, 62, 61))], sink)
+        for number in range(1, 60):
+            engine.submit([request(f"hot{number}", (*hot, number))], sink)
+            served = len(finished)
+            assert engine.wait(lambda served=served: len(finished) > served, timeout=10)  # type: ignore[misc]
+        # each hot one admitted after it counts for the 1 or 2 tokens it computes and the 4 it may make
+        if bound == 150:
+            assert finished.index("cold") <= 1 + 1 + -(-bound // 5) + 1
+        else:
+            assert "cold" not in finished
+        assert engine.wait(lambda: len(finished) == 62, timeout=20)
