@@ -284,6 +284,9 @@ class ByteDfa:
         """The state after a byte, -1 if it is not allowed."""
         return self.moves(state).get(byte, -1)
 
+    def few_moves(self, state: int) -> Mapping[int, int]:
+        return self.moves(state)
+
     def fresh(self) -> ByteDfa:
         return self
 

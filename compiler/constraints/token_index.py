@@ -31,6 +31,9 @@ class Automaton(Protocol):
     def moves(self, state: int) -> Mapping[int, int]:
         """Allowed byte to next state."""
 
+    def few_moves(self, state: int) -> Mapping[int, int] | None:
+        """`moves` where they are few or known; None where it is cheaper to ask for single bytes."""
+
     def accepting(self, state: int) -> bool: ...
 
     def step(self, state: int, byte: int) -> int:
@@ -251,10 +254,13 @@ def walk(automaton: Automaton, trie: TokenTrie, state: int, node: int = 0, first
         low, high = child_start[node], child_start[node + 1]
         if low == high:
             continue
-        if high - low <= _FEW:
+        moves = automaton.few_moves(state) if high - low <= _FEW else automaton.moves(state)
+        if moves is None:
             pairs = [(n, target) for n in range(low, high) if (target := automaton.step(state, node_byte[n])) >= 0]
+        elif high - low < len(moves):
+            pairs = [(n, target) for n in range(low, high) if (target := moves.get(node_byte[n], -1)) >= 0]
         else:
-            moves, find = automaton.moves(state), node_byte.find
+            find = node_byte.find
             pairs = [(n, target) for byte, target in moves.items() if (n := find(byte, low, high)) >= 0]
         for child, target in pairs:
             if token_start[child] != token_start[child + 1]:

@@ -152,6 +152,13 @@ class SchemaMachine:
             self._moves[state] = found
         return found
 
+    def few_moves(self, state: int) -> Mapping[int, int] | None:
+        """`moves` where they are few or known; None inside strings and recorded items."""
+        found = self._moves.get(state)
+        if found is None and self._frames[state >> SHIFT][0] not in (Kind.STRING, Kind.ITEM):
+            return self.moves(state)
+        return found
+
     def _compute_moves(self, state: int) -> dict[int, int]:
         context, leaf_state = state >> SHIFT, state & LEAF_BITS
         frame, parent = self._frames[context], self._parents[context]
