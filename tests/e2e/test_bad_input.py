@@ -78,14 +78,24 @@ def test_invalid_regex(engine):
     assert error.field == "regex"
 
 
-def test_schema_with_an_unsupported_keyword(engine):
+@pytest.mark.parametrize(
+    "schema, keyword, words",
+    [
+        ({"$ref": "http://somewhere.example/schema"}, "$ref", "nothing is fetched"),
+        ({"type": "string", "pattern": "(?=a)b"}, "pattern", "look"),
+        ({"type": "stsring"}, "type", "unknown type 'stsring'"),
+    ],
+)
+def test_schema_with_what_is_not_supported(engine, schema, keyword, words):
+    whole = {"type": "object", "properties": {"a": schema}}
+
     @dslc.function
     def program(s):
-        s += "x" + dslc.gen("a", json_schema={"type": "object", "properties": {"a": {"unevaluatedItems": False}}})
+        s += "x" + dslc.gen("a", json_schema=whole)
 
     line = program.body.__code__.co_firstlineno + 2
-    error = _raises(dslc.ConstraintError, "unevaluatedItems", line, lambda: program.run(backend=engine))
-    assert error.pointer == "/properties/a/unevaluatedItems"
+    error = _raises(dslc.ConstraintError, words, line, lambda: program.run(backend=engine))
+    assert error.pointer == f"/properties/a/{keyword}"
 
 
 def test_select_without_choices(engine):
