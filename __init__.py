@@ -88,19 +88,7 @@ if TYPE_CHECKING:
         assistant_end as assistant_end,
     )
     from .lang.exprs import (
-        gen as gen,
-    )
-    from .lang.exprs import (
-        gen_int as gen_int,
-    )
-    from .lang.exprs import (
-        gen_string as gen_string,
-    )
-    from .lang.exprs import (
         image as image,
-    )
-    from .lang.exprs import (
-        select as select,
     )
     from .lang.exprs import (
         special as special,
@@ -128,6 +116,18 @@ if TYPE_CHECKING:
     )
     from .lang.function import Function as Function
     from .lang.function import function as function
+    from .lang.gens import (
+        gen as gen,
+    )
+    from .lang.gens import (
+        gen_int as gen_int,
+    )
+    from .lang.gens import (
+        gen_string as gen_string,
+    )
+    from .lang.gens import (
+        select as select,
+    )
     from .lang.state import ProgramState as ProgramState
     from .lang.state import ProgramStateGroup as ProgramStateGroup
     from .runtime.engine import Engine as Engine
@@ -145,9 +145,10 @@ _HOME = {
     ),
     ".lang.defaults": ("flush_cache", "get_server_info", "set_default_backend"),
     ".lang.exprs": (
-        "assistant", "assistant_begin", "assistant_end", "gen", "gen_int", "gen_string", "image", "select", "special",
-        "system", "system_begin", "system_end", "user", "user_begin", "user_end", "video",
+        "assistant", "assistant_begin", "assistant_end", "image", "special", "system", "system_begin", "system_end",
+        "user", "user_begin", "user_end", "video",
     ),
+    ".lang.gens": ("gen", "gen_int", "gen_string", "select"),
     ".lang.function": ("Function", "function"),
     ".lang.state": ("ProgramState", "ProgramStateGroup"),
     ".runtime.engine": ("Engine",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir import ConstraintSpec
 from ..compiler.tracing.symbols import Symbol, operand
@@ -12,6 +12,9 @@ from ..core.constraint import Constraint, ConstraintKind
 from ..core.errors import ConstraintError, DslcError, RequestError, SourceLoc
 from ..core.request import LogprobWish
 from ..core.sampling import MAX_TOP_LOGPROBS, SamplingParams
+
+if TYPE_CHECKING:
+    from .types import TypeSpec
 
 Overrides = tuple[tuple[str, Any], ...]
 
@@ -24,6 +27,11 @@ DTYPE_REGEX: dict[type, str] = {
 }
 # gen() has two of SamplingParams' fields under other names.
 GEN_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+# What gen() and run() say about log-probs, in the order of `logprob_wish`.
+LOGPROB_NAMES = (
+    "return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "token_ids_logprob",
+)  # fmt: skip
 
 _MAX_KNOWN = 4096
 _known: dict[Any, Overrides] = {}
@@ -143,33 +151,48 @@ def logprob_wish(
     )
 
 
-def constraint_spec(given: Mapping[str, Any], where: SourceLoc | None) -> ConstraintSpec | None:
-    """The constraint of a gen from its options dtype, regex, json_schema and ebnf; None where none is given.
+def constraint_of(given: Mapping[str, Any], where: SourceLoc | None) -> tuple[TypeSpec | None, ConstraintSpec | None]:
+    """The type and the constraint of a gen from its options type, dtype, regex, json_schema, grammar and ebnf.
 
     Raises RequestError or ConstraintError.
     """
     names = [name for name, value in given.items() if value is not None]
     if not names:
-        return None
+        return None, None
     if len(names) > 1:
         raise RequestError(f"cannot be combined with {names[1]}", field=names[0], where=where)
     (name,) = names
     source = given[name]
     kind: ConstraintKind = "regex"
+    if name == "type":
+        return _of_type(source, where)
     if name == "dtype":
         source = _dtype_regex(source, where)
-    elif name == "ebnf":
+    elif name in ("ebnf", "grammar"):
         kind = "ebnf"
     elif name == "json_schema":
         kind = "json_schema"
         if not isinstance(source, Symbol):
             source = _schema_text(source, where)
     if isinstance(source, Symbol):
-        return ConstraintSpec(kind, operand(source))
+        return None, ConstraintSpec(kind, operand(source))
     if not isinstance(source, str):
         raise ConstraintError(f"must be a str, not {type(source).__name__}", field=name, where=where)
-    check_constraint(Constraint(kind, source), where)
-    return ConstraintSpec(kind, source)
+    check_constraint(Constraint(kind, source), where, name)
+    return None, ConstraintSpec(kind, source)
+
+
+def _of_type(kind: Any, where: SourceLoc | None) -> tuple[TypeSpec, ConstraintSpec | None]:
+    from .types import type_spec
+
+    try:
+        spec = type_spec(kind)
+    except (TypeError, NameError) as error:
+        raise RequestError(str(error), field="type", where=where) from None
+    if spec.kind is None:
+        return spec, None
+    check_constraint(Constraint(spec.kind, spec.source), where, "type")
+    return spec, ConstraintSpec(spec.kind, spec.source)
 
 
 def _dtype_regex(dtype: Any, where: SourceLoc | None) -> str:
@@ -192,12 +215,20 @@ def _schema_text(schema: Any, where: SourceLoc | None) -> str:
         raise ConstraintError(str(error), field="json_schema", where=where) from None
 
 
-def check_constraint(constraint: Constraint, where: SourceLoc | None) -> None:
-    """Raise the ConstraintError of an invalid or unsupported constraint, at the user's line."""
+def check_constraint(constraint: Constraint, where: SourceLoc | None, name: str = "") -> None:
+    """Raise the ConstraintError of an invalid or unsupported constraint, at the user's line.
+
+    `name` is the option under which it was written, if not that of its kind.
+    """
     from ..compiler import constraints
 
     try:
         constraints.check_constraint(constraint)
+    except ConstraintError as error:
+        if name and error.field:
+            text = error.message.replace(f"{error.field}: ", "", 1)
+            raise ConstraintError(text, field=name, where=where) from None
+        raise error.at(where) from None
     except DslcError as error:
         raise error.at(where) from None
 

@@ -25,13 +25,16 @@ from ..compiler.ir import (
 )
 from ..core.errors import ProgramError, SourceLoc, UndefinedVariable
 from . import rules, steps
+from .generate import generate
 from .options import RunOptions
 from .stream import Slot, Step, Stream
 
 if TYPE_CHECKING:
     from ..compiler.plan import Plan
     from .feed import Feed
+    from .gens import GenExpr
     from .hub import Hub
+    from .types import TypeSpec
 
 
 class Executor:
@@ -50,6 +53,7 @@ class Executor:
         self.root = Stream(0, "0")
         self.streams: dict[int, Stream] = {0: self.root}
         self.slots: dict[int, Slot] = {}  # by value id
+        self.types: Mapping[str, TypeSpec] = {}  # of variables, where a plan is walked: it holds no types
         self.feed: Feed | None = None  # for readers outside, while the program streams
         self.ret_value: Any = None
         self.failure: BaseException | None = None
@@ -80,6 +84,7 @@ class Executor:
         if kind is Gen or kind is Select:
             step.slot = self.slots[op.out.id] = Slot()  # type: ignore[union-attr]
             if op.var is not None:  # type: ignore[union-attr]
+                step.slot.spec = self.types.get(op.var) if kind is Gen else None  # type: ignore[union-attr]
                 self._set_variable(stream, op.var, step.slot)  # type: ignore[union-attr]
         elif isinstance(op, Set):
             value = op.value
@@ -108,6 +113,18 @@ class Executor:
         else:
             stream.queue.append(Step(rules.plain_text, text, extra=where))
 
+    def append_gen(self, number: int, expr: GenExpr[Any]) -> None:
+        """`emit` of the Gen of an expression, without the op."""
+        stream = self.streams[number]
+        if stream.is_joined or stream.error is not None or self.is_finished:
+            self._refuse(stream, expr.where)
+        slot = Slot()
+        slot.spec = expr.spec
+        if expr.var is not None:
+            self._set_variable(stream, expr.var, slot)
+        self.push(stream, Step(generate, expr, slot, self._next_ref))
+        self._next_ref += 1
+
     def enter(self, op: Role | Scope) -> None:
         stream = self._stream(op)
         if isinstance(op, Role):
@@ -132,6 +149,12 @@ class Executor:
         self.push(stream, Step(rules.leave_role if isinstance(op, Role) else rules.leave_scope, op, slot))
 
     def get(self, stream: int, var: str, where: SourceLoc | None) -> Any:
+        slot = self.variable(stream, var, where)
+        self.read(slot, where)
+        return slot.read(var, where)
+
+    def raw(self, stream: int, var: str, where: SourceLoc | None) -> Any:
+        """The variable as it was generated: the text of a typed one."""
         return self.read(self.variable(stream, var, where), where)
 
     def variable(self, number: int, var: str, where: SourceLoc | None) -> Slot:
@@ -227,7 +250,8 @@ class Executor:
         """`get` in an async program."""
         slot = self.variable(stream, var, where)
         await self.hub.wait_for(slot)
-        return self.read(slot, where)
+        self.read(slot, where)
+        return slot.read(var, where)
 
     async def async_sync(self, stream: int, where: SourceLoc | None) -> None:
         """`sync` in an async program."""

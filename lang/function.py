@@ -20,13 +20,14 @@ from .locate import caller
 from .options import RUN_NAMES, History
 from .running import Running
 from .signature import Signature
-from .state import ProgramState
+from .state import ProgramState, TracedTypes
 
 if TYPE_CHECKING:
     from ..compiler.ir import Program
     from ..compiler.passes.base import CompileOptions
     from ..compiler.plan import Plan
     from ..core.text.tokenizer import Tokenizer
+    from .types import TypeSpec
 
 T = TypeVar("T")
 GeneratorStyle = bool | Literal["unordered"]
@@ -58,6 +59,7 @@ class Function:
         self.signature = Signature(body, self.where)
         self._lock = threading.RLock()
         self._traced: Traced | None = None
+        self._types: dict[str, set[TypeSpec | None]] = {}
         self._plans: dict[Any, Plan] = {}
         self._has_source = True
         self._may_block: bool | None = None
@@ -106,9 +108,14 @@ class Function:
         with self._lock:
             if self._traced is None or not self._traced.guards.hold():
                 self._plans.clear()
+                types: dict[str, set[TypeSpec | None]] = {}
                 self._traced = trace(
-                    self.body, ProgramState, bound=self.bound, num_api_spec_tokens=self.num_api_spec_tokens
+                    self.body,
+                    lambda sink: ProgramState(sink, 0, TracedTypes(types)),
+                    bound=self.bound,
+                    num_api_spec_tokens=self.num_api_spec_tokens,
                 )
+                self._types = types
             return self._traced
 
     def plan(self, tokenizer: Tokenizer | None, options: CompileOptions | None = None) -> Plan:
@@ -144,6 +151,8 @@ class Function:
             return None
         except ProgramError:
             return None  # the body raises the same when it gets there
+        if any(len(specs) > 1 for specs in self._types.values()):
+            return None  # one variable of several types: only the body knows which is when
         if not program.is_whole:
             if compiled:
                 error_of_break = strict_error(program)
@@ -156,6 +165,11 @@ class Function:
             if compiled:
                 raise
             return None  # an illegal program: likewise
+
+    @property
+    def types(self) -> Mapping[str, TypeSpec]:
+        """The types of the variables that the plan generates."""
+        return {name: spec for name, specs in self._types.items() for spec in specs if spec is not None}
 
     @property
     def may_block(self) -> bool:

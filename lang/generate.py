@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.ir import Gen, Select
+from ..compiler.ir import Gen
 from ..core.errors import DeadlineExceeded, ProgramError, RequestError
 from ..core.events import Failed, Finished, Tokens
 from ..core.request import GenRequest, LogprobWish, Origin, Segment
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from ..core.text.tokenizer import Tokenizer
     from .executor import Executor
     from .feed import Feed
+    from .gens import GenExpr
 
 
 def generate(executor: Executor, stream: Stream, step: Step) -> None:
     """Send the request of a gen; the stream waits for its result."""
-    op: Gen = step.op
+    op: Gen | GenExpr[Any] = step.op
+    number: int = op.out.id if isinstance(op, Gen) else step.extra
     slot = step.slot
     assert slot is not None
     stream.num_requests += 1
@@ -37,7 +39,7 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         logprobs=_logprobs(executor, op),
         stream=executor.feed is not None and stream is executor.root and executor.backend.capabilities.streaming,
         timeout_s=seconds_left(executor),
-        origin=origin(executor, stream, op),
+        origin=origin(executor, stream, number),
     )
     told: Telling | None = None
     if executor.feed is not None and stream is executor.root:
@@ -60,12 +62,12 @@ def request_id(executor: Executor, stream: Stream) -> str:
     return f"{hub.name}-{hub.num_requests}-{executor.instance}-{stream.path}"
 
 
-def origin(executor: Executor, stream: Stream, op: Gen | Select) -> Origin:
-    """Where a request comes from. `op` is the number of the value that it gives (of the plan's, if one is walked)."""
-    return Origin(executor.title, op.out.id, executor.instance, stream.path)
+def origin(executor: Executor, stream: Stream, number: int) -> Origin:
+    """Where a request comes from. `number` is that of the value it gives (in the plan, if one is walked)."""
+    return Origin(executor.title, number, executor.instance, stream.path)
 
 
-def _constraint(executor: Executor, op: Gen) -> Constraint | None:
+def _constraint(executor: Executor, op: Gen | GenExpr[Any]) -> Constraint | None:
     if op.constraint is None:
         return None
     able = executor.backend.capabilities
@@ -74,7 +76,7 @@ def _constraint(executor: Executor, op: Gen) -> Constraint | None:
     return op.constraint.resolve(check_text(op.constraint.source, op.where))
 
 
-def _logprobs(executor: Executor, op: Gen) -> LogprobWish | None:
+def _logprobs(executor: Executor, op: Gen | GenExpr[Any]) -> LogprobWish | None:
     wish = op.logprobs or executor.options.logprobs
     if wish is not None and not executor.backend.capabilities.logprobs:
         raise RequestError(f"the backend {executor.backend.capabilities.name!r} gives none", field="return_logprob")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +13,13 @@ from typing import Any, Literal
 from ..core.errors import ArgumentError, SourceLoc
 from ..core.request import LogprobWish
 from ..core.sampling import SamplingParams
-from .checks import Overrides, logprob_wish, sampling_overrides
+from .checks import LOGPROB_NAMES, Overrides, logprob_wish, sampling_overrides
 
 History = Literal["append", "render"]
 
 _MAX_KNOWN = 1024
+_SEEDS = random.Random()  # of runs without a seed of their own; begun by the operating system
+os.register_at_fork(after_in_child=_SEEDS.seed)
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,6 @@ SAMPLING_NAMES = frozenset(
         "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim",
     }
 )  # fmt: skip
-LOGPROB_NAMES = (
-    "return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "token_ids_logprob",
-)  # fmt: skip
 RUN_NAMES = frozenset(
     {
         *SAMPLING_NAMES, *LOGPROB_NAMES, "backend", "stream", "seed", "timeout", "token_budget", "history", "compiled",
@@ -86,7 +86,7 @@ def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptio
     seed, timeout, budget = options.get("seed"), options.get("timeout"), options.get("token_budget")
     history = options.get("history", "append")
     if seed is None:
-        seed = int.from_bytes(os.urandom(8), "little") >> 1
+        seed = _SEEDS.getrandbits(63)
     elif type(seed) is not int:
         raise ArgumentError(f"seed must be an integer, not {seed!r}", where=where)
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):

@@ -11,6 +11,7 @@ from .feed import Chunk, Feed
 
 if TYPE_CHECKING:
     from .carrier import CarrierHub
+    from .gens import GenExpr
     from .hub import Task
 
 
@@ -28,7 +29,12 @@ class Outside:
     # -- reading
 
     def get(self, stream: int, var: str, where: SourceLoc | None) -> Any:
-        return self._feed.value(var)
+        self._feed.value(var)
+        return self._task.executor.get(stream, var, where)
+
+    def raw(self, stream: int, var: str, where: SourceLoc | None) -> Any:
+        self._feed.value(var)
+        return self._task.executor.raw(stream, var, where)
 
     def has(self, stream: int, var: str, where: SourceLoc | None) -> bool:
         self._feed.wait_for_end()
@@ -74,7 +80,8 @@ class Outside:
         return self._feed.async_chunks(var, self.cancel)
 
     async def async_get(self, stream: int, var: str, where: SourceLoc | None) -> Any:
-        return await self._feed.async_value(var)
+        await self._feed.async_value(var)
+        return self._task.executor.get(stream, var, where)
 
     async def async_sync(self, stream: int, where: SourceLoc | None) -> None:
         await self._feed.async_wait_for_end()
@@ -93,6 +100,9 @@ class Outside:
 
     def emit(self, op: AnyOp) -> None:
         self._refuse(op.where)
+
+    def append_gen(self, stream: int, expr: GenExpr[Any]) -> None:
+        self._refuse(expr.where)
 
     def append_text(self, stream: int, text: str, where: SourceLoc | None) -> None:
         self._refuse(where)

@@ -200,6 +200,7 @@ def _join(executor: Executor, stream: Stream, step: Step) -> None:
         if error is not None:
             slot.fail(error)
         else:
+            slot.parts = parts
             slot.set([part.value for part in parts], [part.meta for part in parts])
     if step.op.mode == "concate_and_append":
         for branch in joined.branches:

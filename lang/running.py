@@ -57,6 +57,7 @@ class Running:
         plan = self.plan
         executor = Executor(hub, self.function.__name__, self.options, instance, plan)
         if plan is not None:
+            executor.types = self.function.types
             return Task(executor, lambda: walk_plan(executor, plan, arguments))
         return Task(executor, lambda: self.function.body(ProgramState(executor), **arguments))
 

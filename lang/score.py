@@ -111,7 +111,7 @@ def _request(
         segments=fixed,
         score=ScoreTrie(sequences),
         timeout_s=seconds_left(executor),
-        origin=origin(executor, stream, op),
+        origin=origin(executor, stream, op.out.id),
     )
 
 

@@ -4,12 +4,13 @@ else: text, variables and turns live with the executor that is the sink of a run
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
 from ..compiler.tracing.symbols import Symbol, operand
 from ..core.errors import ProgramError, SourceLoc
-from .exprs import Expression, ExprList, GenExpr, MediaExpr, SelectExpr, flatten
+from .exprs import Expression, ExprList, MediaExpr, flatten
+from .gens import GenExpr, SelectExpr
 from .locate import caller
 
 if TYPE_CHECKING:
@@ -18,8 +19,27 @@ if TYPE_CHECKING:
     from ..compiler.sink import Sink
     from .executor import Executor
     from .outside import Outside
+    from .types import TypeSpec
 
+T = TypeVar("T")
 JoinMode = Literal["gather_variable", "concate_and_append"]
+
+
+class TracedTypes:
+    """The types of variables on one path of a trace; `found` collects those of all paths (None: no type)."""
+
+    def __init__(self, found: dict[str, set[TypeSpec | None]]) -> None:
+        self.found = found
+        self.current: dict[str, TypeSpec] = {}
+        self.gathered: set[str] = set()
+
+    def add(self, var: str, spec: TypeSpec | None) -> None:
+        """A gen of this variable: with a type, or without."""
+        self.gathered.discard(var)
+        self.current.pop(var, None)
+        if spec is not None:
+            self.current[var] = spec
+        self.found.setdefault(var, set()).add(spec)
 
 
 class ProgramState:
@@ -30,12 +50,14 @@ class ProgramState:
     """
 
     __dslc_traceable__ = True
-    __slots__ = ("_open", "sink", "stream")
+    __slots__ = ("_open", "_types", "sink", "stream")
 
-    def __init__(self, sink: Sink, stream: int = 0) -> None:
+    def __init__(self, sink: Sink, stream: int = 0, types: TracedTypes | None = None) -> None:
+        """`types`: where a tracer is told of the types of variables."""
         self.sink = sink
         self.stream = stream
         self._open: Role | None = None
+        self._types = types
 
     # -- appending
 
@@ -46,7 +68,10 @@ class ProgramState:
     def append(self, other: Any) -> None:
         """`s += other` as a method. Raises ProgramError for what has no text form."""
         if isinstance(other, (str, Symbol)):
-            if not (isinstance(other, str) and not other):
+            if not self.sink.is_tracing:
+                if other:
+                    self.sink.append_text(self.stream, other, caller())  # type: ignore[attr-defined]
+            elif not (isinstance(other, str) and not other):
                 self.sink.emit(Text(text=operand(other), stream=self.stream, where=caller()))
         elif isinstance(other, Expression):
             other.append_to(self)
@@ -57,8 +82,13 @@ class ProgramState:
                 f"a {type(other).__name__} cannot be appended to a program; convert it to a str first", where=caller()
             )
 
-    def emit_gen(self, expr: GenExpr) -> None:
+    def emit_gen(self, expr: GenExpr[Any]) -> None:
         """Emit the op of a gen expression."""
+        if not self.sink.is_tracing:
+            self.sink.append_gen(self.stream, expr)  # type: ignore[attr-defined]
+            return
+        if self._types is not None and expr.var is not None:
+            self._types.add(expr.var, expr.spec)
         self.sink.emit(
             Gen(
                 out=self.sink.new_ref(), var=expr.var, sampling=expr.sampling, constraint=expr.constraint,
@@ -88,6 +118,11 @@ class ProgramState:
                 kind=expr.kind, source=operand(expr.source), options=expr.options, stream=self.stream, where=expr.where
             )
         )
+
+    def forget_types(self) -> None:
+        """After a join a tracer cannot tell a typed value from a list of such."""
+        if self._types is not None:
+            self._types.gathered.update(self._types.current)
 
     # -- chat turns and scopes
 
@@ -146,7 +181,7 @@ class ProgramState:
             raise ProgramError(f"fork() needs a positive number of branches, not {size!r}", where=where)
         streams = tuple(self.sink.new_stream() for _ in range(size))
         self.sink.emit(Fork(streams=streams, stream=self.stream, where=where))
-        return ProgramStateGroup([type(self)(self.sink, stream) for stream in streams], self)
+        return ProgramStateGroup([type(self)(self.sink, stream, self._types) for stream in streams], self)
 
     def copy(self, position_ids_offset: list[int] | None = None) -> _Copy:
         """One branch, as a context manager: `with s.copy() as t:`. It is never joined."""
@@ -155,12 +190,40 @@ class ProgramState:
             raise ProgramError("position_ids_offset is not supported: branches keep their own positions", where=where)
         stream = self.sink.new_stream()
         self.sink.emit(Copy(target=stream, stream=self.stream, where=where))
-        return _Copy(type(self)(self.sink, stream))
+        return _Copy(type(self)(self.sink, stream, self._types))
 
     # -- reading and setting
 
-    def __getitem__(self, name: str) -> Any:
-        return self.sink.get(self.stream, name, caller())
+    @overload
+    def __getitem__(self, name: GenExpr[T]) -> T: ...
+    @overload
+    def __getitem__(self, name: str) -> Any: ...
+    def __getitem__(self, name: Any) -> Any:
+        return self._read(name, caller())
+
+    def _read(self, name: Any, where: SourceLoc | None) -> Any:
+        if isinstance(name, GenExpr):
+            if name.var is None:
+                raise ProgramError("only a gen with a name can be read", where=where)
+            name = name.var
+        value = self.sink.get(self.stream, name, where)
+        spec = self._types.current.get(name) if self._types is not None else None
+        if spec is None or self._types is None:
+            return value
+        if name not in self._types.gathered and isinstance(value, Symbol):
+            if spec.function == "str":
+                return value
+            if spec.function is not None:
+                return value.recorder.expr(spec.function, value)
+        self.sink.opaque(f"the typed value of {name!r}", where)
+        return value
+
+    def raw(self, name: str) -> Any:
+        """A variable as it was generated: the text of a typed one."""
+        where = caller()
+        if self.sink.is_tracing:
+            return self.sink.get(self.stream, name, where)
+        return self._executor("raw()").raw(self.stream, name, where)
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.set_var(name, value)
@@ -170,7 +233,7 @@ class ProgramState:
 
     def get_var(self, name: str) -> Any:
         """`s[name]`."""
-        return self.sink.get(self.stream, name, caller())
+        return self._read(name, caller())
 
     def get(self, name: str) -> Coroutine[Any, Any, Any]:
         """`await s.get(name)`: `s[name]` in an async program, and for a state that another thread runs."""
@@ -189,6 +252,8 @@ class ProgramState:
             if self.sink.is_tracing:
                 self.sink.opaque(f"the variable {name!r} is set to a {type(value).__name__}", where)
             given = value  # an executor keeps any object
+        if self._types is not None:
+            self._types.current.pop(name, None)
         self.sink.emit(Set(var=name, value=given, stream=self.stream, where=where))
 
     def text(self) -> Any:
@@ -317,6 +382,7 @@ class ProgramStateGroup:
                 f"unknown join mode {mode!r}; use 'gather_variable' or 'concate_and_append'", where=where
             )
         streams = tuple(state.stream for state in self.states)
+        self.parent.forget_types()
         self.parent.sink.emit(Join(streams=streams, mode=mode, stream=self.parent.stream, where=where))
 
     def __getitem__(self, i: Any) -> Any:

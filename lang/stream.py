@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ..compiler.ir import Role, Scope
-from ..core.errors import SourceLoc
+from ..core.errors import ProgramError, SourceLoc
 from ..core.request import Segment
 from ..core.text.tokenizer import Tokenizer
 from .feed import Feed
+from .types import TypeSpec
 
 
 class Slot:
@@ -26,10 +27,12 @@ class Slot:
     `watchers` are called, in the thread that owns the program, when the value or the error is there.
     """
 
-    __slots__ = ("error", "is_done", "meta", "value", "watchers")
+    __slots__ = ("error", "is_done", "meta", "parts", "spec", "value", "watchers")
 
     def __init__(self, value: Any = None, is_done: bool = False) -> None:
         self.value = value
+        self.spec: TypeSpec | None = None  # how the text becomes what the user reads
+        self.parts: tuple[Slot, ...] = ()  # of a join: where the values came from
         self.is_done = is_done
         self.error: BaseException | None = None
         self.meta: Any = None
@@ -47,6 +50,29 @@ class Slot:
         if not self.is_done:
             self.error = error
             self._done()
+
+    def read(self, name: str = "", where: SourceLoc | None = None) -> Any:
+        """What the user reads: the value, or for a typed generation what its text stands for.
+
+        Raises ProgramError where the text is no such value (it was cut, or the backend does not enforce constraints).
+        """
+        if self.spec is not None:
+            return (
+                [self._parse(text, name, where) for text in self.value]
+                if isinstance(self.value, list)
+                else (self._parse(self.value, name, where))
+            )
+        if any(part.spec is not None for part in self.parts):
+            return [part.read(name, where) for part in self.parts]
+        return self.value
+
+    def _parse(self, text: str, name: str, where: SourceLoc | None) -> Any:
+        assert self.spec is not None
+        try:
+            return self.spec.parse(text)
+        except ValueError as error:
+            shown = getattr(self.spec.type, "__name__", str(self.spec.type))
+            raise ProgramError(f"the text of {name!r} is no {shown}: {error}; it is {text!r}", where=where) from None
 
     def _done(self) -> None:
         self.is_done = True

@@ -1,0 +1,319 @@
+"""`gen(...)` and `select(...)`: what they return, and their options, checked when they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from ..compiler.ir import ConstraintSpec
+from ..compiler.tracing.symbols import Symbol
+from ..core.errors import ProgramError, RequestError, SourceLoc
+from ..core.request import LogprobWish
+from .checks import (
+    GEN_NAMES,
+    LOGPROB_NAMES,
+    Overrides,
+    check_choices,
+    constraint_of,
+    logprob_wish,
+    sampling_overrides,
+)
+from .choices import choices_method as find_method
+from .exprs import Expression, traceable
+from .locate import caller
+from .types import TypeSpec, is_type
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    from .state import ProgramState
+
+    class GenNames(TypedDict, total=False):
+        """The options of gen() that go with a type."""
+
+        max_tokens: int | None
+        min_tokens: int | None
+        n: int | None
+        stop: str | Sequence[str] | None
+        stop_token_ids: Sequence[int] | None
+        stop_regex: str | Sequence[str] | None
+        temperature: float | None
+        top_p: float | None
+        top_k: int | None
+        min_p: float | None
+        frequency_penalty: float | None
+        presence_penalty: float | None
+        ignore_eos: bool | None
+        return_logprob: bool | None
+        logprob_start_len: int | None
+        top_logprobs_num: int | None
+        return_text_in_logprobs: bool | None
+        repetition_penalty: float | None
+        logit_bias: dict[int, float] | None
+        seed: int | None
+        skip_special_tokens: bool | None
+        spaces_between_special_tokens: bool | None
+        no_stop_trim: bool | None
+        token_ids_logprob: Sequence[int] | None
+
+
+T = TypeVar("T")
+FIELD_NAMES = {written: field for field, written in GEN_NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class GenOptions:
+    """What a gen asks for, checked; shared by all gens that ask for the same."""
+
+    sampling: Overrides = ()
+    constraint: ConstraintSpec | None = None
+    logprobs: LogprobWish | None = None
+    spec: TypeSpec | None = None  # how the text becomes a value; None: it stays text
+
+
+class GenExpr(Expression, Generic[T]):
+    """A generation whose value is a T; see `gen`. `state[g]` is that value."""
+
+    __slots__ = ("constraint", "logprobs", "sampling", "spec", "var", "where")
+
+    def __init__(self, var: str | None, options: GenOptions, where: SourceLoc | None) -> None:
+        self.var = var
+        self.where = where
+        self.sampling = options.sampling
+        self.constraint = options.constraint
+        self.logprobs = options.logprobs
+        self.spec = options.spec
+
+    def append_to(self, state: ProgramState) -> None:
+        state.emit_gen(self)
+
+    def __repr__(self) -> str:
+        return f"<gen {self.var!r} at {self.where}>"
+
+
+class SelectExpr(Expression):
+    """A choice; see `select`."""
+
+    __slots__ = ("choices", "method", "temperature", "var", "where")
+
+    def __init__(self, var: str | None, choices: Any, method: str, temperature: Any, where: SourceLoc | None) -> None:
+        self.var = var
+        self.choices = choices
+        self.method = method
+        self.temperature = temperature
+        self.where = where
+
+    def append_to(self, state: ProgramState) -> None:
+        state.emit_select(self)
+
+
+@overload
+def gen(name: str | None, max_tokens: type[T], /, **options: Unpack[GenNames]) -> GenExpr[T]: ...
+@overload
+def gen(name: str | None = None, *, type: type[T], **options: Unpack[GenNames]) -> GenExpr[T]: ...
+@overload
+def gen(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    min_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+    dtype: Any = None,
+    choices: Sequence[str] | None = None,
+    choices_method: Any = None,
+    regex: str | None = None,
+    json_schema: Any = None,
+    *,
+    type: None = None,
+    ebnf: str | None = None,
+    grammar: str | None = None,
+    repetition_penalty: float | None = None,
+    logit_bias: dict[int, float] | None = None,
+    seed: int | None = None,
+    skip_special_tokens: bool | None = None,
+    spaces_between_special_tokens: bool | None = None,
+    no_stop_trim: bool | None = None,
+    token_ids_logprob: Sequence[int] | None = None,
+) -> GenExpr[str]: ...
+@traceable
+def gen(
+    name: str | None = None,
+    max_tokens: Any = None,
+    min_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+    dtype: Any = None,
+    choices: Sequence[str] | None = None,
+    choices_method: Any = None,
+    regex: str | None = None,
+    json_schema: Any = None,
+    *,
+    type: Any = None,
+    ebnf: str | None = None,
+    grammar: str | None = None,
+    repetition_penalty: float | None = None,
+    logit_bias: dict[int, float] | None = None,
+    seed: int | None = None,
+    skip_special_tokens: bool | None = None,
+    spaces_between_special_tokens: bool | None = None,
+    no_stop_trim: bool | None = None,
+    token_ids_logprob: Sequence[int] | None = None,
+) -> Any:
+    """Generate text into the variable `name` and append it (positional order and names as in SGLang).
+
+    Options not given come from `run(...)`. At most one of these constrains the text: `type` (also in second place: int,
+    Literal, an enum, a dataclass, a pydantic model, ...; `s[name]` is then a value of that type, `s.raw(name)` its
+    text), `dtype` (SGLang's int, float, str, bool: the value stays text), `regex`, `json_schema` (a dict, its JSON
+    text, or a pydantic model), `grammar` (EBNF; also called `ebnf`). With `choices` this is `select`.
+
+    Raises RequestError or ConstraintError naming the option, with the user's line.
+    """
+    where = caller()
+    if name is not None and name.__class__ is not str:
+        _check_name(name, where)
+    given = (
+        max_tokens, min_tokens, n, stop, stop_token_ids, stop_regex, temperature, top_p, top_k, min_p,
+        frequency_penalty, presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num,
+        return_text_in_logprobs, dtype, choices, choices_method, regex, json_schema, type, ebnf, grammar,
+        repetition_penalty, logit_bias, seed, skip_special_tokens, spaces_between_special_tokens, no_stop_trim,
+        token_ids_logprob,
+    )  # fmt: skip
+    if choices is not None or choices_method is not None:
+        return _select_by_gen(name, dict(zip(GEN_OPTIONS, given, strict=True)), where)
+    try:
+        known = _known.get(given)
+        if known is not None and known[0] == tuple([value.__class__ for value in given]):  # 1, 1.0 and True are equal
+            return GenExpr(name, known[1], where)
+    except TypeError:  # a list, a dict or a Symbol among them: not hashable
+        return GenExpr(name, _gen_options(dict(zip(GEN_OPTIONS, given, strict=True)), where), where)
+    options = _gen_options(dict(zip(GEN_OPTIONS, given, strict=True)), where)
+    if len(_known) < _MAX_KNOWN:
+        _known[given] = (tuple([value.__class__ for value in given]), options)
+    return GenExpr(name, options, where)
+
+
+# The options of gen() after its name, in order.
+GEN_OPTIONS = (
+    "max_tokens", "min_tokens", "n", "stop", "stop_token_ids", "stop_regex", "temperature", "top_p", "top_k", "min_p",
+    "frequency_penalty", "presence_penalty", "ignore_eos", "return_logprob", "logprob_start_len", "top_logprobs_num",
+    "return_text_in_logprobs", "dtype", "choices", "choices_method", "regex", "json_schema", "type", "ebnf", "grammar",
+    "repetition_penalty", "logit_bias", "seed", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim",
+    "token_ids_logprob",
+)  # fmt: skip
+_NOT_SAMPLING = frozenset(
+    {*LOGPROB_NAMES, "dtype", "choices", "choices_method", "regex", "json_schema", "type", "ebnf", "grammar"}
+)
+_MAX_KNOWN = 4096
+_known: dict[Any, tuple[tuple[Any, ...], GenOptions]] = {}
+
+
+def _gen_options(given: dict[str, Any], where: SourceLoc | None) -> GenOptions:
+    """The options of a gen by name, checked."""
+    if is_type(given["max_tokens"]):
+        if given["type"] is not None:
+            raise RequestError("is given twice", field="type", where=where)
+        given["type"], given["max_tokens"] = given["max_tokens"], None
+    sampling = {
+        FIELD_NAMES.get(name, name): value
+        for name, value in given.items()
+        if value is not None and name not in _NOT_SAMPLING
+    }
+    constraints = {name: given[name] for name in ("type", "dtype", "regex", "json_schema", "grammar", "ebnf")}
+    spec, constraint = constraint_of(constraints, where)
+    asked, start, top, with_text, token_ids = (given[name] for name in LOGPROB_NAMES)
+    wish = logprob_wish(asked, start, top, with_text, token_ids, where)
+    return GenOptions(sampling_overrides(sampling, where, GEN_NAMES), constraint, wish, spec)
+
+
+def _select_by_gen(name: str | None, given: dict[str, Any], where: SourceLoc | None) -> SelectExpr:
+    """gen() with choices."""
+    if given["choices"] is None:
+        raise RequestError("needs choices", field="choices_method", where=where)
+    for option, value in given.items():
+        if value is not None and option not in ("choices", "choices_method", "temperature"):
+            raise RequestError("a choice is scored, not sampled", field=option, where=where)
+    temperature = 0.0 if given["temperature"] is None else given["temperature"]
+    return _select(name, given["choices"], temperature, given["choices_method"], where)
+
+
+@traceable
+def gen_int(name: str | None = None, *args: Any, **options: Any) -> Expression:
+    """`gen` of an integer (SGLang's `gen_int`)."""
+    return gen(name, *args, **{**options, "dtype": int})
+
+
+@traceable
+def gen_string(name: str | None = None, *args: Any, **options: Any) -> Expression:
+    """`gen` of a quoted string (SGLang's `gen_string`)."""
+    return gen(name, *args, **{**options, "dtype": str})
+
+
+@traceable
+def select(
+    name: str | None = None,
+    choices: Sequence[str] | None = None,
+    temperature: float = 0.0,
+    choices_method: Any = None,
+) -> Expression:
+    """Append the one of `choices` that the model finds likeliest after the text so far, and store it in `name`.
+
+    All choices are scored as tokens after the same prompt, in one pass. Above temperature 0 one is drawn from
+    softmax(score / temperature). Raises RequestError for no, empty or duplicate choices.
+    """
+    where = caller()
+    _check_name(name, where)
+    return _select(name, choices, temperature, choices_method, where)
+
+
+def _select(name: str | None, choices: Any, temperature: Any, method: Any, where: SourceLoc | None) -> SelectExpr:
+    if not isinstance(choices, Symbol):
+        if isinstance(choices, str) or not isinstance(choices, Iterable):
+            raise RequestError(f"must be a list of strings, not {choices!r}", field="choices", where=where)
+        choices = tuple(choices)
+        check_choices(choices, where)
+    if not isinstance(temperature, Symbol) and not (isinstance(temperature, (int, float)) and temperature >= 0):
+        raise RequestError(f"must be at least 0, not {temperature!r}", field="temperature", where=where)
+    method_name = "token_length_normalized" if method is None else getattr(method, "name", method)
+    if not isinstance(method_name, str):
+        raise RequestError(
+            f"must be the name of a choice method or a ChoicesSamplingMethod, not {method!r}",
+            field="choices_method",
+            where=where,
+        )
+    try:
+        find_method(method_name)
+    except RequestError as error:
+        raise error.at(where) from None
+    return SelectExpr(name, choices, method_name, temperature, where)
+
+
+def _check_name(name: Any, where: SourceLoc | None) -> None:
+    if name is not None and not isinstance(name, str):
+        raise ProgramError(f"the name of a variable must be a str, not {name!r}", where=where)
