@@ -8,8 +8,8 @@
     backend.prompts         # their prompts as text
 
 Answers are "generated" token by token (`tokens_per_step` for each call of the engine's step), go through stop strings,
-stop ids and max_new_tokens, and carry made-up log-probs that depend on nothing but (prompt text, token). An answer may be
-an exception: then the request fails with it. Several threads may drive the backend at once.
+stop ids and max_new_tokens, and carry made-up log-probs that depend on nothing but (prompt text, token). An answer may
+be an exception: then the request fails with it. Several threads may drive the backend at once.
 """
 
 from __future__ import annotations
