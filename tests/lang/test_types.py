@@ -239,7 +239,7 @@ kinds = st.recursive(
     lambda inner: (
         st.builds(lambda t: list[t], inner)
         | st.builds(lambda t: dict[str, t], inner)
-        | st.builds(lambda t, u: t | u if isinstance(t, type) and isinstance(u, type) else Optional[t], inner, inner)  # noqa: UP045, E501
+        | st.builds(lambda t, u: t | u if isinstance(t, type) and isinstance(u, type) else Optional[t], inner, inner)  # noqa: UP045
         | st.builds(lambda t, u: tuple[t, u], inner, inner)
     ),
     max_leaves=4,
