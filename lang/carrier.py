@@ -127,6 +127,8 @@ class CarrierHub(Hub):
                     return
 
     def _next_task(self) -> Task | None:
+        if self._nested:
+            return self._nested.popleft()
         return self._incoming.popleft() if self._incoming else None
 
     def _has_news(self) -> bool:

@@ -186,9 +186,12 @@ class Function:
                 self._may_block = any(isinstance(op, Opaque) and op.reason.startswith("call of ") for op in walk(body))
         return self._may_block
 
-    def note_holds(self, num_holds: int) -> None:
-        """A batch has ended in which bodies kept a thread for more than a few milliseconds so many times."""
-        self._may_block = num_holds > 0
+    def note_holds(self, num_holds: int, num_bodies: int) -> None:
+        """A batch has ended in which bodies kept a thread for more than a few milliseconds so many times.
+
+        A thread may be kept by other processes too, so a few such times prove nothing.
+        """
+        self._may_block = num_holds > max(1, num_bodies // 4)
 
     # -- running
 

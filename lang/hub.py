@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import greenlet
 
 from ..core.backend import Backend
-from ..core.errors import EngineError, ErrorInfo, ProgramError, SourceLoc
+from ..core.errors import Aborted, EngineError, ErrorInfo, ProgramError, SourceLoc
 from ..core.events import Event, Failed, Finished, Tokens
 from ..core.request import GenRequest
 from .stream import Slot
@@ -41,14 +41,17 @@ MAX_STARTED = 16384  # programs of a batch whose bodies are begun and not ended 
 class Task:
     """One program instance in a hub: its executor and its body. `ended` is set when both are done."""
 
-    __slots__ = ("body", "ended", "error", "executor", "greenlet", "on_end", "result", "stuck", "waits_for")
+    __slots__ = (
+        "body", "ended", "error", "executor", "greenlet", "is_nested", "on_end", "result", "stuck", "waits_for",
+    )  # fmt: skip
 
     def __init__(
         self, executor: Executor, body: Callable[[], Any], on_end: Callable[[Task], None] | None = None
     ) -> None:
         self.executor = executor
         self.body = body
-        self.on_end = on_end  # called in the hub's thread, by hubs that have one of their own
+        self.on_end = on_end  # called in the hub's thread, where nobody iterates over `Hub.run`
+        self.is_nested = False  # begun by another task of the same hub
         self.greenlet: Any = None
         self.waits_for: Slot | None = None
         self.stuck: BaseException | None = None
@@ -79,6 +82,7 @@ class Hub:
         self._in_flight: dict[str, _InFlight] = {}
         self._inbox: deque[Event] = deque()
         self._unstarted: Iterator[Task] = iter(())
+        self._nested: deque[Task] = deque()
         self._num_started = 0
         self._ready: deque[Task] = deque()  # suspended, and what they wait for is there
         self._ended: deque[Task] = deque()
@@ -151,23 +155,55 @@ class Hub:
 
     # -- running
 
+    @classmethod
+    def here(cls, backend: Backend) -> Hub | None:
+        """The hub of the program that calls, if it has one with this backend: a program may run others."""
+        hub: Hub | None = getattr(_HERE, "hub", None)
+        if hub is None or hub.backend is not backend or hub._current is None:
+            return None
+        return hub if greenlet.getcurrent() is hub._current.greenlet else None
+
     def run_here(self, task: Task) -> None:
         """Run one task in the caller's own greenlet; when this returns it has ended."""
-        outer, _HERE.hub = getattr(_HERE, "hub", None), self
+        executor = task.executor
         try:
-            try:
-                task.result = task.body()
-            except Exception as error:
-                task.error = error
-                task.executor.crash(error)
-            except BaseException:
-                self.abort(list(self._in_flight))
-                raise
-            while task.executor.num_in_flight:
-                self._exchange()
-            self._finish(task)
+            task.result = task.body()
+        except Exception as error:
+            task.error = error
+            executor.crash(error)
+        except BaseException:
+            executor.crash(Aborted(f"the program {executor.title!r} was interrupted"))
+            raise
+        if executor.num_in_flight:
+            self.block(executor.rest(), None)
+        self._finish(task)
+
+    def run_nested(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """`run` for a program of this hub: it is suspended while they run beside the others."""
+        ended: deque[Task] = deque()
+        news = Slot()
+
+        def tell(task: Task) -> None:
+            ended.append(task)
+            news.set(None)
+
+        running: dict[Task, None] = {}
+        for task in tasks:
+            task.is_nested = True
+            task.on_end = tell
+            running[task] = None
+            self._nested.append(task)
+        try:
+            while running:
+                if not ended:
+                    news = Slot()
+                    self.block(news, None)
+                task = ended.popleft()
+                del running[task]
+                yield task
         finally:
-            _HERE.hub = outer
+            for task in running:
+                self.cancel(task, Aborted("the batch was left before its end"))
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """Run all tasks; yields each as it ends.
@@ -194,7 +230,7 @@ class Hub:
                 self._suspended.discard(task)
                 if task.greenlet is not None:
                     self._switch(task)
-            elif self._num_started < MAX_STARTED and (following := self._next_task()) is not None:
+            elif (self._nested or self._num_started < MAX_STARTED) and (following := self._next_task()) is not None:
                 self._start(following)
             elif self._in_flight:
                 self._exchange()
@@ -206,12 +242,12 @@ class Hub:
         return True
 
     def _next_task(self) -> Task | None:
-        return next(self._unstarted, None)
+        return self._nested.popleft() if self._nested else next(self._unstarted, None)
 
     def _start(self, task: Task) -> None:
         self._num_started += 1
         self._tasks[task.executor] = task
-        task.greenlet = greenlet.greenlet(lambda: self._body_of(task))
+        task.greenlet = greenlet.greenlet(lambda: self._body_of(task), self._main)
         task.greenlet.gr_context = contextvars.copy_context()
         self._switch(task)
 
@@ -245,7 +281,10 @@ class Hub:
             self._finish(task)
             self._num_started -= 1
             del self._tasks[task.executor]
-            self._ended.append(task)
+            if task.is_nested and task.on_end is not None:
+                task.on_end(task)
+            else:
+                self._ended.append(task)
 
     def _finish(self, task: Task) -> None:
         task.executor.finish(task.error, task.result)
@@ -342,4 +381,5 @@ class Hub:
         self._tasks.clear()
         self._suspended.clear()
         self._ready.clear()
+        self._nested.clear()
         self._unstarted = iter(())

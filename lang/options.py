@@ -80,6 +80,8 @@ RUN_NAMES = frozenset(
 
 def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptions:
     """From the options of `run(...)` by name. Raises RequestError or ArgumentError for a bad one."""
+    if not options:
+        return RunOptions((), _SEEDS.getrandbits(63))
     sampling = sampling_overrides({name: options[name] for name in SAMPLING_NAMES if name in options}, where)
     asked, start, top, with_text, token_ids = (options.get(name) for name in LOGPROB_NAMES)
     wish = logprob_wish(asked, start, top, with_text, token_ids, where)

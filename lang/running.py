@@ -63,7 +63,7 @@ class Running:
 
     def run(self, arguments: dict[str, Any]) -> ProgramState:
         """Run to the end; raises what failed."""
-        hub = Hub(self.backend)
+        hub = Hub.here(self.backend) or Hub(self.backend)
         task = self.task(hub, arguments)
         hub.run_here(task)
         if task.executor.failure is not None:
@@ -130,16 +130,21 @@ class Running:
         if self.may_block and min(threads, len(rows)) > 1:
             ended = self._spread(rows, order, threads)
         else:
-            hub = Hub(self.backend)
-            ended = self._noting_holds(hub, hub.run(self.task(hub, rows[i], i) for i in order))
+            nested = Hub.here(self.backend)
+            hub = nested or Hub(self.backend)
+            run = hub.run if nested is None else hub.run_nested
+            ended = self._noting_holds(hub, run(self.task(hub, rows[i], i) for i in order))
         ended = _with_progress(ended, len(rows), progress_bar)
         return _states(ended, unordered, on_error)
 
     def _noting_holds(self, hub: Hub, ended: Iterator[Task]) -> Iterator[Task]:
         """Remember with the function whether its bodies keep a thread for long."""
-        yield from ended
+        num = 0
+        for task in ended:
+            num += 1
+            yield task
         if self.plan is None:
-            self.function.note_holds(hub.num_holds)
+            self.function.note_holds(hub.num_holds, num)
 
     def _spread(self, rows: Sequence[dict[str, Any]], order: Sequence[int], threads: int) -> Iterator[Task]:
         """Bodies that may block, over carriers: one that sleeps holds up only those of its own carrier."""
@@ -162,7 +167,7 @@ class Running:
                 task = ended.get()
                 del running[task]
                 yield task
-            self.function.note_holds(sum(hub.num_holds for hub in hubs))
+            self.function.note_holds(sum(hub.num_holds for hub in hubs), len(rows))
         finally:
             error = Aborted("the batch was left before its end")
             for task, hub in running.items():

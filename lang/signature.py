@@ -13,7 +13,7 @@ from ..core.errors import ArgumentError, ProgramError, SourceLoc
 class Signature:
     """The parameters after the state. Raises ProgramError, at the function's line, where it cannot be a program."""
 
-    __slots__ = ("defaults", "name", "names", "num_positional", "required", "signature")
+    __slots__ = ("defaults", "name", "names", "names_set", "num_positional", "required", "signature")
 
     def __init__(self, body: Any, where: SourceLoc) -> None:
         self.name = body.__name__
@@ -30,6 +30,7 @@ class Signature:
                     f"the program {self.name} takes {stars}{p.name}: a program needs named parameters", where=where
                 )
         self.names = tuple(p.name for p in parameters)
+        self.names_set = frozenset(self.names)
         self.num_positional = sum(p.kind != p.KEYWORD_ONLY for p in parameters)
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.required = tuple(p.name for p in parameters if p.default is p.empty)
@@ -38,6 +39,8 @@ class Signature:
         self, args: Sequence[Any], kwargs: Mapping[str, Any], bound: Mapping[str, Any], where: SourceLoc | None
     ) -> dict[str, Any]:
         """All arguments by name, bound ones and defaults included. Raises ArgumentError naming what is wrong."""
+        if not args and kwargs.keys() == self.names_set:
+            return dict(kwargs)
         if len(args) > self.num_positional:
             raise ArgumentError(
                 f"{self.name} takes {self.num_positional} positional arguments, got {len(args)}", where=where

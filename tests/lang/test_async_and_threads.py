@@ -224,7 +224,7 @@ def test_num_threads_one_keeps_everything_in_the_caller():
 def test_bodies_found_to_be_quick_need_no_threads_the_next_time():
     program, rows = sleeping_batch(8, 0.0)
     assert program.may_block
-    program.note_holds(0)
+    program.note_holds(0, 8)
     seen = set()
     tool = TOOLS["tool"]
     TOOLS["tool"] = lambda x: (seen.add(threading.get_ident()), tool(x))[1]

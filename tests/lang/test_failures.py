@@ -299,6 +299,26 @@ def test_a_program_run_inside_a_program_is_a_program_of_its_own():
     assert outer.run(i=1, backend=backend).text() == "outer 1 okinner okok"
 
 
+def test_programs_run_by_programs_run_beside_the_others():
+    @dslc.function
+    def inner(s, q):
+        s += q + dslc.gen("a")
+        s += s["a"] + dslc.gen("b")
+
+    @dslc.function
+    def outer(s, i):
+        s += f"{i}"
+        return (
+            inner.run(q=f"one {i}", backend=backend)["b"]
+            + inner.run_batch([{"q": f"two {i}"}, {"q": "BOOM"}], backend=backend, compiled=False)[0]["b"]
+        )
+
+    backend = failing_on("BOOM")
+    states = outer.run_batch([{"i": i} for i in range(20)], backend=backend, num_threads=1, compiled=False)
+    assert [state.ret_value for state in states] == ["okok"] * 20
+    assert backend.max_in_flight > 20  # the inner ones of all outer ones together
+
+
 def test_a_thousand_runs_leave_nothing_behind():
     @dslc.function
     def program(s, i):
