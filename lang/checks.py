@@ -225,9 +225,11 @@ def check_constraint(constraint: Constraint, where: SourceLoc | None, name: str 
     try:
         constraints.check_constraint(constraint)
     except ConstraintError as error:
-        if name and error.field:
-            text = error.message.replace(f"{error.field}: ", "", 1)
-            raise ConstraintError(text, field=name, where=where) from None
+        if name and name != error.field:
+            text = error.message.removeprefix(f"{error.field}: ")
+            renamed = ConstraintError(text, field=name, where=where)
+            renamed.pointer = error.pointer  # the text has it already
+            raise renamed from None
         raise error.at(where) from None
     except DslcError as error:
         raise error.at(where) from None
