@@ -9,6 +9,7 @@ import threading
 import types
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ..compiler.ir import Opaque, walk
@@ -129,7 +130,9 @@ class Function:
                 self._plans[key] = compile_program(program, tokenizer, None, options)
             return self._plans[key]
 
-    def plan_to_run(self, backend: Backend, compiled: bool | None, options: CompileOptions | None) -> Plan | None:
+    def plan_to_run(
+        self, backend: Backend, compiled: bool | None, options: CompileOptions | None, history: History = "append"
+    ) -> Plan | None:
         """The plan to walk instead of the body; None to interpret.
 
         With `compiled=True` raises TraceError or NoSource where there is no whole plan.
@@ -159,6 +162,8 @@ class Function:
                 assert isinstance(error_of_break, TraceError)
                 raise error_of_break
             return None
+        if history == "render":
+            options = _with_roles(options)
         try:
             return self.plan(backend.tokenizer if backend.capabilities.token_ids else None, options)
         except (VerifyError, RequestError):
@@ -322,6 +327,14 @@ class Function:
         for name, value in (*options.items(), *((name, value) for name, value in named.items() if value is not None)):
             (others if name in RUN_NAMES and name not in self.signature.names else own)[name] = value
         return own, others
+
+
+def _with_roles(options: CompileOptions | None) -> CompileOptions:
+    """The options of a plan in which roles stay roles: the executor renders them."""
+    from ..compiler.passes.base import CompileOptions
+
+    known = options or CompileOptions()
+    return replace(known, disabled=tuple(dict.fromkeys((*known.disabled, "lower-chat-template"))))
 
 
 def _calls(rows: Sequence[Any]) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:

@@ -97,5 +97,7 @@ def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptio
         raise ArgumentError(f"token_budget must be a positive number of tokens, not {budget!r}", where=where)
     if history not in ("append", "render"):
         raise ArgumentError(f"history must be 'append' or 'render', not {history!r}", where=where)
+    if history == "render" and options.get("stream"):
+        raise ArgumentError("history='render' rewrites earlier text, so it cannot be streamed", where=where)
     deadline = None if timeout is None else time.monotonic() + timeout
     return RunOptions(sampling, seed, wish, bool(options.get("stream")), history, deadline, budget)

@@ -31,12 +31,14 @@ from ..compiler.ir import (
     Tokens,
 )
 from ..core.errors import ProgramError, SourceLoc, TemplateError
+from . import rendered
 from .generate import generate
 from .score import select
 from .steps import Cancelled, append_special, check_text, close_run
 from .stream import OpenRole, Slot, Step, Stream
 
 if TYPE_CHECKING:
+    from ..core.text.template import ChatTemplate
     from .executor import Executor
 
 Rule = Callable[["Executor", Stream, Step], None]
@@ -128,7 +130,12 @@ def enter_role(executor: Executor, stream: Stream, step: Step) -> None:
     if op.prefix is not None:  # lowered: the body holds the template's text
         stream.open_role = OpenRole(op, stream.text_len + len(op.prefix), op.suffix or "")
         return
-    prefix, suffix = _fragments(executor, stream.roles, op.where)
+    template = _template(executor, op)
+    if executor.options.history == "render" and (stream.is_rendered or template.fragments(stream.roles) is None):
+        stream.is_rendered = True
+        rendered.enter(executor, stream, op, template)
+        return
+    prefix, suffix = _fragments(executor, template, stream.roles, op.where)
     stream.begin(executor.tokenizer, True)
     append_special(executor, stream, prefix)
     stream.open_role = OpenRole(op, stream.text_len, suffix)
@@ -143,16 +150,22 @@ def leave_role(executor: Executor, stream: Stream, step: Step) -> None:
     if op.suffix:
         content = content[: -len(op.suffix)]
     stream.messages.append({"role": op.role, "content": content})
-    if op.suffix is None:
+    if stream.is_rendered:
+        rendered.leave(executor, stream, _template(executor, op))
+    elif op.suffix is None:
         append_special(executor, stream, role.suffix)
 
 
-def _fragments(executor: Executor, roles: tuple[str, ...], where: SourceLoc | None) -> tuple[str, str]:
+def _template(executor: Executor, op: Role) -> ChatTemplate:
     template = executor.tokenizer.chat_template if executor.tokenizer is not None else None
     if template is None:
-        raise TemplateError(
-            f"a {roles[-1]} turn needs a chat template, and the model's tokenizer has none", where=where
-        )
+        raise TemplateError(f"a {op.role} turn needs a chat template, and the model's tokenizer has none")
+    return template
+
+
+def _fragments(
+    executor: Executor, template: ChatTemplate, roles: tuple[str, ...], where: SourceLoc | None
+) -> tuple[str, str]:
     found = template.fragments(roles)
     if found is not None:
         return found

@@ -50,7 +50,7 @@ class Running:
         compiled, compile_options = rest.pop("compiled", None), rest.pop("compile_options", None)
         run = run_options(rest, where)
         target = backend if backend is not None else default_backend()
-        return cls(function, target, run, function.plan_to_run(target, compiled, compile_options))
+        return cls(function, target, run, function.plan_to_run(target, compiled, compile_options, run.history))
 
     def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0) -> Task:
         """One instance: its plan walked, or its body run."""

@@ -121,9 +121,9 @@ class Stream:
     """The state of one stream; changed only by its executor."""
 
     __slots__ = (
-        "branches", "busy", "changes", "error", "feed", "first_message", "id", "is_joined", "is_started", "log",
-        "messages", "num_branches", "num_requests", "open_role", "path", "pieces", "queue", "regions", "request_id",
-        "roles", "run", "scopes", "segments", "siblings", "text_len", "variables",
+        "branches", "busy", "changes", "error", "feed", "first_message", "id", "is_joined", "is_rendered", "is_started",
+        "log", "messages", "num_branches", "num_requests", "open_role", "path", "pieces", "queue", "regions",
+        "request_id", "roles", "run", "scopes", "segments", "siblings", "text_len", "variables",
     )  # fmt: skip
 
     def __init__(self, id: int, path: str, is_started: bool = True) -> None:
@@ -141,6 +141,7 @@ class Stream:
         self.first_message = 0  # how many of them a branch has from its parent
         self.roles: tuple[str, ...] = ()
         self.open_role: OpenRole | None = None
+        self.is_rendered = False  # the template writes all turns anew at each (history="render")
         self.scopes: list[tuple[Scope, int]] = []
         # Variables and open regions, as of the last op emitted.
         self.variables: dict[str, Slot] = {}
@@ -283,6 +284,7 @@ class Stream:
         stream.messages = self.messages.copy()
         stream.first_message = len(self.messages)
         stream.roles = self.roles
+        stream.is_rendered = self.is_rendered
         stream.log = []
         if self.open_role is not None:
             stream.open_role = OpenRole(self.open_role.op, self.open_role.text_start, self.open_role.suffix)

@@ -66,7 +66,7 @@ CASES = [
     (tuple[int, ...], "[1, 2, 3]", (1, 2, 3)),
     (set[str], '["a", "b"]', {"a", "b"}),
     (dict[str, float], '{"x": 1}', {"x": 1.0}),
-    (int | None, "null", None),  # noqa: UP045
+    (int | None, "null", None),
     (int | str, '"a"', "a"),
     (Annotated[list[int], "note"], "[1]", [1]),
     (Person, '{"name": "Ada", "age": 36, "friends": [{"name": "B", "age": 1}]}',
@@ -239,7 +239,7 @@ kinds = st.recursive(
     lambda inner: (
         st.builds(lambda t: list[t], inner)
         | st.builds(lambda t: dict[str, t], inner)
-        | st.builds(lambda t, u: t | u if isinstance(t, type) and isinstance(u, type) else list[t], inner, inner)  # noqa: UP045
+        | st.builds(lambda t, u: t | u if isinstance(t, type) and isinstance(u, type) else list[t], inner, inner)
         | st.builds(lambda t, u: tuple[t, u], inner, inner)
     ),
     max_leaves=4,
