@@ -1,1 +1,1 @@
-"""One operation per file: a plain torch twin and its faster versions, chosen by one registry."""
+"""One operation per file, as plain torch: the specification of what a faster version must compute."""

@@ -12,10 +12,10 @@ from ..compiler.constraints.compile import BACKENDS, cache_counters, compile_con
 from ..core.errors import ConfigError, ConstraintError, ContextOverflow, RequestError
 from ..core.sampling import MAX_TOP_LOGPROBS
 from ..core.text.stops import stop_set
+from ..kernels.token_bitmask import mask_words
 from .memory.prefix_cache import Namespace
 from .output import OutputText, needs_text
 from .request import Request, Sequence
-from .sampling.mask import mask_words
 from .scoring import plan_trie
 
 if TYPE_CHECKING:

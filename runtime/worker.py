@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..core.events import TokenLogprob
+from ..kernels.token_bitmask import ALL_ALLOWED, mask_words
 from .sampling.batch import SamplingBatch, SamplingRow
 from .sampling.logprobs import Logprobs, logsumexp
-from .sampling.mask import ALL_ALLOWED, mask_words
 from .sampling.sampler import Sampler
 from .scheduling.batch_builder import BatchBuilder, LogitRows
 from .scheduling.results import Results

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...kernels.token_bitmask import apply_token_mask_
 from .filters import candidates
 from .logprobs import Logprobs, token_logprobs
-from .mask import apply_token_mask_
 from .random import argmax_rows, race
 
 if TYPE_CHECKING:

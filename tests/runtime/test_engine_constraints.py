@@ -16,8 +16,8 @@ from dslc.core.errors import ConstraintError
 from dslc.core.events import Event, Failed, Finished
 from dslc.core.request import GenRequest, Segment
 from dslc.core.sampling import SamplingParams
+from dslc.kernels.token_bitmask import unpack_mask
 from dslc.runtime.engine import Engine
-from dslc.runtime.sampling.mask import unpack_mask
 from dslc.runtime.scheduling.results import bar
 
 torch.set_num_threads(1)

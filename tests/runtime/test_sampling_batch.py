@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dslc.core.sampling import SamplingParams
+from dslc.kernels.token_bitmask import apply_token_mask_, mask_words, pack_mask, unpack_mask
 from dslc.runtime.sampling import penalties
 from dslc.runtime.sampling.batch import SamplingBatch, SamplingRow
 from dslc.runtime.sampling.filters import candidates
-from dslc.runtime.sampling.mask import apply_token_mask_, mask_words, pack_mask, unpack_mask
 from dslc.runtime.sampling.sampler import Sampler
 
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Which tokens a constraint allows, as packed bits."""
+"""Which tokens a constraint allows, as packed bits: the torch form of the operation, and its specification."""
 
 from __future__ import annotations
 
