@@ -166,6 +166,8 @@ def constraint_of(given: Mapping[str, Any], where: SourceLoc | None) -> tuple[Ty
     kind: ConstraintKind = "regex"
     if name == "type":
         return _of_type(source, where)
+    if name == "tools":
+        return _of_tools(source, where)
     if name == "dtype":
         source = _dtype_regex(source, where)
     elif name in ("ebnf", "grammar"):
@@ -193,6 +195,16 @@ def _of_type(kind: Any, where: SourceLoc | None) -> tuple[TypeSpec, ConstraintSp
         return spec, None
     check_constraint(Constraint(spec.kind, spec.source), where, "type")
     return spec, ConstraintSpec(spec.kind, spec.source)
+
+
+def _of_tools(functions: Any, where: SourceLoc | None) -> tuple[TypeSpec, ConstraintSpec]:
+    from .tools import spec_of_tools
+
+    if not isinstance(functions, (list, tuple)):
+        raise RequestError(f"must be a list of functions, not {functions!r}", field="tools", where=where)
+    spec = spec_of_tools(functions, where)
+    check_constraint(Constraint("json_schema", spec.source), where, "tools")
+    return spec, ConstraintSpec("json_schema", spec.source)
 
 
 def _dtype_regex(dtype: Any, where: SourceLoc | None) -> str:

@@ -27,6 +27,7 @@ from ..core.errors import ProgramError, SourceLoc, UndefinedVariable
 from . import rules, steps
 from .generate import generate
 from .options import RunOptions
+from .reasoning_format import REASONING_SUFFIX
 from .stream import Slot, Step, Stream
 
 if TYPE_CHECKING:
@@ -122,6 +123,9 @@ class Executor:
         slot.spec = expr.spec
         if expr.var is not None:
             self._set_variable(stream, expr.var, slot)
+            if expr.reasoning is not None:
+                slot.beside = Slot()
+                self._set_variable(stream, f"{expr.var}{REASONING_SUFFIX}", slot.beside)
         self.push(stream, Step(generate, expr, slot, self._next_ref))
         self._next_ref += 1
 

@@ -160,6 +160,7 @@ def _edge(role: str, is_begin: bool) -> Callable[[], Expression]:
 
 
 system, user, assistant = _role("system"), _role("user"), _role("assistant")
+tool_result = _role("tool")
 system_begin, system_end = _edge("system", True), _edge("system", False)
 user_begin, user_end = _edge("user", True), _edge("user", False)
 assistant_begin, assistant_end = _edge("assistant", True), _edge("assistant", False)

@@ -12,13 +12,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from ..compiler.ir import Opaque, walk
+from ..compiler.ir import Arg, Expr, Opaque, walk
 from ..compiler.tracing import NoSource, Traced, strict_error, trace
 from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
 from ..core.errors import ArgumentError, DslcError, ProgramError, RequestError, SourceLoc, TraceError, VerifyError
+from .defaults import default_backend
 from .locate import caller
 from .options import RUN_NAMES, History
+from .prefix import cache_prefix
 from .running import Running
 from .signature import Signature
 from .state import ProgramState, TracedTypes
@@ -118,6 +120,21 @@ class Function:
                 )
                 self._types = types
             return self._traced
+
+    def trace(self, **kwargs: Any) -> Program:
+        """The program as IR with these arguments bound, under SGLang's rule for tracing: a program that formats an
+        argument (f"...{argument}") raises TypeError. `compile` has no such limit."""
+        self.signature.refuse_unknown(kwargs, caller())
+        program = (self.bind(**kwargs) if kwargs else self).compile()
+        arguments = {op.out for op in program.body if isinstance(op, Arg)}
+        for op in walk(program.body):
+            if isinstance(op, Expr) and op.fn in ("concat", "format") and arguments.intersection(op.args):
+                raise TypeError(f"{op.where}: an argument has no text while tracing: use .compile()")
+        return program
+
+    def cache(self, backend: Backend | None = None) -> int:
+        """Put the constant beginning of the program's prompts into the backend's prefix cache. Returns its tokens."""
+        return cache_prefix(self, backend if backend is not None else default_backend())
 
     def plan(self, tokenizer: Tokenizer | None, options: CompileOptions | None = None) -> Plan:
         """The plan for a tokenizer; made once per program, tokenizer and options."""

@@ -12,6 +12,7 @@ from ..core.errors import DeadlineExceeded, ProgramError, RequestError
 from ..core.events import Failed, Finished, Tokens
 from ..core.request import GenRequest, LogprobWish, Origin, Segment
 from . import meta
+from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
 from .steps import check_text, close_run, placed
 from .stream import Slot, Step, Stream
 
@@ -43,7 +44,7 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     )
     told: Telling | None = None
     if executor.feed is not None and stream is executor.root:
-        told = Telling(executor.feed, request, op.var, executor.tokenizer)
+        told = Telling(executor.feed, request, op.var, executor.tokenizer, _reasoning(op))
     finished = partial(_generated, executor, stream, step, request, told)
     send(executor, stream, request, step, finished, told.add if told is not None else None)
 
@@ -98,32 +99,52 @@ def seconds_left(executor: Executor) -> float | None:
 class Telling:
     """Passes the pieces of one generation on to readers outside."""
 
-    def __init__(self, feed: Feed, request: GenRequest, var: str | None, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        request: GenRequest,
+        var: str | None,
+        tokenizer: Tokenizer | None,
+        reasoning: ReasoningFormat | None,
+    ) -> None:
         self._feed = feed
         self._request = request
         self._tokenizer = tokenizer
+        self._splitter = Splitter(reasoning) if reasoning is not None else None
         self._num_tokens = 0
+        self._num_reasoning = 0
         self.num_chars = 0
         self._channel = feed.begin(var) if var is not None else None
+        is_apart = var is not None and reasoning is not None
+        self._beside = feed.begin(f"{var}{REASONING_SUFFIX}") if is_apart else None
 
     def add(self, event: Tokens) -> None:
         """The next piece of the first choice (the others are told of when they are whole)."""
         if event.index != 0:
             return
         self._num_tokens += len(event.token_ids)
-        self.num_chars += len(event.text)
-        if event.text:
-            self._feed.add_text(event.text)
+        thought, text = self._splitter.feed(event.text) if self._splitter is not None else ("", event.text)
+        self.num_chars += len(text)
+        self._num_reasoning += len(thought)
+        if text:
+            self._feed.add_text(text)
         if self._channel is not None:
             info = meta.of_tokens(self._request, event, self._num_tokens, self._tokenizer)
-            self._feed.add_chunk(self._channel, event.text, info)
+            self._feed.add_chunk(self._channel, text, info)
+        if self._beside is not None and thought:
+            self._feed.add_chunk(self._beside, thought, {})
 
-    def end(self, event: Finished) -> None:
-        """What the pieces have not told yet."""
+    def end(self, event: Finished, thought: str, text: str) -> None:
+        """What the pieces have not told yet of the first choice."""
         if self._channel is not None:
-            output = event.outputs[0]
-            info = meta.of_output(self._request, event, output, self._tokenizer, self._num_tokens)
-            self._feed.add_chunk(self._channel, output.text[self.num_chars :], info)
+            info = meta.of_output(self._request, event, event.outputs[0], self._tokenizer, self._num_tokens)
+            self._feed.add_chunk(self._channel, text[self.num_chars :], info)
+        if self._beside is not None and len(thought) > self._num_reasoning:
+            self._feed.add_chunk(self._beside, thought[self._num_reasoning :], {})
+
+
+def _reasoning(op: Gen | GenExpr[Any]) -> ReasoningFormat | None:
+    return None if isinstance(op, Gen) else op.reasoning
 
 
 def _generated(
@@ -132,20 +153,25 @@ def _generated(
     first = event.outputs[0]
     for output in event.outputs:
         executor.num_generated_tokens += len(output.token_ids)
+    reasoning = _reasoning(step.op)
+    texts = [output.text for output in event.outputs]
+    thoughts = [""] * len(texts)
+    if reasoning is not None:
+        thoughts, texts = map(list, zip(*map(reasoning.split, texts), strict=True))
     num_told = told.num_chars if told is not None else 0
-    if executor.tokenizer is not None:
+    if executor.tokenizer is not None and reasoning is None:
         stream.append_generated(first.kept_ids, first.kept_tail, first.text, num_told)
     else:
-        stream.append_generated((), first.text, first.text, num_told)
+        stream.append_generated((), texts[0], texts[0], num_told)
     if told is not None:
-        told.end(event)
+        told.end(event, thoughts[0], texts[0])
     infos: list[Any] = [partial(meta.of_output, request, event, output, executor.tokenizer) for output in event.outputs]
     slot = step.slot
     assert slot is not None
-    if request.sampling.n == 1:
-        slot.set(first.text, infos[0])
-    else:
-        slot.set([output.text for output in event.outputs], infos)
+    is_one = request.sampling.n == 1
+    if slot.beside is not None:
+        slot.beside.set(thoughts[0] if is_one else thoughts)
+    slot.set(texts[0] if is_one else texts, infos[0] if is_one else infos)
 
 
 def send(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -27,6 +27,7 @@ from .types import TypeSpec, is_type
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
+    from .reasoning_format import ReasoningFormat
     from .state import ProgramState
 
     class GenNames(TypedDict, total=False):
@@ -75,7 +76,7 @@ class GenOptions:
 class GenExpr(Expression, Generic[T]):
     """A generation whose value is a T; see `gen`. `state[g]` is that value."""
 
-    __slots__ = ("constraint", "logprobs", "sampling", "spec", "var", "where")
+    __slots__ = ("constraint", "logprobs", "reasoning", "sampling", "spec", "var", "where")
 
     def __init__(self, var: str | None, options: GenOptions, where: SourceLoc | None) -> None:
         self.var = var
@@ -84,6 +85,14 @@ class GenExpr(Expression, Generic[T]):
         self.constraint = options.constraint
         self.logprobs = options.logprobs
         self.spec = options.spec
+        self.reasoning: ReasoningFormat | None = None  # see `separate_reasoning`
+
+    def with_reasoning(self, form: ReasoningFormat) -> GenExpr[T]:
+        """The same generation, with its reasoning split off."""
+        options = GenOptions(self.sampling, self.constraint, self.logprobs, self.spec)
+        expr: GenExpr[T] = GenExpr(self.var, options, self.where)
+        expr.reasoning = form
+        return expr
 
     def append_to(self, state: ProgramState) -> None:
         state.emit_gen(self)
@@ -139,6 +148,7 @@ def gen(
     json_schema: Any = None,
     *,
     type: None = None,
+    tools: Sequence[Callable[..., Any]] | None = None,
     ebnf: str | None = None,
     grammar: str | None = None,
     repetition_penalty: float | None = None,
@@ -176,6 +186,7 @@ def gen(
     json_schema: Any = None,
     *,
     type: Any = None,
+    tools: Sequence[Callable[..., Any]] | None = None,
     ebnf: str | None = None,
     grammar: str | None = None,
     repetition_penalty: float | None = None,
@@ -191,7 +202,8 @@ def gen(
     Options not given come from `run(...)`. At most one of these constrains the text: `type` (also in second place: int,
     Literal, an enum, a dataclass, a pydantic model, ...; `s[name]` is then a value of that type, `s.raw(name)` its
     text), `dtype` (SGLang's int, float, str, bool: the value stays text), `regex`, `json_schema` (a dict, its JSON
-    text, or a pydantic model), `grammar` (EBNF; also called `ebnf`). With `choices` this is `select`.
+    text, or a pydantic model), `grammar` (EBNF; also called `ebnf`), `tools` (functions: the value is a `ToolCall` of
+    one of them). With `choices` this is `select`.
 
     Raises RequestError or ConstraintError naming the option, with the user's line.
     """
@@ -201,7 +213,7 @@ def gen(
     given = (
         max_tokens, min_tokens, n, stop, stop_token_ids, stop_regex, temperature, top_p, top_k, min_p,
         frequency_penalty, presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num,
-        return_text_in_logprobs, dtype, choices, choices_method, regex, json_schema, type, ebnf, grammar,
+        return_text_in_logprobs, dtype, choices, choices_method, regex, json_schema, type, tools, ebnf, grammar,
         repetition_penalty, logit_bias, seed, skip_special_tokens, spaces_between_special_tokens, no_stop_trim,
         token_ids_logprob,
     )  # fmt: skip
@@ -223,12 +235,12 @@ def gen(
 GEN_OPTIONS = (
     "max_tokens", "min_tokens", "n", "stop", "stop_token_ids", "stop_regex", "temperature", "top_p", "top_k", "min_p",
     "frequency_penalty", "presence_penalty", "ignore_eos", "return_logprob", "logprob_start_len", "top_logprobs_num",
-    "return_text_in_logprobs", "dtype", "choices", "choices_method", "regex", "json_schema", "type", "ebnf", "grammar",
-    "repetition_penalty", "logit_bias", "seed", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim",
-    "token_ids_logprob",
+    "return_text_in_logprobs", "dtype", "choices", "choices_method", "regex", "json_schema", "type", "tools", "ebnf",
+    "grammar", "repetition_penalty", "logit_bias", "seed", "skip_special_tokens", "spaces_between_special_tokens",
+    "no_stop_trim", "token_ids_logprob",
 )  # fmt: skip
 _NOT_SAMPLING = frozenset(
-    {*LOGPROB_NAMES, "dtype", "choices", "choices_method", "regex", "json_schema", "type", "ebnf", "grammar"}
+    {*LOGPROB_NAMES, "dtype", "choices", "choices_method", "regex", "json_schema", "type", "tools", "ebnf", "grammar"}
 )
 _MAX_KNOWN = 4096
 _known: dict[Any, tuple[tuple[Any, ...], GenOptions]] = {}
@@ -245,7 +257,7 @@ def _gen_options(given: dict[str, Any], where: SourceLoc | None) -> GenOptions:
         for name, value in given.items()
         if value is not None and name not in _NOT_SAMPLING
     }
-    constraints = {name: given[name] for name in ("type", "dtype", "regex", "json_schema", "grammar", "ebnf")}
+    constraints = {name: given[name] for name in ("type", "tools", "dtype", "regex", "json_schema", "grammar", "ebnf")}
     spec, constraint = constraint_of(constraints, where)
     asked, start, top, with_text, token_ids = (given[name] for name in LOGPROB_NAMES)
     wish = logprob_wish(asked, start, top, with_text, token_ids, where)

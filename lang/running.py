@@ -20,6 +20,7 @@ from .feed import Feed
 from .hub import Hub, Task
 from .options import RunOptions, run_options
 from .outside import Outside
+from .prefix import pinned, static_prefix
 from .state import ProgramState
 from .walker import walk_plan
 
@@ -134,6 +135,9 @@ class Running:
             hub = nested or Hub(self.backend)
             run = hub.run if nested is None else hub.run_nested
             ended = self._noting_holds(hub, run(self.task(hub, rows[i], i) for i in order))
+        if self.plan is not None and len(rows) > 1 and self.backend.tokenizer is not None:
+            prefix = static_prefix(self.plan.static_prefix, self.backend.tokenizer.encode_prompt(""))
+            ended = pinned(self.backend, prefix, ended)
         ended = _with_progress(ended, len(rows), progress_bar)
         return _states(ended, unordered, on_error)
 

@@ -87,6 +87,8 @@ class ProgramState:
         if not self.sink.is_tracing:
             self.sink.append_gen(self.stream, expr)  # type: ignore[attr-defined]
             return
+        if expr.reasoning is not None:
+            self.sink.opaque("separate_reasoning", expr.where)
         if self._types is not None and expr.var is not None:
             self._types.add(expr.var, expr.spec)
         self.sink.emit(

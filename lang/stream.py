@@ -27,12 +27,13 @@ class Slot:
     `watchers` are called, in the thread that owns the program, when the value or the error is there.
     """
 
-    __slots__ = ("error", "is_done", "meta", "parts", "spec", "value", "watchers")
+    __slots__ = ("beside", "error", "is_done", "meta", "parts", "spec", "value", "watchers")
 
     def __init__(self, value: Any = None, is_done: bool = False) -> None:
         self.value = value
         self.spec: TypeSpec | None = None  # how the text becomes what the user reads
         self.parts: tuple[Slot, ...] = ()  # of a join: where the values came from
+        self.beside: Slot | None = None  # of a generation: its reasoning
         self.is_done = is_done
         self.error: BaseException | None = None
         self.meta: Any = None
@@ -47,6 +48,8 @@ class Slot:
 
     def fail(self, error: BaseException) -> None:
         """Say that there will be no value."""
+        if self.beside is not None:
+            self.beside.fail(error)
         if not self.is_done:
             self.error = error
             self._done()
