@@ -103,6 +103,9 @@ if TYPE_CHECKING:
         system_end as system_end,
     )
     from .lang.exprs import (
+        tool_result as tool_result,
+    )
+    from .lang.exprs import (
         user as user,
     )
     from .lang.exprs import (
@@ -128,8 +131,12 @@ if TYPE_CHECKING:
     from .lang.gens import (
         select as select,
     )
+    from .lang.reasoning import separate_reasoning as separate_reasoning
     from .lang.state import ProgramState as ProgramState
     from .lang.state import ProgramStateGroup as ProgramStateGroup
+    from .lang.tools import ToolCall as ToolCall
+    from .lang.tools import ToolError as ToolError
+    from .lang.tools import tool_of as tool_of
     from .runtime.engine import Engine as Engine
 
 _HOME = {
@@ -146,9 +153,11 @@ _HOME = {
     ".lang.defaults": ("flush_cache", "get_server_info", "set_default_backend"),
     ".lang.exprs": (
         "assistant", "assistant_begin", "assistant_end", "image", "special", "system", "system_begin", "system_end",
-        "user", "user_begin", "user_end", "video",
+        "tool_result", "user", "user_begin", "user_end", "video",
     ),
     ".lang.gens": ("gen", "gen_int", "gen_string", "select"),
+    ".lang.reasoning": ("separate_reasoning",),
+    ".lang.tools": ("ToolCall", "ToolError", "tool_of"),
     ".lang.function": ("Function", "function"),
     ".lang.state": ("ProgramState", "ProgramStateGroup"),
     ".runtime.engine": ("Engine",),

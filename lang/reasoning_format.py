@@ -17,13 +17,13 @@ class ReasoningFormat:
 
     def split(self, text: str) -> tuple[str, str]:
         """(reasoning, answer) of a whole text. Without the end marker a begun reasoning takes all of it."""
-        head, begun, rest = text.partition(self.begin)
-        if not begun:
-            if not self.is_open:
-                return "", text
-            head, rest = "", text
-        elif head.strip():
-            return "", text  # it says something before: the marker is part of an answer
+        body = text.lstrip()
+        if body.startswith(self.begin):
+            rest = body[len(self.begin) :]
+        elif self.is_open:
+            rest = text
+        else:
+            return "", text
         reasoning, ended, answer = rest.partition(self.end)
         return (reasoning.strip("\n"), answer.lstrip("\n")) if ended else (reasoning.strip("\n"), "")
 
@@ -46,7 +46,7 @@ class Splitter:
     def __init__(self, form: ReasoningFormat) -> None:
         self._form = form
         self._held = ""
-        self._where = "reasoning" if form.is_open else "start"
+        self._where = "start"
         self._is_begun = False  # something of the present part was shown: line ends count from then on
 
     def feed(self, piece: str) -> tuple[str, str]:
@@ -69,8 +69,8 @@ class Splitter:
             self._held = text[len(begin) :]
             self._where = "reasoning"
         elif not begin.startswith(text):
-            self._where = "answer"
-            self._is_begun = True
+            self._where = "reasoning" if self._form.is_open else "answer"
+            self._is_begun = not self._form.is_open
 
     def _reasoning(self) -> str:
         """The reasoning before the end marker; without it, all that cannot be its beginning."""
