@@ -69,6 +69,15 @@ if TYPE_CHECKING:
     from .lang.choices import (
         unconditional_likelihood_normalized as unconditional_likelihood_normalized,
     )
+    from .lang.compat import (
+        dump_state_text as dump_state_text,
+    )
+    from .lang.compat import (
+        global_config as global_config,
+    )
+    from .lang.compat import (
+        read_jsonl as read_jsonl,
+    )
     from .lang.defaults import (
         flush_cache as flush_cache,
     )
@@ -139,6 +148,8 @@ if TYPE_CHECKING:
     from .lang.tools import tool_of as tool_of
     from .runtime.engine import Engine as Engine
 
+    Runtime = Engine
+
 _HOME = {
     ".core.errors": (
         "Aborted", "ArgumentError", "ConfigError", "ConstraintError", "ContextOverflow", "DslcError", "EngineError",
@@ -150,6 +161,7 @@ _HOME = {
         "ChoicesDecision", "greedy_token_selection", "register_choices_method", "token_length_normalized",
         "unconditional_likelihood_normalized",
     ),
+    ".lang.compat": ("dump_state_text", "global_config", "read_jsonl"),
     ".lang.defaults": ("flush_cache", "get_server_info", "set_default_backend"),
     ".lang.exprs": (
         "assistant", "assistant_begin", "assistant_end", "image", "special", "system", "system_begin", "system_end",
@@ -163,8 +175,10 @@ _HOME = {
     ".runtime.engine": ("Engine",),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
+# SGLang's name for a model that is run and shut down as a backend; here it runs in this process.
+_ALIASES = {"Runtime": "Engine"}
 
-__all__ = [*sorted(_WHERE), "__version__"]
+__all__ = [*sorted([*_WHERE, *_ALIASES]), "__version__"]
 
 
 def _built_in_engine() -> Any:
@@ -174,12 +188,12 @@ def _built_in_engine() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    module = _WHERE.get(name)
+    module = _WHERE.get(_ALIASES.get(name, name))
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if module.startswith(".lang"):
         importlib.import_module(".lang.defaults", __name__).register_factory(_built_in_engine)
-    value = getattr(importlib.import_module(module, __name__), name)
+    value = getattr(importlib.import_module(module, __name__), _ALIASES.get(name, name))
     globals()[name] = value
     return value
 

@@ -27,6 +27,11 @@ def set_default_backend(backend: Backend | None) -> None:
     _backend = backend
 
 
+def current() -> Backend | None:
+    """The backend that was set, if any."""
+    return _backend
+
+
 def default_backend() -> Backend:
     """The default backend. The first time without one, the built-in model's engine is made, with a warning."""
     global _backend

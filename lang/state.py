@@ -12,6 +12,7 @@ from ..core.errors import ProgramError, SourceLoc
 from .exprs import Expression, ExprList, MediaExpr, flatten
 from .gens import GenExpr, SelectExpr
 from .locate import caller
+from .partial import MISSING, partial_json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -291,6 +292,25 @@ class ProgramState:
                 yield text, info
             elif text:
                 yield text
+
+    def partial_iter(self, var_name: str) -> Iterator[Any]:
+        """The JSON value of a variable as it grows (`run(stream=True)`): what is in it stays, more comes.
+
+        The last item is the whole, as the type of the gen if it has one.
+        """
+        where = caller()
+        text, last = "", MISSING
+        for piece, _ in self._executor("partial_iter()").chunks(self.stream, var_name, where):
+            text += piece
+            value = partial_json(text)
+            if value is not MISSING and value != last:
+                last = value
+                yield value
+        whole = self._read(var_name, where)
+        if isinstance(whole, str):
+            whole = partial_json(whole)
+        if whole is not MISSING and whole != last:
+            yield whole
 
     def cancel(self) -> None:
         """End the program of `run(stream=True)`; what it has in flight is aborted."""

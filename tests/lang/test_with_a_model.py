@@ -110,7 +110,7 @@ def test_select_scores_are_transformers(path, engine, prompt, choices):
     ):
 
         @dslc.function
-        def program(s):
+        def program(s, method=method):
             s += prompt
             s += dslc.select("c", list(choices), choices_method=method)
 
