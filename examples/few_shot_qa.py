@@ -28,7 +28,5 @@ def few_shot_qa(s, question):
 
 
 if __name__ == "__main__":
-    for question, state in zip(
-        QUESTIONS, few_shot_qa.run_batch([{"question": q} for q in QUESTIONS]), strict=True
-    ):
+    for question, state in zip(QUESTIONS, few_shot_qa.run_batch([{"question": q} for q in QUESTIONS]), strict=True):
         print(f"{question} {state['answer'].strip()}")

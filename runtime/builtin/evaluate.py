@@ -48,8 +48,9 @@ def held_out(family_name: str, count: int, seed: int = 1) -> list[Document]:
 
 
 @torch.inference_mode()
-def evaluate(folder: Path, num_documents: int = 64, batch: int = 8,
-    families: Sequence[str] | None = None) -> list[Score]:
+def evaluate(
+    folder: Path, num_documents: int = 64, batch: int = 8, families: Sequence[str] | None = None
+) -> list[Score]:
     """Score the weights in `folder`, with transformers, in float32."""
     from transformers import AutoModelForCausalLM
 

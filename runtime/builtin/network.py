@@ -7,10 +7,14 @@ fast on two CPU cores. The engine does not use this module: it loads the exporte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EPS = 1e-5
 
@@ -114,21 +118,31 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """ids [B, T] -> final hidden states [B, T, hidden] in bfloat16; the embedding is also the head."""
+    """ids [B, T] -> final hidden states [B, T, hidden] in bfloat16; the embedding is also the head.
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    `twins` are pairs of ids of the same word with and without its space. They begin as nearly the same vector, one
+    direction apart, so what is learnt about finding and copying one of them holds for the other.
+
+    The embedding begins at unit scale, the blocks add nothing at first, and what they add is trained slower
+    (`WRITE_LR`): Muon's steps do not depend on the gradient's size, and a first block that adds 100 times as much as
+    the embedding leaves later blocks nothing to tell tokens apart by. The small last gain keeps the first logits small.
+    """
+
+    def __init__(self, shape: Shape, seed: int, twins: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
         self.shape = shape
         self.embed = nn.Parameter(torch.empty(shape.vocab_size, shape.hidden))
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
-        self.norm = nn.Parameter(torch.ones(shape.hidden))
+        self.norm = nn.Parameter(torch.full((shape.hidden,), 0.02))
         rng = torch.Generator().manual_seed(seed)
         for name, param in self.named_parameters():
             if param.ndim > 1:
-                std = 0.02 if name == "embed" else param.shape[-1] ** -0.5 * 0.6
-                if name.endswith(("out", "down")):
-                    std /= (2 * shape.num_layers) ** 0.5
-                nn.init.normal_(param, std=std, generator=rng)
+                std = {"embed": 1.0, "out": 0.0, "down": 0.0}.get(name.rsplit(".")[-1])
+                nn.init.normal_(param, std=param.shape[-1] ** -0.5 if std is None else std, generator=rng)
+        space = torch.randn(shape.hidden, generator=rng)
+        with torch.no_grad():
+            for spaced, bare in twins:
+                self.embed[spaced] = (self.embed[bare] + 0.5 * space) / 1.25**0.5
 
     def forward(self, ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = F.embedding(ids, self.embed)
@@ -145,7 +159,10 @@ class Network(nn.Module):
 
     def hf_state(self) -> dict[str, Tensor]:
         """Weights under transformers' names, bfloat16; the tied head is not stored."""
-        state: dict[str, Tensor] = {"model.embed_tokens.weight": self.embed, "model.norm.weight": self.norm}
+        state: dict[str, Tensor] = {
+            "model.embed_tokens.weight": self.embed,
+            "model.norm.weight": self.norm,
+        }
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             parts: dict[str, Tensor] = {
@@ -169,8 +186,8 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon takes one matrix at a time; stacking equal shapes across layers makes a step several times cheaper.
     """
 
-    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params: list[dict[str, Any]], momentum: float = 0.95, weight_decay: float = 0.05) -> None:
+        super().__init__(params, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -40,10 +40,12 @@ CHAT_TEMPLATE = (
 
 def build(pattern: str, model: models.BPE) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return tokenizer
@@ -59,9 +61,15 @@ def texts(seed: int) -> Iterable[str]:
 def train(seed: int = 0) -> Tokenizer:
     corpus = list(texts(seed))
     first = build(_LEARN, models.BPE())
-    first.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=NUM_PIECES, special_tokens=list(SPECIAL), show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    first.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=NUM_PIECES,
+            special_tokens=list(SPECIAL),
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
     learnt = json.loads(first.to_str())["model"]
     vocab: dict[str, int] = learnt["vocab"]
     merges = [(left, right) for left, right in learnt["merges"]]
@@ -80,6 +88,17 @@ def train(seed: int = 0) -> Tokenizer:
             vocab[space + piece] = len(vocab)
             merges.append((space, piece))
     return build(_SPLIT, models.BPE(vocab=vocab, merges=merges))
+
+
+def twins(tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """Ids of the same piece with and without its space."""
+    vocab = tokenizer.get_vocab()
+    space = tokenizer.encode(" ").tokens[0]
+    return sorted(
+        (spaced, vocab[token[len(space) :]])
+        for token, spaced in vocab.items()
+        if token.startswith(space) and token[len(space) :] in vocab
+    )
 
 
 def save(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:

@@ -1,6 +1,6 @@
-"""Train dslc-tiny: `python -m dslc.runtime.builtin.train --tokens 30000000 --out FOLDER`.
+"""Train dslc-tiny: `python -m dslc.runtime.builtin.train --out FOLDER`.
 
-Everything follows from the seed and the number of tokens: corpus, packing, order, schedule. A checkpoint is written
+Everything follows from the seed: corpus, packing, order, schedule. A checkpoint is written
 every few minutes; running the same command again goes on from it. The method is told in docs/builtin-model.md.
 """
 
@@ -29,29 +29,38 @@ if TYPE_CHECKING:
 
 MAX_LEN = 1024
 PROMPT_WEIGHT = 0.15
-MUON_LR, ADAM_LR = 0.02, 3e-3
-WARM_UP, DECAY_FROM = 0.015, 0.2  # shares of all tokens
+READ_LR, WRITE_LR, EMBED_LR, NORM_LR = 0.02, 0.005, 5e-3, 3e-3
 NUM_WAITING = 512  # documents among which the packer chooses
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of the training, up to the share `until` of all tokens, with rows of one length."""
+    """A stretch of the training: its tokens, the shape of its batches, the factor on the learning rates at its two
+    ends (a straight line between them), and the families' shares of its tokens."""
 
-    until: float
-    length: int
+    num_tokens: int
     rows: int
+    length: int
+    rate: tuple[float, float]
     shares: dict[str, float]
 
 
 _MAIN = {family.name: family.share for family in FAMILIES}
-_LOOK_UP = {"tables": 12.0, "copying": 4.0, "reading": 5.0, "reading, invented names": 2.0, "true, false, unknown": 2.0}
+# Finding a word again is what most other families are built on.
+_LOOK_UP = _MAIN | {
+    "tables": 12.0, "copying": 4.0, "reading": 5.0, "reading, invented names": 2.0, "true, false, unknown": 2.0,
+}  # fmt: skip
+# True, false or unknown has to be concentrated to be learnt at all.
+_BLOCK = {family.name: family.block_share for family in FAMILIES}
+
 PHASES = (
-    Phase(0.08, 256, 16, _MAIN | _LOOK_UP),  # finding a word again is what most other families are built on
-    Phase(0.35, 256, 16, _MAIN),
-    Phase(0.50, 256, 16, {family.name: family.block_share for family in FAMILIES}),  # true/false/unknown concentrated
-    Phase(0.93, 256, 16, _MAIN),
-    Phase(1.00, MAX_LEN, 4, _MAIN | {LONG.name: LONG.share}),
+    Phase(180_000, 8, 256, (0.0, 1.0), _LOOK_UP),
+    Phase(780_000, 8, 256, (1.0, 1.0), _LOOK_UP),
+    Phase(1_440_000, 8, 256, (1.0, 1.0), _MAIN),
+    Phase(1_800_000, 8, 256, (1.0, 0.8125), _MAIN),
+    Phase(1_800_000, 8, 256, (0.8125, 0.625), _BLOCK),
+    Phase(5_160_000, 12, 256, (0.625, 0.0875), _MAIN),
+    Phase(840_000, 3, MAX_LEN, (0.0875, 0.0), _MAIN | {LONG.name: LONG.share}),
 )
 
 
@@ -131,42 +140,44 @@ class Packer:
         return Row(ids, weights)
 
 
-def learning_rate(done: float) -> float:
-    """Factor on the learning rates after the share `done` of all tokens."""
-    if done < WARM_UP:
-        return done / WARM_UP
-    return min(1.0, max(0.0, (1.0 - done) / (1.0 - DECAY_FROM)))
-
-
 class Training:
     """All that changes while training; can be saved and gone on with."""
 
-    def __init__(self, tok: Tokenizer, num_tokens: int, seed: int) -> None:
+    def __init__(self, tok: Tokenizer, seed: int, phases: Sequence[Phase] = PHASES) -> None:
         self.tok = tok
-        self.num_tokens = num_tokens
+        self.phases = phases
         self.rng = Random(f"train {seed}")
         self.packer = Packer(tok, self.rng)
-        self.network = Network(Shape(vocab_size=tok.get_vocab_size()), seed)
-        params = list(self.network.parameters())
-        self.muon = Muon([p for p in params if p.ndim == 3], lr=MUON_LR)
-        self.adam = torch.optim.AdamW([p for p in params if p.ndim < 3], lr=ADAM_LR, betas=(0.9, 0.98),
-            weight_decay=0.0)
+        self.network = Network(Shape(vocab_size=tok.get_vocab_size()), seed, tokenizer.twins(tok))
+        named = list(self.network.named_parameters())
+        write = [p for name, p in named if name.endswith(("out", "down"))]
+        read = [p for name, p in named if name.endswith(("qkv", "gate_up"))]
+        norms = [p for _name, p in named if p.ndim == 1]
+        self.optimizers = (
+            Muon([{"params": read, "peak": READ_LR}, {"params": write, "peak": WRITE_LR}]),
+            torch.optim.AdamW(
+                [{"params": [self.network.embed], "peak": EMBED_LR}, {"params": norms, "peak": NORM_LR}],
+                betas=(0.9, 0.98),
+                weight_decay=0.0,
+            ),
+        )
         self.num_done = 0
         self.seconds = 0.0
 
     def state(self) -> dict[str, Any]:
         return {
-            "network": self.network.state_dict(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict(),
-            "rng": self.rng.getstate(), "waiting": [(row.ids, row.weights) for row in self.packer.waiting],
-            "num_done": self.num_done, "num_tokens": self.num_tokens, "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": self.rng.getstate(),
+            "waiting": [(row.ids, row.weights) for row in self.packer.waiting],
+            "num_done": self.num_done,
+            "seconds": self.seconds,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        if state["num_tokens"] != self.num_tokens:
-            raise ValueError(f"the checkpoint is of a run over {state['num_tokens']} tokens, not {self.num_tokens}")
         self.network.load_state_dict(state["network"])
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.rng.setstate(state["rng"])
         self.packer.waiting = [Row(ids, weights) for ids, weights in state["waiting"]]
         self.num_done = state["num_done"]
@@ -177,33 +188,40 @@ class Training:
         loss_fn = torch.compile(self.network.loss, dynamic=False)
         started = last_saved = time.monotonic() - self.seconds
         last_saved = time.monotonic()
-        for phase in PHASES:
-            if self.num_done >= phase.until * self.num_tokens:
+        end = 0
+        for phase in self.phases:
+            end += phase.num_tokens
+            if self.num_done >= end:
                 continue
             cos, sin = rope_table(self.network.shape, phase.length)
             total = torch.zeros(())
             for step, (ids, weights) in enumerate(self.packer.batches(phase), 1):
-                factor = learning_rate(self.num_done / self.num_tokens)
-                self.muon.param_groups[0]["lr"] = MUON_LR * factor
-                self.adam.param_groups[0]["lr"] = ADAM_LR * factor
+                first, last = phase.rate
+                factor = last + (first - last) * max(0, end - self.num_done) / phase.num_tokens
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["peak"] * factor
                 loss = loss_fn(ids[:, :-1], ids[:, 1:], weights[:, 1:], cos, sin)
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(params, 1.0)
-                self.muon.step()
-                self.adam.step()
+                for optimizer in self.optimizers:
+                    optimizer.step()
                 self.network.zero_grad(set_to_none=True)
                 self.num_done += phase.rows * phase.length
                 self.seconds = time.monotonic() - started
                 total += loss.detach()
                 if step % log_every == 0:
                     rate = self.num_done / self.seconds
-                    print(f"{self.num_done / 1e6:.2f} M tokens, {self.seconds / 60:.1f} min, {rate:.0f} tokens/s, "
-                          f"loss {float(total) / log_every:.4f}", flush=True)
+                    print(
+                        f"{self.num_done / 1e6:.2f} M tokens, {self.seconds / 60:.1f} min, {rate:.0f} tokens/s, "
+                        f"loss {float(total) / log_every:.4f}",
+                        flush=True,
+                    )
                     total.zero_()
                 if time.monotonic() - last_saved > save_every_s:
                     save(self)
                     last_saved = time.monotonic()
-                if self.num_done >= phase.until * self.num_tokens:
+                if self.num_done >= end:
                     break
         save(self)
 
@@ -223,7 +241,6 @@ def export(training: Training, folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=30_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=model_path())
@@ -233,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     tok_file = args.out / "tokenizer.json"
     tok = Tokenizer.from_file(str(tok_file)) if tok_file.exists() else tokenizer.train(args.seed)
-    training = Training(tok, args.tokens, args.seed)
+    training = Training(tok, args.seed)
     if args.checkpoint.exists():
         training.load(torch.load(args.checkpoint, weights_only=True))
 

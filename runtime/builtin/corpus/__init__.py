@@ -33,7 +33,7 @@ class Family:
 FAMILIES = tuple(
     Family(*row)
     for row in (
-        ("ticket sorting", tickets.sorting, 2.2, 1),
+        ("ticket sorting", tickets.sorting, 3.5, 1.5),
         ("tickets asked otherwise", tickets.other_ways, 0.7, 0.3),
         ("facts, few-shot", facts.few_shot, 1.1, 0.5),
         ("facts in chat", facts.in_chat, 0.8, 0.35),
@@ -41,7 +41,7 @@ FAMILIES = tuple(
         ("small talk", talk.small_talk, 0.35, 0.15),
         ("not known", talk.unknown, 0.25, 0.1),
         ("memory", talk.memory, 0.4, 0.2),
-        ("arithmetic", sums.arithmetic, 3, 1.5),
+        ("arithmetic", sums.arithmetic, 2.6, 1.5),
         ("calculator", sums.calculator, 0.8, 0.3),
         ("choice of a tool", sums.tools, 0.6, 0.3),
         ("JSON, city in a text", records.city, 0.6, 0.3),
