@@ -7,7 +7,7 @@ Each program runs over the same batch on the built-in model
 - `batch 1`: the same engine with one running request at a time;
 - `transformers`: `generate` once per generation, no cache between calls.
 
-Greedy, float32, one thread per core. Wall time is the median over the repeats, runs interleaved. Token counts are of
+Greedy, float32, `--threads` threads (one by default). Wall time is the median over the repeats, runs interleaved. Token counts are of
 one repeat. All outputs are compared with those of the first row: float32 sums in another order may turn a near tie, so
 the share of equal texts is printed rather than assumed.
 """
@@ -88,8 +88,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--rows", type=int, default=8, help="sets of arguments per program")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     engines = backends()
     print(
         f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, ",
