@@ -33,6 +33,10 @@ class _Mask(LogitsProcessor):
         return scores.masked_fill(~torch.from_numpy(allowed), float("-inf"))
 
 
+class _NothingHeld:
+    num_tokens = 0
+
+
 class TransformersBackend:
     """core.backend.Backend on transformers, one call at a time, in the caller's thread."""
 
@@ -114,6 +118,13 @@ class TransformersBackend:
 
     def abort(self, request_ids):
         self.queue = [(request, sink) for request, sink in self.queue if request.id not in set(request_ids)]
+
+    def pin(self, ids, cache_salt=""):
+        """There is no cache to hold anything in."""
+        return _NothingHeld()
+
+    def unpin(self, handle):
+        pass
 
     def counters(self):
         return Counters(**self.totals)
