@@ -22,7 +22,7 @@ demo: $(STAMP) ## Run the demo program on the built-in model
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## Run the default suite (no GPU, no network)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests too
 	$(BIN)/python -m pytest -q -m 'not gpu and not browser' $(PYTEST_ARGS)

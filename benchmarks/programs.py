@@ -7,7 +7,7 @@ Each program runs over the same batch on the built-in model
 - `batch 1`: the same engine with one running request at a time;
 - `transformers`: `generate` once per generation, no cache between calls.
 
-Greedy, float32, `--threads` threads (one by default). Wall time is the median over the repeats, runs interleaved. Counts
+Greedy, float32, `--threads` threads (default 1). Wall time is the median over the repeats, runs interleaved; counts
 are of one repeat. All outputs are compared with those of the first row: float32 sums in another order may turn a near
 tie, so the share of equal texts is printed rather than assumed.
 """
