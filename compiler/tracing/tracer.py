@@ -23,6 +23,7 @@ MAX_PATHS = 256
 MAX_OPS = 4096
 MAX_TICKS = 1_000_000  # hook calls of one path: bounds pure Python loops
 MAX_DEPTH = 64  # functions followed into one another
+MAX_DECISIONS = 64  # of one path: they nest in the IR, and everything that reads it goes down into them
 
 # Exprs whose value is already true or false, so that a decision needs no "bool" around them.
 _BOOLEAN = frozenset(
@@ -196,6 +197,8 @@ class PathTracer:
         key = self._deep_key(symbol.ref)
         if key in self._facts:
             return self._facts[key]
+        if self.num_decisions >= MAX_DECISIONS:
+            self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
         self.events.append(Decision(symbol.ref, taken, self._next_ref, self._next_stream, self.here()))
         self.num_decisions += 1

@@ -403,3 +403,12 @@ def test_none_checks_and_defaults():
     assert program.is_whole
     assert program.params[1].has_default
     assert [op.fn for op in walk(program.body) if op.name == "expr"] == ["is_none", "not"]
+
+
+def test_a_loop_on_a_generated_value_is_bounded():
+    def until(s, q):
+        s += gen("x")
+        while s["x"] != "stop":
+            s += gen("x")
+
+    assert "more than 64 branches" in breaks(until)[0].reason
