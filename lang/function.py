@@ -222,6 +222,7 @@ class Function:
         *args: Any,
         backend: Backend | None = None,
         stream: bool = False,
+        use_thread: bool = True,
         seed: int | None = None,
         timeout: float | None = None,
         token_budget: int | None = None,
@@ -232,13 +233,15 @@ class Function:
     ) -> ProgramState:
         """Run once. `options` are the program's arguments and defaults for its gens (temperature=, stop=, n=, ...).
 
-        A name that is both goes to the program. `seed` makes sampling reproducible; `timeout` (seconds) and
-        `token_budget` (generated tokens) bound the run. `compiled` False interprets the body op by op; True raises
-        TraceError where the program cannot run from its plan; None decides. Raises what failed, at its line.
+        A name that is both goes to the program. With `stream` the state is there at once and is read while a thread
+        runs the program (`use_thread=False`: when it has run in this one). `seed` makes sampling reproducible;
+        `timeout` (seconds) and `token_budget` (generated tokens) bound the run. `compiled` False interprets the body op
+        by op; True raises TraceError where the program cannot run from its plan; None decides. Raises what failed, at
+        its line.
         """
         named = {
-            "backend": backend, "stream": stream or None, "seed": seed, "timeout": timeout,
-            "token_budget": token_budget, "history": history, "compiled": compiled,
+            "backend": backend, "stream": stream or None, "use_thread": None if use_thread else False, "seed": seed,
+            "timeout": timeout, "token_budget": token_budget, "history": history, "compiled": compiled,
             "compile_options": compile_options,
         }  # fmt: skip
         own, others = self._split(options, named)
@@ -246,7 +249,9 @@ class Function:
         running = Running.of(self._unbound((args, own)), others, caller())
         if self.is_async:
             return _in_new_loop(self.__name__, lambda: _raising(running.arun(arguments)))
-        return running.stream(arguments) if running.options.stream else running.run(arguments)
+        if running.options.stream and others.get("use_thread", True):
+            return running.stream(arguments)
+        return running.run(arguments)
 
     def arun(self, *args: Any, **options: Any) -> Coroutine[Any, Any, ProgramState]:
         """`run` for an event loop, which is not blocked: `state = await program.arun(...)`, with run()'s options.

@@ -72,15 +72,15 @@ SAMPLING_NAMES = frozenset(
 )  # fmt: skip
 RUN_NAMES = frozenset(
     {
-        *SAMPLING_NAMES, *LOGPROB_NAMES, "backend", "stream", "seed", "timeout", "token_budget", "history", "compiled",
-        "compile_options",
+        *SAMPLING_NAMES, *LOGPROB_NAMES, "backend", "stream", "use_thread", "seed", "timeout", "token_budget",
+        "history", "compiled", "compile_options",
     }
 )  # fmt: skip
 
 
 def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptions:
     """From the options of `run(...)` by name. Raises RequestError or ArgumentError for a bad one."""
-    if not options:
+    if not options or options.keys() == {"use_thread"}:
         return RunOptions((), _SEEDS.getrandbits(63))
     sampling = sampling_overrides({name: options[name] for name in SAMPLING_NAMES if name in options}, where)
     asked, start, top, with_text, token_ids = (options.get(name) for name in LOGPROB_NAMES)
