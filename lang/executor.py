@@ -293,7 +293,11 @@ class Executor:
         return rest
 
     def deliver(self, error: BaseException) -> BaseException:
-        """Mark an error as raised inside the body: if the body goes on, it has handled it."""
+        """Mark an error as raised inside the body: if the body goes on, it has handled it.
+
+        What is raised for a branch that was cancelled is what made the other branch fail.
+        """
+        error = steps.root_of(error)
         if not any(known is error for known in self._delivered):
             self._delivered.append(error)
         return error
@@ -448,9 +452,7 @@ class Executor:
     def _unhandled(self) -> BaseException | None:
         """The first error of a stream that was not raised inside the body."""
         for stream in self.streams.values():
-            error = stream.error
-            while isinstance(error, steps.Cancelled):
-                error = error.__cause__
+            error = steps.root_of(stream.error) if stream.error is not None else None
             if error is not None and not any(known is error for known in self._delivered):
                 return error
         return None

@@ -34,7 +34,7 @@ from ..core.errors import ProgramError, SourceLoc, TemplateError
 from . import rendered
 from .generate import generate
 from .score import select
-from .steps import Cancelled, append_special, check_text, close_run
+from .steps import append_special, check_text, close_run, root_of
 from .stream import OpenRole, Slot, Step, Stream
 
 if TYPE_CHECKING:
@@ -203,8 +203,7 @@ def _join(executor: Executor, stream: Stream, step: Step) -> None:
     joined: Joined = step.extra
     failed = next((branch.error for branch in joined.branches if branch.error is not None), None)
     if failed is not None:
-        while isinstance(failed, Cancelled) and failed.__cause__ is not None:
-            failed = failed.__cause__
+        failed = root_of(failed)
         for slot, _ in joined.gathered:
             slot.fail(failed)
         raise failed

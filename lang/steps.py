@@ -22,6 +22,13 @@ def cancelled(stream: Stream, failed: Stream, why: BaseException) -> Cancelled:
     return error
 
 
+def root_of(error: BaseException) -> BaseException:
+    """The error itself, or what made another branch fail and so cancelled this one."""
+    while isinstance(error, Cancelled) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def placed(error: BaseException, where: SourceLoc | None) -> BaseException:
     """The error with its place in the user's source, if it has none."""
     return error.at(where) if isinstance(error, DslcError) else error
