@@ -1,5 +1,7 @@
-"""The classic programs of the field, our versions of which are the examples: on a scripted backend with an error at each
-request of each of them, and on the built-in model for the shape of what they give."""
+"""The classic programs of the field, our versions of which are the examples.
+
+They run on a scripted backend with an error at each request of each, and on the built-in model for the shape of what
+they give."""
 
 import asyncio
 import importlib.util
