@@ -1,0 +1,182 @@
+"""A backend around another that remembers what was asked of it, so that the account of the run can be evaluated.
+
+    recording = Recording(engine)
+    program.run_batch(rows, backend=recording)
+    usage = evaluate(recording.jobs(), recording.limits)   # equals the engine's counters
+
+It adds no request and changes none.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import ProgramError
+from ..core.events import Event, Failed, Finished, Output
+from .account import Job, Limits
+
+if TYPE_CHECKING:
+    from ..core.backend import Backend, Capabilities, Counters, EventSink, PinHandle
+    from ..core.request import GenRequest
+    from ..core.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request and how it ended. When it was submitted, `wave` results were in, those of its own program instance
+    being `after`, and the engine had made `arrival` forwards."""
+
+    request: GenRequest
+    wave: int
+    after: tuple[int, ...]
+    arrival: int
+    ended: Finished | Failed | None = None
+
+
+class Recording:
+    """`core.backend.Backend` around `inner`. Thread-safe; `entries` are in the order of submission.
+
+    Where one thread submits and drives, a request's arrival follows from the results before it. Where several do
+    (bodies that block), it is an input of the account like the clock: after how many forwards it came.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+        self.entries: list[Entry] = []
+        self._lock = threading.Lock()
+        self._num_ended = 0
+        self._ended: dict[Any, list[int]] = {}
+        self._threads: set[int] = set()
+        self._first_forward = inner.counters().forwards
+
+    # what is recorded
+
+    def submit(self, requests: Sequence[GenRequest], sink: EventSink) -> None:
+        """Remember the requests, and hand them on."""
+        arrival = self.inner.counters().forwards - self._first_forward
+        with self._lock:
+            self._threads.add(threading.get_ident())
+            numbers: dict[str, tuple[int, Any]] = {}
+            for request in requests:
+                origin = request.origin
+                owner = (origin.program, origin.instance) if origin is not None else None
+                numbers[request.id] = len(self.entries), owner
+                self.entries.append(Entry(request, self._num_ended, tuple(self._ended.get(owner, ())), arrival))
+
+        def hear(event: Event) -> None:
+            if isinstance(event, (Finished, Failed)):
+                number, owner = numbers[event.request_id]
+                with self._lock:
+                    self.entries[number].ended = event
+                    self._num_ended += 1
+                    self._ended.setdefault(owner, []).append(number)
+            sink(event)
+
+        self.inner.submit(requests, hear)
+
+    def jobs(self) -> list[Job]:
+        """What was asked and what came of it. Raises ProgramError where a request failed or has not ended."""
+        jobs: list[Job] = []
+        for entry in self.entries:
+            if not isinstance(entry.ended, Finished):
+                what = "failed" if entry.ended is not None else "has not ended"
+                raise ProgramError(f"the request {entry.request.id} {what}: a run that was cut has no account")
+            jobs.append(self._job(entry, entry.ended))
+        return jobs
+
+    def _job(self, entry: Entry, ended: Finished) -> Job:
+        request = entry.request
+        wish = request.logprobs
+        return Job(
+            prompt=self.prompt_ids(request),
+            outputs=tuple(output.token_ids for output in ended.outputs),
+            spans=tuple(map(spans_of, ended.outputs)),
+            score=request.score,
+            prompt_logprobs_from=wish.prompt_start if wish is not None else -1,
+            namespace=f"{request.adapter}/{request.cache_salt}",
+            after=entry.after,
+            wave=entry.wave,
+            arrival=entry.arrival if len(self._threads) > 1 else -1,
+        )
+
+    def prompt_ids(self, request: GenRequest) -> tuple[int, ...]:
+        """The prompt's ids; neighbouring text is tokenised as one string, as the engine does."""
+        ids: list[int] = []
+        text = ""
+        for segment in request.segments:
+            if segment.ids:
+                ids += self._encode(text)
+                text = ""
+                ids += segment.ids
+            text += segment.text
+        return (*ids, *self._encode(text))
+
+    def _encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        assert self.inner.tokenizer is not None
+        return self.inner.tokenizer.encode(text)
+
+    @property
+    def limits(self) -> Limits:
+        """Those of the engine inside; the defaults for another backend."""
+        config = getattr(self.inner, "config", None)
+        if config is None:
+            return Limits()
+        vocab = getattr(getattr(self.inner, "runner", None), "vocab_size", 0)
+        return Limits.of(config, vocab)
+
+    def clear(self) -> None:
+        """Forget what has been recorded so far."""
+        with self._lock:
+            self.entries.clear()
+            self._num_ended = 0
+            self._ended.clear()
+            self._threads.clear()
+            self._first_forward = self.inner.counters().forwards
+
+    # the rest of the verbs
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.inner.capabilities
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.inner.tokenizer
+
+    def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        return self.inner.wait(ready, timeout)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.inner.abort(request_ids)
+
+    def pin(self, ids: Sequence[int], cache_salt: str = "") -> PinHandle:
+        return self.inner.pin(ids, cache_salt)
+
+    def unpin(self, handle: PinHandle) -> None:
+        self.inner.unpin(handle)
+
+    def counters(self) -> Counters:
+        return self.inner.counters()
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def spans_of(output: Output) -> tuple[int, ...]:
+    """How many ids each forward of an output gave; empty: one each."""
+    return ()
+
+
+def by_need(jobs: Sequence[Job]) -> list[Job]:
+    """The same jobs, each waiting only for the results of its own instance: what another order or limit would cost."""
+    return [replace(job, wave=0, arrival=-1) for job in jobs]
