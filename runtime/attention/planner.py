@@ -177,7 +177,7 @@ class Planner:
         kept = rows[is_real]
         whole = not joined and real is None and len(kept) == self.fb.num_rows and bool((np.diff(kept) > 0).all())
         real_rows = None if whole else self._tensor(kept)
-        if n == 1 and self._is_fresh(bucket[0]):
+        if n == 1 and not joined and self._is_fresh(bucket[0]):  # joined results need the keys' slots
             span = bucket[0]
             new = slice(span.first_row, span.first_row + span.num_rows)
             return Part(1, new, None, real_rows, None, None, causal=not self.bidirectional)
