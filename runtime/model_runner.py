@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from .attention import choose_attention_backend
 from .attention.base import attention_backend
-from .layers.rowwise import fix_tiles
+from .layers.rowwise import fix_counts
 from .loader import load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from .memory.request_table import ReqToTokenPool
@@ -51,7 +51,7 @@ class ModelRunner:
             self.num_tokens = self._pool_size()
             self.kv_pool = KVPool(self.num_tokens, self.kv_shape, config.page_size, self.device)
             if config.deterministic:
-                fix_tiles(self.model, self.act_dtype, self.device)
+                fix_counts(self.model, self.act_dtype, self.device)
         self.req_to_token = ReqToTokenPool(config.max_running_requests, self.context_length, self.device)
         self.attention = backend(self.req_to_token)
 

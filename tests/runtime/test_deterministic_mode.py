@@ -124,7 +124,7 @@ def test_logits_stay_those_of_transformers(runner):
 def test_a_layer_whose_rows_depend_on_their_place_works_row_by_row(monkeypatch):
     monkeypatch.setattr(rowwise, "place_independent", lambda *args: False)
     runner = deterministic_runner(tiny_checkpoint("llama"))
-    assert {m.tile_rows for m in runner.model.modules() if isinstance(m, rowwise.RowWise)} == {1}
+    assert {m.counts for m in runner.model.modules() if isinstance(m, rowwise.RowWise)} == {(1,)}
     slots = Slots(runner.req_to_token, runner.num_tokens)
     alone = runner.forward(make_batch(slots, [(slots.sequence(), prompt(30))]))
     pair = runner.forward(make_batch(slots, [(slots.sequence(), prompt(9, 1)), (slots.sequence(), prompt(30))]))
@@ -133,8 +133,30 @@ def test_a_layer_whose_rows_depend_on_their_place_works_row_by_row(monkeypatch):
 
 def test_place_independence_is_really_looked_for():
     rows = torch.arange(4.0)[:, None]
-    assert rowwise.place_independent(lambda x: x * 2, torch.randn(4, 3), 4)
-    assert not rowwise.place_independent(lambda x: x + rows, torch.randn(4, 3), 4)
+    assert rowwise.place_independent(lambda x: x * 2, torch.randn(4, 3))
+    assert not rowwise.place_independent(lambda x: x + rows, torch.randn(4, 3))
+
+
+def test_row_counts_at_which_a_library_changes_its_kernel_are_left_out():
+    def rows(x):
+        return x * 2 if len(x) < 8 else x * 3 if len(x) == 64 else x + x / 3
+
+    counts = rowwise.agreeing_counts(rows, torch.randn(256, 5))
+    assert counts == (8, 16, 32, 48, 128, 256)
+    for num in (*range(1, 70), 255, 256, 257, 300, 1000):
+        x = torch.randn(num, 5)
+        assert torch.equal(rowwise.in_pieces(rows, x, counts), x + x / 3)
+    assert rowwise.agreeing_counts(lambda x: x + torch.arange(float(len(x)))[:, None], torch.randn(256, 5)) == (1,)
+
+
+@pytest.mark.parametrize("counts", [(1,), (4, 16, 64), rowwise.COUNTS])
+def test_pieces_cover_everything_once_with_little_padding(counts):
+    for num in range(600):
+        found = list(rowwise.pieces(num, counts))
+        assert [i for start, end, _ in found for i in range(start, end)] == list(range(num))
+        assert all(count in counts and end - start <= count for start, end, count in found)
+        assert all(end - start == count for start, end, count in found[:-1])
+        assert sum(count for *_, count in found) <= max(1.5 * num, num + 15)
 
 
 def test_a_backend_that_is_not_deterministic_is_refused():
@@ -142,15 +164,40 @@ def test_a_backend_that_is_not_deterministic_is_refused():
         deterministic_runner(tiny_checkpoint("llama"), attention_backend="torch_native")
 
 
-def test_tiles_done_together_and_one_by_one_have_the_same_bits(monkeypatch):
-    path = tiny_checkpoint("llama")
+def test_rows_and_blocks_done_together_and_one_by_one_have_the_same_bits(monkeypatch):
+    path = tiny_checkpoint("mistral")
     work = [prompt(n, seed=n) for n in (130, 40, 7, 64, 1, 16, 90)]
     results = []
     for together in (True, False):
-        if not together:
-            monkeypatch.setattr(torch_deterministic, "_group_leaves_bits", lambda *shape: False)
+        torch_deterministic._shapes.cache_clear()
+        if not together:  # as on a machine where the number of rows or of products matters
+            monkeypatch.setattr(torch_deterministic._Shapes, "_agrees", lambda self, *shapes: False)
         runner = deterministic_runner(path)
         slots = Slots(runner.req_to_token, runner.num_tokens)
         results.append(runner.forward(make_batch(slots, [(slots.sequence(), ids) for ids in work])))
-        assert set(runner.attention._can_group.values()) == {together}
+    torch_deterministic._shapes.cache_clear()
     assert torch.equal(*results)
+
+
+def test_a_long_prompt_in_bundles_has_the_bits_of_its_rows(monkeypatch):
+    results = []
+    for kept in (torch_deterministic.MAX_KEPT_ROWS, 200):
+        monkeypatch.setattr(torch_deterministic, "MAX_KEPT_ROWS", kept)
+        runner = deterministic_runner(tiny_checkpoint("llama"))
+        slots = Slots(runner.req_to_token, runner.num_tokens)
+        results.append(runner.forward(make_batch(slots, [(slots.sequence(), prompt(250)), (slots.sequence(), [9])])))
+    assert torch.equal(*results)
+
+
+def test_shapes_that_agree_are_really_looked_for(monkeypatch):
+    plain = torch_deterministic._attend_blocks
+
+    def other_kernels(q, k, v, bars, scaling, logit_cap):
+        out, best, top = plain(q, k, v, bars, scaling, logit_cap)
+        few = q.shape[3] < 4 or q.shape[0] == 8
+        return (out * 1.001, best, top) if few else (out, best, top)
+
+    monkeypatch.setattr(torch_deterministic, "_attend_blocks", other_kernels)
+    shapes = torch_deterministic._Shapes(2, 2, 16, 0.0, torch.device("cpu"))
+    assert shapes.row_counts == (4, 8, 16, 64)
+    assert shapes.pair_counts(4) == (1, 2, 4, 16, 32, 64, 128, 256)
