@@ -1,121 +1,275 @@
-"""Programs against their baselines, in one run: `python benchmarks/programs.py [--repeat N] [--rows N]`.
+"""Programs against their baselines: `python benchmarks/programs.py [--quick] [--pairs 9] [--rows 64] [--model big]`.
 
-Each program runs over the same batch on the built-in model
+Each workload of `workloads.py` runs in four ways, on one engine model:
 
-- `dslc`: compiled, all programs in flight, cache on;
-- `cache off`: the same engine without its radix cache;
-- `batch 1`: the same engine with one running request at a time;
-- `transformers`: `generate` once per generation, no cache between calls.
+- `dslc`: compiled, every engine feature on;
+- `no compiler`: the interpreter on the same engine, every engine feature on;
+- `op by op`: the interpreter, radix cache on, each choice of a `select` scored as a sequence of its own after its
+  prompt, masks but no forced text;
+- `bare`: the same with no cache and one request at a time.
 
-Greedy, float32, `--threads` threads (default 1). Wall time is the median over the repeats, runs interleaved; counts
-are of one repeat. All outputs are compared with those of the first row: float32 sums in another order may turn a near
-tie, so the share of equal texts is printed rather than assumed.
+Latency: one program after the other. Throughput: all rows as one batch. Greedy but where a gen has a temperature of its
+own; one seed, so all ways draw the same tokens up to float32 sums in another order (the share of equal texts is shown).
+Counters first; then wall time, as the median of the ratios of interleaved pairs with its 95 % interval (order
+statistics). A ratio above 1 says that `dslc` is faster.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
+import shutil
 import statistics
 import sys
+import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers
 
 import dslc
+from dslc.compiler.account import evaluate
+from dslc.compiler.recording import Recording
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT / "examples"), str(ROOT / "benchmarks")]
+BUILTIN = ROOT / "runtime" / "builtin" / "dslc_tiny"
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import demo  # noqa: E402
-import few_shot_qa  # noqa: E402
-import multi_turn_chat  # noqa: E402
-import tip_suggestion  # noqa: E402
-from transformers_backend import TransformersBackend  # noqa: E402
+from baselines import SeparateChoices  # noqa: E402
+from workloads import Workload, workloads  # noqa: E402
 
-NAMES = ["Emma", "Noah", "Mia", "Paul", "Lena", "Ben", "Anna", "Felix"]
-CAPITALS = ["Germany", "Spain", "Italy", "Japan", "Norway", "Egypt", "Peru", "Poland"]
-TOPICS = ["staying healthy", "saving money", "learning a language", "sleeping well"]
+QUICK = ("few-shot choice", "JSON extraction", "branch-solve-merge judge", "document QA")
+COUNTS = ("requests", "prompt_tokens", "prefilled_tokens", "generated_tokens", "forced_tokens", "forwards", "rows")
 
 
-def workloads():
-    tickets = json.loads((ROOT / "examples" / "data" / "tickets.json").read_text("utf-8"))
-    return {
-        "triage (demo)": (demo.triage, [{"ticket": t["ticket"]} for t in tickets]),
-        "few-shot QA": (
-            few_shot_qa.few_shot_qa,
-            [{"question": f"What is the capital of {c}?"} for c in CAPITALS],
-        ),
-        "multi-turn chat": (multi_turn_chat.multi_turn_chat, [{"name": n} for n in NAMES]),
-        "tip suggestion": (tip_suggestion.tip_suggestion, [{"topic": t} for t in TOPICS]),
-    }
+@dataclass
+class Way:
+    """One way to run a program: a backend and the options of the run."""
+
+    name: str
+    engine: Any
+    backend: Any
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def backends():
-    model = str(ROOT / "runtime" / "builtin" / "dslc_tiny")
+@dataclass
+class Measured:
+    """What one way gave for one workload and mode."""
+
+    seconds: list[float] = field(default_factory=list)
+    used: Any = None
+    texts: list[str] = field(default_factory=list)
+
+
+def big_model(folder: Path) -> Path:
+    """A random Llama of about 100 M parameters with the built-in tokenizer, as a checkpoint."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    known = json.loads((BUILTIN / "config.json").read_text("utf-8"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=known["vocab_size"],
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=11,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=known["eos_token_id"],
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for path in BUILTIN.iterdir():
+        if path.name.startswith(("tokenizer", "special_tokens", "chat_template")):
+            shutil.copy(path, folder / path.name)
+    return folder
+
+
+def ways(model: str, names: tuple[str, ...]) -> list[Way]:
+    """The ways of that name; each has an engine of its own, so that no cache is shared."""
     options = {"model_path": model, "dtype": "float32"}
-    return {
-        "dslc": dslc.Engine(**options),
-        "cache off": dslc.Engine(**options, disable_radix_cache=True),
-        "batch 1": dslc.Engine(**options, max_running_requests=1),
-        "transformers": TransformersBackend(model),
-    }
+    plain = {"compiled": False, **no_forced_text()}
+    made = []
+    for name in names:
+        bare = {"disable_radix_cache": True, "max_running_requests": 1} if name == "bare" else {}
+        engine = dslc.Engine(**options, **bare)
+        if name == "dslc":
+            made.append(Way(name, engine, engine))
+        elif name == "no compiler":
+            made.append(Way(name, engine, engine, {"compiled": False}))
+        else:
+            made.append(Way(name, engine, SeparateChoices(engine), plain))
+    return made
 
 
-def run_once(program, batch, backend):
-    if hasattr(backend, "flush_cache"):
-        backend.flush_cache()
-    before, started = backend.counters(), time.perf_counter()
-    states = program.run_batch(batch, backend=backend, temperature=0, seed=0, on_error="raise")
+def no_forced_text() -> dict[str, Any]:
+    """The option that turns jump-forward off, where runs have it."""
+    from dslc.lang.options import RUN_NAMES
+
+    return {"jump_forward": False} if "jump_forward" in RUN_NAMES else {}
+
+
+def run_once(way: Way, load: Workload, one_by_one: bool) -> tuple[float, Any, list[str]]:
+    way.engine.flush_cache()
+    options = {"temperature": 0, "seed": 0, **load.options, **way.options, "backend": way.backend}
+    before, started = way.engine.counters(), time.perf_counter()
+    if one_by_one:
+        states = [load.program.run(**row, **options) for row in load.rows]
+    else:
+        states = load.program.run_batch(load.rows, on_error="raise", **options)
     seconds = time.perf_counter() - started
-    return seconds, backend.counters() - before, [state.text() for state in states]
+    return seconds, way.engine.counters() - before, [state.text() for state in states]
 
 
-def measure(program, batch, engines, repeat):
-    rows = {name: {"seconds": []} for name in engines}
-    for backend in engines.values():
-        run_once(program, batch[:1], backend)  # compile constraints, warm up
-    for _ in range(repeat):
-        for name, backend in engines.items():
-            seconds, used, texts = run_once(program, batch, backend)
-            rows[name]["seconds"].append(seconds)
-            rows[name]["used"], rows[name]["texts"] = used, texts
-    return rows
+def measure(load: Workload, made: list[Way], pairs: int, one_by_one: bool, bare_pairs: int) -> dict[str, Measured]:
+    """All ways in turn, `pairs` times; a first round warms caches of constraints and plans and counts nothing."""
+    found = {way.name: Measured() for way in made}
+    for way in made:
+        run_once(way, Workload(load.name, load.program, load.rows[:1], load.options), one_by_one)
+    for turn in range(pairs):
+        for way in made if turn % 2 == 0 else reversed(made):
+            if way.name == "bare" and turn >= bare_pairs:
+                continue
+            seconds, used, texts = run_once(way, load, one_by_one)
+            one = found[way.name]
+            one.seconds.append(seconds)
+            one.used, one.texts = used, texts
+    return found
 
 
-def main():
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Median, and the order statistics that hold it in 95 % of all samples (all of them for fewer than six)."""
+    ordered = sorted(ratios)
+    num = len(ordered)
+    skip = 0
+    while skip + 1 < num / 2 and 2 * sum(math.comb(num, k) for k in range(skip + 1)) / 2**num <= 0.05:
+        skip += 1
+    low = max(skip - 1, 0)
+    return statistics.median(ordered), ordered[low], ordered[num - 1 - low]
+
+
+def report(load: Workload, mode: str, found: dict[str, Measured], record: list[dict[str, Any]]) -> None:
+    """One line for each way; ratios of `dslc`'s time to it pair by pair."""
+    base = found["dslc"]
+    for name, one in found.items():
+        pairs = list(zip(one.seconds, base.seconds, strict=False))
+        middle, low, high = interval([theirs / mine for theirs, mine in pairs])
+        counts = [getattr(one.used, count) for count in COUNTS]
+        same = sum(a == b for a, b in zip(one.texts, base.texts, strict=True))
+        ratio = "" if name == "dslc" else f"{middle:.2f} ({low:.2f}-{high:.2f})"
+        cells = [load.name, mode, name, f"{statistics.median(one.seconds):.3f}", ratio, *counts]
+        print("| " + " | ".join(map(str, [*cells, f"{same}/{len(base.texts)}"])) + " |", flush=True)
+        record.append({"workload": load.name, "mode": mode, "way": name, "ratio": middle, "low": low, "high": high,
+                       "seconds": one.seconds, "counts": dict(zip(COUNTS, counts, strict=True))})  # fmt: skip
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else float("nan")
+
+
+def summary(record: list[dict[str, Any]]) -> None:
+    """The bars, and whether they are met; the compiler's own gain."""
+    print()
+    bars = (("op by op", "latency", 1.5), ("op by op", "throughput", 1.25), ("bare", "throughput", 5.0))
+    for way, mode, bar in bars:
+        ratios = [row["ratio"] for row in record if (row["way"], row["mode"]) == (way, mode)]
+        if ratios:
+            found = geometric_mean(ratios)
+            print(f"against {way!r}, {mode}: {found:.2f}x geometric mean of {len(ratios)} (bar {bar}: "
+                  f"{'met' if found >= bar else 'MISSED'})")  # fmt: skip
+    for mode in ("latency", "throughput"):
+        rows = [row for row in record if row["mode"] == mode]
+        mine = {row["workload"]: row for row in rows if row["way"] == "dslc"}
+        theirs = [row for row in rows if row["way"] == "no compiler"]
+        if not theirs:
+            continue
+        gain = geometric_mean([row["ratio"] for row in theirs])
+        print(f"the compiler's own gain, {mode}: {gain:.2f}x time", end="")
+        for count in ("prefilled_tokens", "rows", "forwards"):
+            shares = [(mine[r["workload"]]["counts"][count] or 1) / (r["counts"][count] or 1) for r in theirs]
+            print(f", {geometric_mean(shares):.3f}x {count}", end="")
+        print()
+        for row in theirs:
+            counts, other = mine[row["workload"]]["counts"], row["counts"]
+            for count in ("prefilled_tokens", "rows"):
+                if counts[count] > other[count]:
+                    print(f"MISSED: {row['workload']}, {mode}: {counts[count]} {count}, {other[count]} without")
+            if row["ratio"] < 0.95:
+                print(f"MISSED: {row['workload']}, {mode}: {row['ratio']:.2f}x of the time without the compiler")
+
+
+def check_account(load: Workload, way: Way) -> None:
+    """The account of this workload against the engine's counters."""
+    way.engine.flush_cache()
+    recording, before = Recording(way.engine), way.engine.counters()
+    load.program.run_batch(load.rows, backend=recording, temperature=0, seed=0, on_error="raise")
+    differences = evaluate(recording.jobs(), recording.limits).differences(way.engine.counters() - before)
+    print(f"account of {load.name!r}: {differences or 'equal to the counters'}", flush=True)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=8, help="sets of arguments per program")
+    parser.add_argument("--quick", action="store_true", help=f"few rows, three pairs, only {', '.join(QUICK)}")
+    parser.add_argument("--only", action="append", default=[], help="a workload by name; may be repeated")
+    parser.add_argument("--mode", choices=("latency", "throughput", "both"), default="both")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=64, help="programs of a batch")
+    parser.add_argument("--latency-rows", type=int, default=8, help="programs run one after the other")
+    parser.add_argument("--model", default="built-in", help="built-in, big (100 M random weights), or a folder")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-bare", action="store_true", help="leave out the way without cache and batching")
+    parser.add_argument("--account", action="store_true", help="compare the account with the counters too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.quick:
+        options.pairs, options.rows, options.latency_rows = 3, 16, 3
+        options.only = options.only or list(QUICK)
     torch.set_num_threads(options.threads)
-    engines = backends()
-    print(
-        f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, ",
-        end="",
-    )
-    print(f"{torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}\n")
-    print("| program | run | seconds | ratio | prompt tokens | computed | generated | forwards | rows | equal texts |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    record = []
-    for title, (program, rows_of_arguments) in workloads().items():
-        batch = rows_of_arguments[: options.rows]
-        rows = measure(program, batch, engines, options.repeat)
-        base = statistics.median(rows["dslc"]["seconds"])
-        for name, row in rows.items():
-            seconds, used = statistics.median(row["seconds"]), row["used"]
-            same = sum(a == b for a, b in zip(row["texts"], rows["dslc"]["texts"], strict=True))
-            counts = [used.prompt_tokens, used.prefilled_tokens, used.generated_tokens, used.forwards, used.rows]
-            cells = [title, name, f"{seconds:.2f}", f"{seconds / base:.1f}x", *counts, f"{same}/{len(batch)}"]
-            print("| " + " | ".join(map(str, cells)) + " |")
-            record.append({"program": title, "run": name, "seconds": row["seconds"], "equal": same})
+    known = [load.name for load in workloads(1)]
+    for name in options.only:
+        if name not in known:
+            parser.error(f"there is no workload {name!r}; there are {', '.join(known)}")
+    with tempfile.TemporaryDirectory() as folder:
+        model = {"built-in": str(BUILTIN)}.get(options.model, options.model)
+        if options.model == "big":
+            model = str(big_model(Path(folder)))
+        run_all(options, model)
+
+
+def run_all(options: argparse.Namespace, model: str) -> None:
+    names = ("dslc", "no compiler", "op by op") if options.no_bare else ("dslc", "no compiler", "op by op", "bare")
+    made = ways(model, names)
+    print(f"python {platform.python_version()}, torch {torch.__version__}, dslc {dslc.__version__}, "
+          f"{torch.get_num_threads()} threads, {options.pairs} pairs, {options.rows} rows, model {options.model}, "
+          f"{made[0].engine.worker.device}, {time.strftime('%Y-%m-%d')}\n")  # fmt: skip
+    columns = ("workload", "mode", "way", "seconds", "ratio", *(name.replace("_", " ") for name in COUNTS), "equal")
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    record: list[dict[str, Any]] = []
+    for mode in ("latency", "throughput"):
+        if options.mode not in (mode, "both"):
+            continue
+        for load in workloads(options.rows):
+            if options.only and load.name not in options.only:
+                continue
+            one_by_one = mode == "latency"
+            rows = load.rows[: options.latency_rows] if one_by_one else load.rows
+            load = Workload(load.name, load.program, rows, load.options)
+            chosen = [way for way in made if not (one_by_one and way.name == "bare")]
+            report(load, mode, measure(load, chosen, options.pairs, one_by_one, 1), record)
+    summary(record)
+    if options.account:
+        for load in workloads(options.rows):
+            if not options.only or load.name in options.only:
+                check_account(load, made[0])
     if options.json:
         options.json.write_text(json.dumps(record, indent=1))
-    for backend in engines.values():
-        backend.close()
+    for way in made:
+        way.engine.close()
 
 
 if __name__ == "__main__":
