@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import DslcError
+from .core.errors import DslcError, place_of
 
 if TYPE_CHECKING:
     from .compiler.ir import Program
@@ -124,7 +124,9 @@ def _load(path: Path) -> types.ModuleType:
 def placed(error: Exception, path: Path) -> CliError:
     """An exception of the user's code as one line, with the innermost line of the user's file that it came through."""
     steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == str(path)]
-    place = f"{path}:{steps[-1].lineno}" if steps else str(path)
+    where = place_of(error)  # of a call that a plan has made
+    known = f"{where.file}:{where.line}" if where is not None else str(path)
+    place = f"{path}:{steps[-1].lineno}" if steps and where is None else known
     return CliError(f"{place}: {type(error).__name__}: {error}")
 
 

@@ -16,10 +16,30 @@ from .ir import EXPR_FUNCTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-STATEFUL: frozenset[str] = frozenset({"get", "has", "text"})
+STATEFUL: frozenset[str] = frozenset({"get", "has", "text", "typed", "captured"})
 # Their value is True or False, whatever the operands give.
 BOOLEAN: frozenset[str] = frozenset(
-    {"eq", "ne", "lt", "le", "gt", "ge", "contains", "startswith", "endswith", "not", "bool", "has", "is_none"}
+    {
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "contains",
+        "startswith",
+        "endswith",
+        "not",
+        "bool",
+        "has",
+        "is_none",
+        "isdigit",
+        "isalpha",
+        "isalnum",
+        "isspace",
+        "isupper",
+        "islower",
+    }
 )
 
 
@@ -81,6 +101,18 @@ def _or(*values: Any) -> Any:
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a Host with `catches` came to: a result, or an exception that was caught."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+
+def _dict(*items: Any) -> dict[Any, Any]:
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
 def _method(name: str) -> Callable[..., Any]:
     def call(value: Any, *args: Any) -> Any:
         return getattr(value, name)(*args)
@@ -133,7 +165,31 @@ FUNCTIONS: dict[str, Function] = {
     "mul": Function(2, 2, lambda a, b: a * b),
     "neg": Function(1, 1, lambda value: -value),
     "mod": Function(2, 2, lambda a, b: a % b),
+    "div": Function(2, 2, lambda a, b: a / b),
+    "floordiv": Function(2, 2, lambda a, b: a // b),
+    "pow": Function(2, 2, lambda a, b: a**b),
     "is_none": Function(1, 1, lambda value: value is None, is_total=True),
+    "partition": Function(2, 2, _method("partition")),
+    "rpartition": Function(2, 2, _method("rpartition")),
+    "splitlines": Function(1, 2, _method("splitlines")),
+    "rsplit": Function(1, 3, _method("rsplit")),
+    "removeprefix": Function(2, 2, _method("removeprefix")),
+    "removesuffix": Function(2, 2, _method("removesuffix")),
+    "rfind": Function(2, 4, _method("rfind")),
+    "casefold": Function(1, 1, _method("casefold")),
+    "zfill": Function(2, 2, _method("zfill")),
+    **{
+        name: Function(1, 1, _method(name))
+        for name in ("isdigit", "isalpha", "isalnum", "isspace", "isupper", "islower")
+    },
+    "attr": Function(2, 2, getattr),
+    "tuple": Function(0, None, lambda *items: items, is_total=True),
+    "dict": Function(0, None, _dict),
+    "range": Function(1, 3, range),
+    "captured": Function(1, 1, None, is_total=True),
+    "typed": Function(1, 1, None),
+    "error_of": Function(1, 1, lambda outcome: outcome.error),
+    "result_of": Function(1, 1, lambda outcome: outcome.result),
 }
 
 

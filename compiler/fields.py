@@ -67,6 +67,7 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "join": ("mode", "streams"),
     "set": ("var", "value"),
     "expr": ("fn", "args"),
+    "host": ("function", "args"),
     "switch": ("on",),
     "opaque": ("reason",),
     "return": ("value",),

@@ -20,7 +20,7 @@ from ..core.constraint import Constraint, ConstraintKind
 from ..core.errors import SourceLoc
 from ..core.request import LogprobWish
 
-IR_VERSION = 1
+IR_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class Set(Op):
 
 
 # Pure functions of an Expr, and what they mean in Python. "get" reads variable args[0] of the op's stream by name;
-# "text" is the stream's text so far; "has" whether the variable is set.
+# "text" is the stream's text so far; "has" whether the variable is set. A list among the arguments is a tuple.
 EXPR_FUNCTIONS: frozenset[str] = frozenset(
     {
         "get", "has", "text",
@@ -211,8 +211,15 @@ EXPR_FUNCTIONS: frozenset[str] = frozenset(
         "startswith", "endswith", "find", "count",
         "eq", "ne", "lt", "le", "gt", "ge", "contains",
         "len", "int", "float", "bool", "parse_json",
-        "and", "or", "not", "add", "sub", "mul", "neg", "mod",
+        "and", "or", "not", "add", "sub", "mul", "neg", "mod", "div", "floordiv", "pow",
         "is_none",
+        "partition", "rpartition", "splitlines", "rsplit", "removeprefix", "removesuffix", "rfind", "casefold",
+        "isdigit", "isalpha", "isalnum", "isspace", "isupper", "islower", "zfill",
+        "attr",  # getattr(value, name)
+        "tuple", "dict", "range",  # tuple(args); dict of args[0], args[1], args[2], ... as key, value, key, ...
+        "captured",  # the object of the user's process that the host table has under the name args[0]
+        "typed",  # variable args[0] of the op's stream, as the type its gen was given
+        "error_of", "result_of",  # of the outcome of a Host with `catches`
     }
 )  # fmt: skip
 
@@ -225,6 +232,25 @@ class Expr(Op):
     out: Ref
     fn: str
     args: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host(Op):
+    """Call a Python function of the user's process, when the program gets there, once, in the order of the source.
+
+    `function` is a name in the host table of the traced function ("module:qualname"), ".name" for the method of
+    `args[0]`, or "()" for `args[0]` itself. A list among the operands is handed over as a new list. With `catches`
+    (names of exception classes in the host table) `out` is an outcome, read by the Exprs "error_of" and "result_of":
+    what one of them catches is kept there instead of ending the program. `is_pure`: known to do nothing but compute.
+    """
+
+    name: ClassVar[str] = "host"
+    out: Ref
+    function: str
+    args: tuple[Operand, ...] = ()
+    kwargs: tuple[tuple[str, Operand], ...] = ()
+    catches: tuple[Operand, ...] = ()
+    is_pure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,14 +296,14 @@ class Return(Op):
 
 
 AnyOp: TypeAlias = (
-    "Text | Tokens | Special | Media | Arg | Gen | Select | Role | Scope | Fork | Copy | Join | Set | Expr | Switch"
-    " | Opaque | Return"
+    "Text | Tokens | Special | Media | Arg | Gen | Select | Role | Scope | Fork | Copy | Join | Set | Expr | Host"
+    " | Switch | Opaque | Return"
 )
 OP_CLASSES: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (
-        Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr, Switch, Opaque,
-        Return,
+        Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr, Host, Switch,
+        Opaque, Return,
     )
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ from .ir import (
     Expr,
     Fork,
     Gen,
+    Host,
     Join,
     Media,
     Opaque,
@@ -206,10 +207,16 @@ class _Walker:
         self.values[op.out.id] = self.computed(op)
         return iter(())
 
+    def host(self, op: Host) -> Iterator[Prompt]:
+        self.values[op.out.id] = UNKNOWN
+        return iter(())
+
     def computed(self, op: Expr) -> Any:
         stream = self.streams[op.stream]
         if op.fn == "text":
             return UNKNOWN if stream.text is None else stream.text
+        if op.fn in ("typed", "captured"):
+            return UNKNOWN
         if op.fn in STATEFUL:
             known = stream.variables.get(str(op.args[0]), UNKNOWN)
             return known if op.fn == "get" or known is UNKNOWN else True
@@ -340,6 +347,7 @@ _RULES: dict[type[Any], Callable[[_Walker, Any], Iterator[Prompt]]] = {
     Join: _Walker.join,
     Set: _Walker.set,
     Expr: _Walker.expr,
+    Host: _Walker.host,
     Switch: _Walker.switch,
     Opaque: _Walker.end,
     Return: _Walker.end,

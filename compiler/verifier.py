@@ -23,6 +23,7 @@ from .ir import (
     Expr,
     Fork,
     Gen,
+    Host,
     Join,
     Media,
     Op,
@@ -251,6 +252,7 @@ _AFTER: dict[type[Any], Callable[[Any, _Flow], Iterator[VerifyError]]] = {
     Media: _nothing,
     Arg: _nothing,
     Expr: _nothing,
+    Host: _nothing,
     Gen: _set_var,
     Select: _set_var,
     Set: _set_var,
@@ -473,14 +475,28 @@ def _expr_function(op: Expr, flow: _Flow) -> Problems:
         yield f"there is no function {op.fn!r} in the IR"
     elif not function.takes(len(op.args)):
         yield f"takes {function.arity} arguments, not {len(op.args)}"
-    elif op.fn in ("get", "has") and not isinstance(op.args[0], str):
-        yield f"needs the name of a variable, not {op.args[0]!r}"
+    elif op.fn in ("get", "has", "typed", "captured") and not isinstance(op.args[0], str):
+        yield f"needs a name, not {op.args[0]!r}"
+
+
+@_law(
+    "host-function",
+    "A host call names its function, or a method of its first value; it catches captured classes.",
+    Host,
+)
+def _host_function(op: Host, flow: _Flow) -> Problems:
+    if op.function in ("", "."):
+        yield "it names no function"
+    if op.function.startswith((".", "(")) and not op.args:
+        yield f"{op.function!r} needs the value that it is called on"
+    if any(not isinstance(name, str) for name in op.catches):
+        yield "what it catches are names of exception classes"
 
 
 @_law("variable-set", "A variable is read only where some path to the reader has set it.", Expr)
 def _variable_set(op: Expr, flow: _Flow) -> Problems:
     stream = flow.streams.get(op.stream)
-    if op.fn != "get" or len(op.args) != 1 or stream is None or op.args[0] in stream.variables:
+    if op.fn not in ("get", "typed") or len(op.args) != 1 or stream is None or op.args[0] in stream.variables:
         return
     known = ", ".join(sorted(map(repr, stream.variables))) or "none yet"
     yield f"the variable {op.args[0]!r} is read before any op sets it; variables so far: {known}"

@@ -39,6 +39,20 @@ class DslcError(Exception):
         return self
 
 
+def set_place(error: BaseException, where: SourceLoc | None, program: str) -> None:
+    """Note on an exception of the user's own code which line of the program it came through; the innermost stays."""
+    if where is None or getattr(error, "__dslc_where__", None) is not None:
+        return
+    error.__dslc_where__ = where  # type: ignore[attr-defined]
+    if hasattr(error, "add_note"):  # Python 3.11
+        error.add_note(f"in the program {program!r}, {where}")
+
+
+def place_of(error: BaseException) -> SourceLoc | None:
+    """The line of the program that `set_place` has noted."""
+    return getattr(error, "__dslc_where__", None)
+
+
 class ProgramError(DslcError):
     """A program is wrong, or failed while running: a bad signature, a failed gen, a name read before it exists."""
 

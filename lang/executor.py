@@ -55,6 +55,7 @@ class Executor:
         self.streams: dict[int, Stream] = {0: self.root}
         self.slots: dict[int, Slot] = {}  # by value id
         self.types: Mapping[str, TypeSpec] = {}  # of variables, where a plan is walked: it holds no types
+        self.hosts: Mapping[str, Any] = {}  # objects of the user's process that a plan names
         self.feed: Feed | None = None  # for readers outside, while the program streams
         self.ret_value: Any = None
         self.failure: BaseException | None = None

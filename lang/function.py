@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from ..compiler.ir import Arg, Expr, Opaque, walk
+from ..compiler.ir import Arg, Expr, Host, Opaque, walk
 from ..compiler.tracing import NoSource, Traced, strict_error, trace
 from ..compiler.tracing.rewrite import location
 from ..core.backend import Backend
@@ -194,6 +194,11 @@ class Function:
         return {name: spec for name, specs in self._types.items() for spec in specs if spec is not None}
 
     @property
+    def hosts(self) -> Mapping[str, Any]:
+        """The objects of this process that the plan names: functions it calls, captured values."""
+        return self._traced.hosts if self._traced is not None else {}
+
+    @property
     def may_block(self) -> bool:
         """Whether a body may keep its thread for long.
 
@@ -205,7 +210,11 @@ class Function:
             except DslcError:
                 self._may_block = True
             else:
-                self._may_block = any(isinstance(op, Opaque) and op.reason.startswith("call of ") for op in walk(body))
+                self._may_block = any(
+                    (isinstance(op, Opaque) and op.reason.startswith("call of "))
+                    or (isinstance(op, Host) and not op.is_pure)
+                    for op in walk(body)
+                )
         return self._may_block
 
     def note_holds(self, num_holds: int, num_bodies: int) -> None:

@@ -58,7 +58,7 @@ class Running:
         plan = self.plan
         executor = Executor(hub, self.function.__name__, self.options, instance, plan)
         if plan is not None:
-            executor.types = self.function.types
+            executor.types, executor.hosts = self.function.types, self.function.hosts
             return Task(executor, lambda: walk_plan(executor, plan, arguments))
         return Task(executor, lambda: self.function.body(ProgramState(executor), **arguments))
 
@@ -115,7 +115,7 @@ class Running:
     @property
     def may_block(self) -> bool:
         """Whether a body may keep its thread for long: it runs, and calls what the compiler knows nothing of."""
-        return self.plan is None and self.function.may_block
+        return self.function.may_block
 
     def run_batch(
         self,
@@ -147,7 +147,7 @@ class Running:
         for task in ended:
             num += 1
             yield task
-        if self.plan is None:
+        if self.plan is None or self.function.hosts:
             self.function.note_holds(hub.num_holds, num)
 
     def _spread(self, rows: Sequence[dict[str, Any]], order: Sequence[int], threads: int) -> Iterator[Task]:

@@ -218,8 +218,7 @@ class ProgramState:
                 return value
             if spec.function is not None:
                 return value.recorder.expr(spec.function, value)
-        self.sink.opaque(f"the typed value of {name!r}", where)
-        return value
+        return self.sink.typed(self.stream, name, where)  # type: ignore[attr-defined]
 
     def raw(self, name: str) -> Any:
         """A variable as it was generated: the text of a typed one."""

@@ -21,6 +21,8 @@ from .types import TypeSpec, build, schema_of
 class ToolError(ProgramError):
     """A tool raised an exception (its `__cause__`)."""
 
+    is_of_a_tool = True  # never what a generation fails with
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

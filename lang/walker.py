@@ -7,11 +7,11 @@ the end wait for values themselves. So the same requests are sent as by the body
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..compiler.expressions import STATEFUL, evaluate
+from ..compiler.expressions import STATEFUL, Outcome, evaluate
 from ..compiler.ir import (
     OP_CLASSES,
     AnyOp,
@@ -20,6 +20,7 @@ from ..compiler.ir import (
     Expr,
     Fork,
     Gen,
+    Host,
     Join,
     Media,
     Opaque,
@@ -35,7 +36,7 @@ from ..compiler.ir import (
     Tokens,
 )
 from ..compiler.plan import Plan
-from ..core.errors import DslcError, ProgramError
+from ..core.errors import DslcError, ProgramError, set_place
 from .checks import check_constraint
 from .executor import Executor
 from .steps import check_text
@@ -63,6 +64,7 @@ class _Walker:
     def __init__(self, executor: Executor, arguments: Mapping[str, Any]) -> None:
         self.executor = executor
         self.arguments = arguments
+        self.deferred: list[Slot] = []  # computations that wait for values
 
     def region(self, body: tuple[AnyOp, ...]) -> None:
         for op in body:
@@ -90,6 +92,10 @@ class _Walker:
         if isinstance(operand, tuple):
             return tuple(self.value(item) for item in operand)
         return operand
+
+    def plain(self, operands: Iterable[Any]) -> list[Any]:
+        """Operands as Python code of the user's gets them: a list written in the program is a new list."""
+        return [self.plain(operand) if isinstance(operand, tuple) else self.value(operand) for operand in operands]
 
     def emit(self, op: Any) -> None:
         self.executor.emit(op)
@@ -157,18 +163,73 @@ class _Walker:
         if isinstance(op.value, Ref):
             self.executor.set_variable(op.stream, op.var, self.slot(op.value), op.where)
         else:
-            self.executor.set_variable(op.stream, op.var, self.computed(op, (op.value,), _as_list), op.where)
+            slot = self.when_done(op, self.pending(op.value), lambda: self.plain((op.value,))[0])
+            self.executor.set_variable(op.stream, op.var, slot, op.where)
 
     def expr(self, op: Expr) -> None:
         if op.fn in STATEFUL:
             self.define(op.out, self.read(op))
+        elif op.fn in _CONTAINERS:
+            make = lambda: evaluate(op.fn, self.plain(op.args))  # noqa: E731
+            self.define(op.out, self.when_done(op, self.pending(*op.args), make))
         else:
             self.define(op.out, self.computed(op, op.args, lambda *args: evaluate(op.fn, args)))
 
+    def host(self, op: Host) -> None:
+        """Call a function of the user's; one that may have effects waits for all before it, as in Python."""
+        operands = (*op.args, *(value for _, value in op.kwargs))
+        if op.is_pure and not op.catches:
+            self.define(op.out, self.when_done(op, self.pending(*operands), lambda: self.call(op)))
+            return
+        for slot in self.deferred:
+            if not slot.is_done:
+                self.executor.read(slot, op.where)
+        self.deferred.clear()
+        for ref in _refs(operands):
+            self.executor.read(self.slot(ref), op.where)
+        try:
+            value = self.call(op)
+        except Exception as error:
+            if not any(isinstance(error, self.captured(name)) for name in op.catches):
+                if not isinstance(error, DslcError):
+                    set_place(error, op.where, self.executor.title)
+                raise
+            value = Outcome(error=error)
+        else:
+            value = Outcome(value) if op.catches else value
+        self.define(op.out, Slot(value, is_done=True))
+
+    def call(self, op: Host) -> Any:
+        """The function's result; `state:get` and the like read the state."""
+        if op.function.startswith("state:"):
+            fn = op.function.partition(":")[2]
+            slot = self.read(Expr(stream=op.stream, out=op.out, fn=fn, args=op.args, where=op.where))
+            return self.executor.read(slot, op.where)
+        args = self.plain(op.args)
+        kwargs = dict(zip((name for name, _ in op.kwargs), self.plain(value for _, value in op.kwargs), strict=True))
+        if op.function.startswith("."):
+            return getattr(args[0], op.function[1:])(*args[1:], **kwargs)
+        if op.function == "()":
+            return args[0](*args[1:], **kwargs)
+        return self.captured(op.function)(*args, **kwargs)
+
+    def captured(self, name: Any) -> Any:
+        """The object of the user's process that the program calls by this name."""
+        try:
+            return self.executor.hosts[name]
+        except KeyError:
+            raise ProgramError(
+                f"the plan needs {name}, which this process has not registered: load the plan with its program"
+            ) from None
+
     def computed(self, op: Expr | Set, operands: tuple[Any, ...], function: Callable[..., Any]) -> Slot:
         """The slot of a pure computation: done at once, or when its operands are. An error ends the program."""
+        return self.when_done(op, self.pending(*operands), lambda: function(*(self.value(o) for o in operands)))
+
+    def when_done(self, op: Expr | Set | Host, slots: Iterable[Slot], value_of: Callable[[], Any]) -> Slot:
+        """A slot that gets `value_of()` once these are done, or the error of one that has failed."""
         slot = Slot()
-        needs = self.pending(*operands)
+        needs = [need for need in slots if not need.is_done or need.error is not None]
         left = len(needs)
 
         def compute() -> None:
@@ -181,12 +242,12 @@ class _Walker:
                 slot.fail(failed)
                 return
             try:
-                value = function(*(self.value(operand) for operand in operands))
+                value = value_of()
             except Exception as error:
                 if isinstance(error, DslcError):
                     error.at(op.where)
-                elif hasattr(error, "add_note"):
-                    error.add_note(f"in the program {self.executor.title!r}, {op.where}")
+                else:
+                    set_place(error, op.where, self.executor.title)
                 slot.fail(error)
                 self.executor.crash(error)
                 return
@@ -196,6 +257,8 @@ class _Walker:
             compute()
         for need in needs:
             need.watch(compute)
+        if not slot.is_done:
+            self.deferred.append(slot)
         if slot.is_done and slot.error is not None:
             raise slot.error
         return slot
@@ -206,6 +269,12 @@ class _Walker:
             return executor.variable(op.stream, str(op.args[0]), op.where)
         if op.fn == "has":
             return Slot(executor.has(op.stream, str(op.args[0]), op.where), is_done=True)
+        if op.fn == "captured":
+            return Slot(self.captured(op.args[0]), is_done=True)
+        if op.fn == "typed":
+            var = str(op.args[0])
+            slot = executor.variable(op.stream, var, op.where)
+            return self.when_done(op, (slot,), lambda: slot.read(var, op.where))
         stream = executor.streams[op.stream]
         return executor.mark(stream, stream.text)
 
@@ -222,7 +291,7 @@ class _Walker:
     def end(self, op: Return) -> None:
         for ref in _refs((op.value,)):
             self.executor.read(self.slot(ref), op.where)
-        raise _Returned(_as_list(self.value(op.value)))
+        raise _Returned(self.plain((op.value,))[0])
 
 
 def _refs(operand: Any) -> Iterator[Ref]:
@@ -233,16 +302,14 @@ def _refs(operand: Any) -> Iterator[Ref]:
             yield from _refs(item)
 
 
-def _as_list(value: Any) -> Any:
-    """A tuple of the IR as the list that the user wrote."""
-    return list(value) if isinstance(value, tuple) else value
+_CONTAINERS = frozenset({"tuple", "dict"})  # they hold what they are given: a list in them is a list
 
 
 _RULES: dict[type, Callable[[Any, Any], None]] = {
     Text: _Walker.text, Tokens: _Walker.emit, Special: _Walker.emit, Media: _Walker.media, Arg: _Walker.arg,
     Gen: _Walker.gen, Select: _Walker.select, Role: _Walker.region_op, Scope: _Walker.region_op,
     Fork: _Walker.emit, Copy: _Walker.emit, Join: _Walker.emit, Set: _Walker.set, Expr: _Walker.expr,
-    Switch: _Walker.switch, Opaque: _Walker.opaque, Return: _Walker.end,
+    Host: _Walker.host, Switch: _Walker.switch, Opaque: _Walker.opaque, Return: _Walker.end,
 }  # fmt: skip
 
 if missing := set(OP_CLASSES.values()) - _RULES.keys():

@@ -6,14 +6,18 @@ neither compute nor record ends the path with a break that names the construct.
 
 from __future__ import annotations
 
+import ast
+import builtins
+import contextlib
 import json
+import operator
 import string
 import types
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .purity import is_pure, is_users_function, mutates
-from .symbols import Symbol
+from .symbols import METHODS, Symbol
 
 if TYPE_CHECKING:
     from .tracer import PathTracer
@@ -30,7 +34,11 @@ _STRING_METHODS = frozenset(
 )
 _CONVERSIONS: dict[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
 # Calls that only put their arguments into a container, so that symbols may be among them.
-_STRUCTURAL = frozenset({list, tuple, dict, zip, enumerate, reversed, map, filter, next, iter, all, any, max, min, sum})
+_STRUCTURAL = frozenset({list, tuple, dict, zip, enumerate, reversed, map, filter, next, iter, all, any, sum})
+# Calls that need to see the frame or the names of the code they stand in.
+_FRAME_BOUND = frozenset({builtins.globals, builtins.vars, builtins.eval, builtins.exec, builtins.dir})
+# Methods of a dict or set that look a value up by its hash.
+_LOOK_UPS = frozenset({"get", "__contains__", "index", "count", "issubset", "issuperset", "isdisjoint"})
 
 
 class Hooks:
@@ -38,10 +46,16 @@ class Hooks:
 
     tracer: PathTracer
 
-    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """`function(*args, **kwargs)`: ours and pure ones run, the user's own are followed, the rest is a break."""
+    def __init__(self) -> None:
+        self._recipes: dict[int, Recipe] = {}  # of the functions written in the copy, by id
+
+    def call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """`function(*args, **kwargs)`: ours and pure ones run, the user's own are followed where they make parts of the
+        program, the rest is called when the program runs."""
         tracer = self.tracer
         tracer.tick()
+        if isinstance(function, Symbol):
+            return tracer.host_call(function, args, kwargs)
         if is_traceable(function):
             return function(*args, **kwargs)
         if isinstance(getattr(function, "__self__", None), Symbol):
@@ -49,22 +63,91 @@ class Hooks:
         if any(_holds_symbol(arg) for arg in args) or any(_holds_symbol(arg) for arg in kwargs.values()):
             return self._symbolic_call(function, args, kwargs)
         if is_users_function(function):
-            return tracer.follow(function, args, kwargs)
+            return tracer.call_user(function, args, kwargs)
         if not is_pure(function):
-            tracer.break_here(f"call of {_name(function)}, which is neither part of dslc nor known to be pure")
+            if function in _FRAME_BOUND:
+                tracer.break_here(f"call of {_name(function)}, which needs the running code itself")
+            return tracer.host_call(function, args, kwargs)
         if mutates(function) and tracer.is_captured(function.__self__):
-            tracer.break_here(f"{_name(function)} changes a captured object")
-        return function(*args, **kwargs)
+            return tracer.host_call(function, args, kwargs)
+        return tracer.note_made(function(*args, **kwargs))
+
+    def method(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """`owner.name(*args, **kwargs)`."""
+        if not isinstance(owner, Symbol):
+            return self.call(getattr(owner, name), *args, **kwargs)
+        self.tracer.tick()
+        if name in METHODS and not kwargs:
+            return getattr(owner, name)(*args)
+        return self.tracer.host_call(BoundName(owner, name), args, kwargs)
+
+    def getattr(self, owner: Any, name: str) -> Any:
+        """`owner.name`."""
+        return self.tracer.expr("attr", owner, name) if isinstance(owner, Symbol) else getattr(owner, name)
+
+    @contextlib.contextmanager
+    def guarded(self, caught: Callable[[], tuple[Any, ...]]) -> Iterator[None]:
+        """The body of a `try`: `caught` gives what its handlers name."""
+        guards = self.tracer.guards
+        guards.append(tuple(_classes(caught())))
+        try:
+            yield
+        finally:
+            guards.pop()
+
+    def caught(self, error: BaseException) -> Any:
+        """What a handler calls the exception: a value that is not known yet where it is raised in the run."""
+        return getattr(error, "__dslc_error__", error)
+
+    def fresh(self, value: Any) -> Any:
+        """A list, dict or set written as an argument of a call."""
+        return self.tracer.note_fresh(value)
+
+    def function(self, recipe: Recipe, copy: Any, values: Callable[[], tuple[Any, ...]]) -> Any:
+        """A lambda of the copy, and how to make the user's own of it."""
+        self._recipes[id(copy)] = recipe._replace(copy=copy, values=values)
+        return copy
+
+    def original_of(self, copy: Any) -> Symbol:
+        """The user's own function for one that is written in the copy: made when the program runs."""
+        recipe = self._recipes.get(id(copy))
+        if recipe is None:
+            raise TypeError(f"the function {copy.__qualname__}, which is defined in the program, is handed over")
+        return self.tracer.host_call(recipe.make(), self._free_values(recipe), is_pure=True)
+
+    def _free_values(self, recipe: Recipe) -> tuple[Any, ...]:
+        try:
+            return recipe.values() if recipe.values is not None else ()
+        except NameError:
+            raise TypeError(f"{recipe.name} reads a variable that has no value yet") from None
+
+    def comprehension(
+        self, recipe: Recipe, first: Any, copy: Callable[[Any], Any], values: Callable[[], tuple[Any, ...]]
+    ) -> Any:
+        """A comprehension or generator expression over `first`.
+
+        It is run here where it only computes. Otherwise it runs with the program as one function, if it reads nothing
+        of the language, and else here step by step.
+        """
+        tracer = self.tracer
+        recipe = recipe._replace(values=values)
+        found = tracer.attempt(lambda: _collected(copy(first)))
+        if found:
+            return found[0]
+        symbol = tracer.whole(recipe, first, self._free_values)
+        return symbol if symbol is not None else copy(first)
 
     def _symbolic_call(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         tracer = self.tracer
         if is_users_function(function):
-            return tracer.follow(function, args, kwargs)
+            return tracer.call_user(function, args, kwargs)
         try:
             unary = _UNARY.get(function)
-            structural = function in _STRUCTURAL
+            structural = function in _STRUCTURAL and not any(isinstance(arg, Symbol) for arg in args)
         except TypeError:
             unary, structural = None, False
+        if function is range:
+            return tracer.expr("range", *args)
         if unary is not None and len(args) == 1 and not kwargs:
             if isinstance(args[0], Symbol):
                 return tracer.expr(unary, args[0])
@@ -78,12 +161,23 @@ class Hooks:
         if isinstance(receiver, str):
             return self._string_method(receiver, function.__name__, args, kwargs)
         if isinstance(receiver, (list, dict, set)):
-            if mutates(function) and tracer.is_captured(receiver):
-                tracer.break_here(f"{_name(function)} changes a captured object")
-            return function(*args, **kwargs)
+            return self._container_method(function, receiver, args, kwargs)
         if structural:
             return function(*args, **kwargs)
-        return tracer.break_here(f"call of {_name(function)} with a value that is not known yet")
+        return tracer.host_call(function, args, kwargs, is_pure(function) and not mutates(function))
+
+    def _container_method(self, function: Any, receiver: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A method of a list, dict or set, with a value that is not known yet among its arguments."""
+        tracer = self.tracer
+        if mutates(function):
+            if tracer.is_captured(receiver):
+                return tracer.host_call(function, args, kwargs)
+            if args and _holds_symbol(args[0]) and not isinstance(receiver, list):
+                tracer.break_here(f"{_name(function)} of a value that is not known yet")
+            return function(*args, **kwargs)
+        if function.__name__ in _LOOK_UPS:
+            return tracer.host_call(function, args, kwargs, is_pure=True)
+        return function(*args, **kwargs)
 
     def _string_method(self, receiver: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         tracer = self.tracer
@@ -95,7 +189,7 @@ class Hooks:
             return self._str_format(receiver, args, kwargs)
         if name in _STRING_METHODS and not kwargs:
             return tracer.expr(name, receiver, *args)
-        return tracer.break_here(f"str.{name} with a value that is not known yet")
+        return tracer.host_call(getattr(receiver, name), args, kwargs, is_pure=True)
 
     def _str_format(self, template: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         parts: list[Any] = []
@@ -144,6 +238,8 @@ class Hooks:
 
     def mod(self, left: Any, right: Any) -> Any:
         """`left % right`: arithmetic, or a format string with `%s` and `%d` only where symbols are involved."""
+        if isinstance(left, Symbol) or (isinstance(right, Symbol) and not isinstance(left, str)):
+            return self.tracer.expr("mod", left, right)
         if not isinstance(left, str) or not _holds_symbol(right):
             return left % right
         values = list(right) if isinstance(right, tuple) else [right]
@@ -204,27 +300,34 @@ class Hooks:
                 return self.tracer.expr("index", container, key)
             if isinstance(container, (list, tuple)) and isinstance(key, Symbol):
                 return self.tracer.expr("index", tuple(container), key)
-            self.tracer.break_here(f"a look-up in a {type(container).__name__} by a value that is not known yet")
+            return self.tracer.host_call(operator.getitem, (container, key), is_pure=True)
         return container[key]
 
     def setitem(self, container: Any, key: Any, value: Any) -> None:
         """`container[key] = value`: on a state, or on a container made by this run of the copy."""
+        if isinstance(container, Symbol):
+            self.tracer.host_call(operator.setitem, (container, key, value))
+            return
         if not is_traceable(type(container)):
             if self.tracer.is_captured(container):
-                self.tracer.break_here("a captured object is changed")
+                self.tracer.host_call(operator.setitem, (container, key, value))
+                return
             if isinstance(key, Symbol):
                 self.tracer.break_here("a store under a key that is not known yet")
         container[key] = value
 
     def setattr(self, owner: Any, name: str, value: Any) -> None:
         """`owner.name = value`."""
-        if self.tracer.is_captured(owner) or not is_traceable(type(owner)):
+        if isinstance(owner, Symbol) or self.tracer.is_captured(owner):
+            self.tracer.host_call(builtins.setattr, (owner, name, value))
+            return
+        if not is_traceable(type(owner)):
             self.tracer.break_here(f"the attribute {name!r} of an object is set")
         setattr(owner, name, value)
 
     def augment(self, owner: Any, key: Any, kind: str, operator: str, value: Any) -> None:
         """`owner[key] += value` or `owner.key += value` (and the other operators)."""
-        before = self.getitem(owner, key) if kind == "item" else getattr(owner, key)
+        before = self.getitem(owner, key) if kind == "item" else self.getattr(owner, key)
         if operator == "Add" and isinstance(before, list) and self.tracer.is_captured(before):
             self.tracer.break_here("a captured object is changed")
         after = _AUGMENT[operator](before, value)
@@ -240,9 +343,53 @@ class Hooks:
         self.tracer.break_here("a part of an object is deleted")
 
 
-def _augments() -> dict[str, Callable[[Any, Any], Any]]:
-    import operator
+class Recipe(NamedTuple):
+    """A comprehension or lambda of the user's, as a function of the variables around it that it reads."""
 
+    name: str
+    tree: ast.Lambda  # its parameters are `names`, for a comprehension after what it goes over
+    names: tuple[str, ...]
+    globals: dict[str, Any]
+    file: str
+    reads: tuple[str, ...]  # all names that it reads, globals among them
+    made: dict[str, Any]
+    copy: Any = None
+    values: Callable[[], tuple[Any, ...]] | None = None
+
+    def make(self) -> types.FunctionType:
+        """The function, in the user's own globals."""
+        if self.name not in self.made:
+            code = compile(ast.fix_missing_locations(ast.Expression(self.tree)), self.file, "eval")
+            function: types.FunctionType = eval(code, self.globals)
+            function.__qualname__ = function.__name__ = self.name
+            self.made[self.name] = function
+        made: types.FunctionType = self.made[self.name]
+        return made
+
+
+class BoundName:
+    """A method of a value that is not known yet."""
+
+    def __init__(self, owner: Symbol, name: str) -> None:
+        self.__self__ = owner
+        self.__name__ = self.__qualname__ = name
+
+
+def _classes(kinds: Any) -> Iterator[type[BaseException]]:
+    """The exception classes of a handler, which may be a tuple of tuples."""
+    if isinstance(kinds, tuple):
+        for kind in kinds:
+            yield from _classes(kind)
+    elif isinstance(kinds, type):
+        yield kinds
+
+
+def _collected(found: Any) -> Any:
+    """What a comprehension gives; of a generator expression, an iterator over all of it."""
+    return iter(list(found)) if isinstance(found, types.GeneratorType) else found
+
+
+def _augments() -> dict[str, Callable[[Any, Any], Any]]:
     names = {
         "Add": "iadd", "Sub": "isub", "Mult": "imul", "Div": "itruediv", "FloorDiv": "ifloordiv", "Mod": "imod",
         "Pow": "ipow", "BitOr": "ior", "BitAnd": "iand", "BitXor": "ixor", "LShift": "ilshift", "RShift": "irshift",

@@ -18,6 +18,7 @@ from ..ir import (
     Expr,
     Fork,
     Gen,
+    Host,
     Join,
     Opaque,
     Ref,
@@ -82,7 +83,7 @@ def _drop_dead(node: Node) -> set[int]:
             used |= _drop_dead(child)
     kept: list[PathEvent] = []
     for event in reversed(node.events):
-        if isinstance(event, Expr) and event.out.id not in used:
+        if _is_dead(event, used):
             continue
         if not isinstance(event, (Leave, Decision)):
             used.update(_refs_in(event.op if isinstance(event, Enter) else event))
@@ -246,6 +247,12 @@ def _refs_in(value: Any) -> Iterable[int]:
                 yield from _refs_in(getattr(value, f.name))
 
 
+def _is_dead(op: Any, used: set[int]) -> bool:
+    """Whether an op only computes a value that nobody uses."""
+    computes = isinstance(op, Expr) or (isinstance(op, Host) and op.function == "builtins:isinstance")
+    return computes and op.out.id not in used
+
+
 def _used(ops: Iterable[AnyOp]) -> set[int]:
     return {ref for op in walk(tuple(ops)) for ref in _refs_in(op)}
 
@@ -254,7 +261,7 @@ def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     """Where one op alone can have set a variable that is read by name, use that op's value."""
     same: dict[int, int] = {}
     _find_known_reads(body, {}, same)
-    others = {op.out.id for op in walk(body) if isinstance(op, Expr)} - same.keys()
+    others = {op.out.id for op in walk(body) if isinstance(op, (Expr, Host))} - same.keys()
     result: tuple[AnyOp, ...] = renamed(_filter(body, others), same, {})
     return result
 
@@ -309,7 +316,7 @@ def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
     """The region without the Exprs whose value is not in `used`."""
     kept: list[AnyOp] = []
     for op in body:
-        if isinstance(op, Expr) and op.out.id not in used:
+        if _is_dead(op, used):
             continue
         if isinstance(op, Switch):
             op = replace(op, cases=tuple(replace(case, body=_filter(case.body, used)) for case in op.cases))

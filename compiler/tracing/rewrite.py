@@ -8,6 +8,7 @@ closure, so that it can change neither.
 from __future__ import annotations
 
 import ast
+import copy as copying
 import inspect
 import sys
 import textwrap
@@ -16,9 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ...core.errors import SourceLoc, TraceError
+from .hooks import Recipe
 
 HOOKS = "__dslc_hooks__"
 _FACTORY = "__dslc_factory__"
+_RECIPES = "__dslc_recipes__"
+_OVER = "__dslc_over__"
+_Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
 class NoSource(TraceError):
@@ -46,8 +51,9 @@ def rewrite(function: types.FunctionType, hooks: Any) -> types.FunctionType:
     name = tree.name
     defaults = function.__defaults__
     _strip_header(tree)
-    rewritten = ast.fix_missing_locations(_Rewriter().visit(tree))
     code = function.__code__
+    rewriter = _Rewriter(function)
+    rewritten = ast.fix_missing_locations(rewriter.visit(tree))
     free = code.co_freevars
     factory = ast.FunctionDef(
         name=_FACTORY,
@@ -58,7 +64,7 @@ def rewrite(function: types.FunctionType, hooks: Any) -> types.FunctionType:
         decorator_list=[],
     )
     module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
-    namespace: dict[str, Any] = {**function.__globals__, HOOKS: hooks}
+    namespace: dict[str, Any] = {**function.__globals__, HOOKS: hooks, _RECIPES: rewriter.recipes}
     exec(compile(module, code.co_filename, "exec"), namespace)
     values = [_cell_value(cell) for cell in function.__closure__ or ()]
     copy: types.FunctionType = namespace.pop(_FACTORY)(*values)
@@ -137,7 +143,14 @@ def _strip_header(tree: ast.FunctionDef) -> None:
 class _Rewriter(ast.NodeTransformer):
     """Replaces each forcing construct by a hook call at the same place."""
 
-    num_names = 0
+    def __init__(self, function: types.FunctionType) -> None:
+        code = function.__code__
+        self.num_names = 0
+        self.function = function
+        self.recipes: list[Recipe] = []
+        self.made: dict[str, Any] = {}
+        # Names that are no globals, with those of the functions and comprehensions inside that are being visited.
+        self.local_names = [{*code.co_varnames, *code.co_cellvars, *code.co_freevars}]
 
     def _hook(self, name: str, node: ast.AST, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
         hook = ast.Attribute(value=ast.Name(id=HOOKS, ctx=ast.Load()), attr=name, ctx=ast.Load())
@@ -148,8 +161,112 @@ class _Rewriter(ast.NodeTransformer):
         return call
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
+        func = node.func
+        args = [self._argument(arg) for arg in node.args]
+        keywords = [ast.keyword(arg=k.arg, value=self._argument(k.value)) for k in node.keywords]
+        if not isinstance(func, ast.Attribute):
+            return self._hook("call", node, self.visit(func), *args, keywords=keywords)
+        name = ast.copy_location(ast.Constant(value=func.attr), node)
+        return self._hook("method", node, self.visit(func.value), name, *args, keywords=keywords)
+
+    def _argument(self, node: ast.expr) -> ast.expr:
+        """An argument of a call; a list or dict written there is held by nobody else."""
+        is_fresh = isinstance(node, (ast.List, ast.Dict, ast.Set))
+        visited: ast.expr = self.visit(node)
+        return self._hook("fresh", node, visited) if is_fresh else visited
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         self.generic_visit(node)
-        return self._hook("call", node, node.func, *node.args, keywords=node.keywords)
+        if not isinstance(node.ctx, ast.Load):
+            return node
+        return self._hook("getattr", node, node.value, ast.copy_location(ast.Constant(value=node.attr), node))
+
+    def visit_Try(self, node: ast.Try) -> ast.stmt:
+        """The body of a `try` with handlers says what they catch, so that what fails in the run gets there."""
+        kinds = [copying.deepcopy(handler.type) for handler in node.handlers]
+        self.generic_visit(node)
+        if not node.handlers:
+            return node
+        types = [kind if kind is not None else ast.Name(id="BaseException", ctx=ast.Load()) for kind in kinds]
+        caught = self._lambda([], ast.Tuple(elts=list(types), ctx=ast.Load()), node)
+        guard = ast.withitem(context_expr=self._hook("guarded", node, caught))
+        node.body = [ast.copy_location(ast.With(items=[guard], body=node.body), node)]
+        for handler in node.handlers:
+            if handler.name is not None:
+                name = ast.copy_location(ast.Name(id=handler.name, ctx=ast.Load()), handler)
+                target = ast.copy_location(ast.Name(id=handler.name, ctx=ast.Store()), handler)
+                value = self._hook("caught", handler, name)
+                handler.body.insert(0, ast.copy_location(ast.Assign(targets=[target], value=value), handler))
+        return node
+
+    # -- functions inside: the user's own is needed where one is handed to a function of the user's
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
+        names = {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+        recipe = self._recipe(node, "<lambda>", names)
+        self.local_names.append(names)
+        self.generic_visit(node)
+        self.local_names.pop()
+        return self._hook("function", node, self._recipe_at(recipe, node), node, self._values(recipe, node))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:
+        own = {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+        own |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        self.local_names.append(own)
+        self.generic_visit(node)
+        self.local_names.pop()
+        return node
+
+    def _comprehension(self, node: Any) -> ast.expr:
+        bound = {
+            n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)
+        }  # fmt: skip
+        whole = copying.deepcopy(node)
+        first = whole.generators[0].iter
+        whole.generators[0].iter = ast.copy_location(ast.Name(id=_OVER, ctx=ast.Load()), first)
+        recipe = self._recipe(whole, f"<{type(node).__name__.lower()}>", {*bound, _OVER}, _OVER)
+        over = self.visit(node.generators[0].iter)
+        node.generators[0].iter = ast.copy_location(ast.Name(id=_OVER, ctx=ast.Load()), node)
+        self.local_names.append(bound)
+        self.generic_visit(node)
+        self.local_names.pop()
+        copy = self._lambda([_OVER], node, node)
+        at = self._recipe_at(recipe, node)
+        return self._hook("comprehension", node, at, over, copy, self._values(recipe, node))
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
+
+    def _recipe(self, node: ast.expr, kind: str, own: set[str], *first: str) -> int:
+        """The number of the recipe for a function whose own names are `own`."""
+        reads = tuple(
+            dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+        )
+        around = set().union(*self.local_names)
+        names = tuple(name for name in reads if name in around and name not in own)
+        tree = self._lambda([*first, *names], copying.deepcopy(node), node)
+        name = f"{self.function.__qualname__}.{kind}#{len(self.recipes)}"
+        self.recipes.append(
+            Recipe(
+                name, tree, names, self.function.__globals__, self.function.__code__.co_filename,
+                tuple(n for n in reads if n not in around and n not in own), self.made,
+            )
+        )  # fmt: skip
+        return len(self.recipes) - 1
+
+    def _recipe_at(self, number: int, node: ast.AST) -> ast.expr:
+        table = ast.copy_location(ast.Name(id=_RECIPES, ctx=ast.Load()), node)
+        index = ast.copy_location(ast.Constant(value=number), node)
+        return ast.copy_location(ast.Subscript(value=table, slice=index, ctx=ast.Load()), node)
+
+    def _values(self, number: int, node: ast.AST) -> ast.expr:
+        """A function that gives the values of the names that the recipe reads."""
+        names = [ast.copy_location(ast.Name(id=name, ctx=ast.Load()), node) for name in self.recipes[number].names]
+        return self._lambda([], ast.copy_location(ast.Tuple(elts=list(names), ctx=ast.Load()), node), node)
+
+    def _lambda(self, names: list[str], body: ast.expr, node: ast.AST) -> ast.Lambda:
+        params = [ast.copy_location(ast.arg(arg=name), node) for name in names]
+        args = ast.arguments(posonlyargs=[], args=params, kwonlyargs=[], kw_defaults=[], defaults=[])
+        return ast.copy_location(ast.Lambda(args=args, body=body), node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:
         parts: list[ast.expr] = []

@@ -76,6 +76,24 @@ class Symbol:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, other: Any) -> Any:
+        return self.recorder.expr("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self.recorder.expr("div", other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self.recorder.expr("floordiv", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return self.recorder.expr("floordiv", other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return self.recorder.expr("pow", self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return self.recorder.expr("pow", other, self)
+
     def __neg__(self) -> Any:
         return self.recorder.expr("neg", self)
 
@@ -129,6 +147,51 @@ class Symbol:
     def join(self, parts: Any) -> Any:
         return self.recorder.expr("join", self, tuple(parts) if isinstance(parts, (list, tuple)) else parts)
 
+    def partition(self, separator: Any) -> Any:
+        return self.recorder.expr("partition", self, separator)
+
+    def rpartition(self, separator: Any) -> Any:
+        return self.recorder.expr("rpartition", self, separator)
+
+    def splitlines(self) -> Any:
+        return self.recorder.expr("splitlines", self)
+
+    def rsplit(self, separator: Any = None, maxsplit: int = -1) -> Any:
+        return self.recorder.expr("rsplit", self, separator, maxsplit)
+
+    def removeprefix(self, prefix: Any) -> Any:
+        return self.recorder.expr("removeprefix", self, prefix)
+
+    def removesuffix(self, suffix: Any) -> Any:
+        return self.recorder.expr("removesuffix", self, suffix)
+
+    def rfind(self, part: Any) -> Any:
+        return self.recorder.expr("rfind", self, part)
+
+    def casefold(self) -> Any:
+        return self.recorder.expr("casefold", self)
+
+    def zfill(self, width: Any) -> Any:
+        return self.recorder.expr("zfill", self, width)
+
+    def isdigit(self) -> Any:
+        return self.recorder.expr("isdigit", self)
+
+    def isalpha(self) -> Any:
+        return self.recorder.expr("isalpha", self)
+
+    def isalnum(self) -> Any:
+        return self.recorder.expr("isalnum", self)
+
+    def isspace(self) -> Any:
+        return self.recorder.expr("isspace", self)
+
+    def isupper(self) -> Any:
+        return self.recorder.expr("isupper", self)
+
+    def islower(self) -> Any:
+        return self.recorder.expr("islower", self)
+
     def __str__(self) -> str:
         self.recorder.break_here("str() of a value that is not known yet")
 
@@ -157,6 +220,10 @@ class Symbol:
 
     def __repr__(self) -> str:
         return f"<symbol %{self.ref.id}>"
+
+
+# Methods of a symbol that are Exprs; others of a value that is not known yet are called when the program runs.
+METHODS = frozenset(name for name in vars(Symbol) if not name.startswith("_")) - {"recorder", "ref"}
 
 
 def operand(value: Any) -> Operand:

@@ -24,14 +24,17 @@ class Guards:
     """What a trace depended on besides its arguments: globals, closure cells and defaults, with their values then."""
 
     entries: tuple[tuple[types.FunctionType, str, Any, str], ...] = field(repr=False, default=())
+    inside: tuple[tuple[Any, ...], ...] = field(repr=False, default=())  # objects in the containers among the values
 
     def hold(self) -> bool:
         """Whether every guarded value is what it was, so that the Program still stands for the function."""
-        for function, name, value, mark in self.entries:
+        for (function, name, value, mark), inside in zip(self.entries, self.inside, strict=True):
             now = _read(function, name)
             if now is not value and not (type(now) is type(value) and isinstance(now, _PLAIN) and now == value):
                 return False
             if mark and not isinstance(now, _PLAIN) and fingerprint(now) != mark:
+                return False
+            if inside and not _same_objects(inside, _objects_in(now)):
                 return False
         return True
 
@@ -42,6 +45,7 @@ class Traced:
 
     program: Program
     guards: Guards
+    hosts: Mapping[str, Any] = field(repr=False, default_factory=dict)  # what the Program's names stand for
 
 
 def trace(
@@ -93,7 +97,7 @@ def trace(
     program = Program(
         title=title, params=params, body=ops, guards=marks, num_api_spec_tokens=num_api_spec_tokens, where=where
     )
-    return Traced(program, guards)
+    return Traced(program, guards, copies.host_table.objects)
 
 
 def _run_path(
@@ -129,9 +133,9 @@ def _run_path(
 
 def _return(tracer: PathTracer, result: Any) -> None:
     try:
-        value = operand(result)
+        value = tracer.host_operand(result)
     except TypeError:
-        tracer.events.append(Opaque(reason=f"returns a {type(result).__name__}"))
+        tracer.events.append(Opaque(reason=f"returns a {type(result).__name__}", where=tracer.here()))
         return
     tracer.events.append(Return(value=value))
 
@@ -211,7 +215,28 @@ def _guards(functions: Sequence[types.FunctionType]) -> Guards:
             code_like = isinstance(value, (types.ModuleType, type, types.FunctionType)) or callable(value)
             mark = "" if code_like or is_traceable(value) else fingerprint(value)
             entries.append((function, name, value, mark))
-    return Guards(tuple(entries))
+    return Guards(tuple(entries), tuple(_objects_in(value) if mark else () for _, _, value, mark in entries))
+
+
+def _objects_in(value: Any, depth: int = 8) -> tuple[Any, ...]:
+    """What a container holds besides plain values and other containers: what a trace may call, or hand over."""
+    if isinstance(value, dict):
+        items: Any = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        items = value
+    else:
+        return ()
+    found: list[Any] = []
+    for item in items:
+        if isinstance(item, (dict, list, tuple, set, frozenset)):
+            found += _objects_in(item, depth - 1) if depth else ()
+        elif not isinstance(item, _PLAIN):
+            found.append(item)
+    return tuple(found)
+
+
+def _same_objects(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    return len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
 
 
 def fingerprint(value: Any, depth: int = 8) -> str:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn, TypeAlias
 
-from ...core.errors import ProgramError, SourceLoc, UndefinedVariable
-from ..ir import AnyOp, Copy, Expr, Fork, Gen, Join, Opaque, Ref, Role, Scope, Select, Set
-from .hooks import Hooks
+from ...core.errors import DslcError, ProgramError, SourceLoc, UndefinedVariable
+from ..expressions import BOOLEAN, FUNCTIONS
+from ..ir import AnyOp, Copy, Expr, Fork, Gen, Host, Join, Opaque, Operand, Ref, Role, Scope, Select, Set
+from .hooks import Hooks, Recipe, is_traceable
+from .host import HostTable, is_immutable, mentions_language
 from .purity import reachable_mutables
 from .rewrite import HOOKS, CannotRewrite, NoSource, rewrite
 from .symbols import Symbol, operand
@@ -25,12 +27,22 @@ MAX_TICKS = 1_000_000  # hook calls of one path: bounds pure Python loops
 MAX_DEPTH = 64  # functions followed into one another
 MAX_DECISIONS = 64  # of one path: they nest in the IR, and everything that reads it goes down into them
 
-# Exprs whose value is already true or false, so that a decision needs no "bool" around them.
-_BOOLEAN = frozenset(
-    {"eq", "ne", "lt", "le", "gt", "ge", "contains", "startswith", "endswith", "not", "bool", "has", "is_none"}
-)
 # Exprs that read the state: never shared between two places.
-_STATEFUL = frozenset({"get", "has", "text"})
+_STATEFUL = frozenset({"get", "has", "text", "typed"})
+
+
+TEXT_FUNCTIONS = frozenset(
+    {"text", "format", "str", "repr", "concat", "join", "strip", "lstrip", "rstrip", "lower", "upper", "title",
+     "capitalize", "replace", "casefold", "zfill", "removeprefix", "removesuffix"}
+)  # fmt: skip
+_STRING_METHODS = TEXT_FUNCTIONS | {
+    "startswith", "endswith", "find", "rfind", "count", "isdigit", "isalpha", "isalnum", "isspace", "isupper",
+    "islower", "splitlines", "len", "slice",
+}  # fmt: skip
+
+
+class NotInline(BaseException):
+    """What was followed as a plain computation is none: it branches, has effects, or cannot be followed."""
 
 
 class TraceStop(BaseException):
@@ -70,8 +82,10 @@ class Copies:
 
     def __init__(self) -> None:
         self.hooks = Hooks()
+        self.host_table = HostTable()
         self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
         self._copies: dict[int, types.FunctionType] = {}
+        self.names: dict[int, str] = {}  # of the globals and closure variables that the functions read, by id
 
     def of(self, function: types.FunctionType) -> types.FunctionType:
         """The copy of a function. Raises NoSource or CannotRewrite."""
@@ -79,6 +93,8 @@ class Copies:
             return function  # defined inside a copy: rewritten already
         if id(function) not in self._copies:
             self._copies[id(function)] = rewrite(function, self.hooks)
+            for name, value in free_values(function):
+                self.names.setdefault(id(value), f"{function.__module__}:{name}")
             self.originals[id(function)] = function
         return self._copies[id(function)]
 
@@ -116,6 +132,13 @@ class PathTracer:
         self._exprs: dict[tuple[Any, ...], tuple[Symbol, int]] = {}
         self._keys: dict[int, tuple[Any, ...]] = {}  # ref id -> what it computes
         self._facts: dict[tuple[Any, ...], bool] = {}
+        self._num_inline = 0  # attempts to follow a plain computation, one within another
+        self.guards: list[
+            tuple[type[BaseException], ...]
+        ] = []  # what the `try` statements around catch, outermost first
+        self._texts: set[int] = set()  # values that are strings
+        self._made: dict[int, Any] = {}  # objects that the copy has made, by id
+        self._fresh: dict[int, Any] = {}  # lists and dicts written as arguments: nobody else holds them
 
     # -- running the copy
 
@@ -141,6 +164,37 @@ class PathTracer:
         finally:
             self._depth -= 1
 
+    def call_user(self, function: types.FunctionType, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call of a plain function of the user's.
+
+        One that makes parts of the program is followed. One that only computes is followed too if it does so without a
+        branch on what is not known yet; otherwise it is called when the program runs.
+        """
+        if function.__globals__.get(HOOKS) is self._copies.hooks:
+            return self.follow(function, args, kwargs)
+        values = [*args, *kwargs.values()]
+        if holds_language(values) or mentions_language(function, is_language):
+            return self.follow(function, args, kwargs)
+        if any(self._is_shared(value) for value in values):
+            return self.follow(function, args, kwargs)  # it may change what the program goes on with
+        found = self.attempt(lambda: self.follow(function, args, kwargs))
+        return found[0] if found else self.host_call(function, args, kwargs)
+
+    def attempt(self, compute: Callable[[], Any]) -> tuple[Any] | None:
+        """What `compute` gives if it only computes: no branch, no effect, no error. Otherwise nothing has happened."""
+        num_events, first_ref, depth = len(self.events), self._next_ref, self._depth
+        self._num_inline += 1
+        try:
+            return (compute(),)
+        except (NotInline, Exception):
+            del self.events[num_events:]
+            self._next_ref, self._depth = first_ref, depth
+            self._exprs = {key: known for key, known in self._exprs.items() if known[0].ref.id < first_ref}
+            self._keys = {ref: key for ref, key in self._keys.items() if ref < first_ref}
+            return None
+        finally:
+            self._num_inline -= 1
+
     def tick(self) -> None:
         """Count a step of the copy; end the path when it has stopped already, or goes on for ever."""
         if self._stopped:
@@ -155,6 +209,8 @@ class PathTracer:
 
     def break_here(self, reason: str, where: SourceLoc | None = None) -> NoReturn:
         """Record a break at the user's line and end the path."""
+        if self._num_inline:
+            raise NotInline
         if not self._stopped:
             self._stopped = True
             self.events.append(Opaque(reason=reason, where=where or self.here()))
@@ -182,8 +238,15 @@ class PathTracer:
         known = self._exprs.get(key)
         if known is not None and known[1] == self.num_decisions:
             return known[0]
+        if self.guards and self._may_raise(fn, operands):
+            host = self._copies.host_table.expr_name(fn)
+            symbol = self._record_host(host, operands, (), is_pure=True)
+            self._exprs[key] = (symbol, self.num_decisions)
+            return symbol
         symbol = self.symbol()
         self._record(Expr(out=symbol.ref, fn=fn, args=operands, where=self.here()))
+        if fn in TEXT_FUNCTIONS:
+            self._texts.add(symbol.ref.id)
         self._exprs[key] = (symbol, self.num_decisions)
         self._keys[symbol.ref.id] = key
         return symbol
@@ -192,11 +255,13 @@ class PathTracer:
         """Which way this path goes on the truth of a symbol; the same question is answered the same way twice."""
         self.tick()
         fn = self._keys.get(symbol.ref.id, ("",))[0]
-        if fn not in _BOOLEAN:
+        if fn not in BOOLEAN:
             symbol = self.expr("bool", symbol)
         key = self._deep_key(symbol.ref)
         if key in self._facts:
             return self._facts[key]
+        if self._num_inline:
+            raise NotInline
         if self.num_decisions >= MAX_DECISIONS:
             self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
@@ -215,6 +280,163 @@ class PathTracer:
         return tuple(
             self._deep_key(Ref(part[1])) if isinstance(part, tuple) and part[:1] == ("%",) else part for part in key
         )
+
+    # -- calls when the program runs
+
+    def host_call(
+        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, is_pure: bool = False
+    ) -> Symbol:
+        """Record a call that the run makes. Breaks where an argument cannot be handed over."""
+        self.tick()
+        if self._num_inline and not is_pure:
+            raise NotInline
+        name, values = self._callee(function, args)
+        given = dict(kwargs or {})
+        if not is_pure:
+            self._refuse_shared([*args, *given.values()], function)
+        try:
+            operands = tuple(self.host_operand(value) for value in values)
+            named = tuple((key, self.host_operand(value)) for key, value in given.items())
+        except TypeError as error:
+            self.break_here(f"call of {_callable_name(function)}: {error}")
+        return self._record_host(name, operands, named, is_pure)
+
+    def _record_host(
+        self,
+        name: str,
+        args: tuple[Operand, ...],
+        kwargs: tuple[tuple[str, Operand], ...],
+        is_pure: bool,
+        stream: int = 0,
+    ) -> Symbol:
+        """Record a Host. In a `try` its failure is a branch, which goes on in the handlers."""
+        if self.guards and self._num_inline:
+            raise NotInline
+        classes = tuple(dict.fromkeys(kind for guard in reversed(self.guards) for kind in guard))
+        catches = tuple(self._copies.host_table.name_of(kind) for kind in classes)
+        symbol = self.symbol()
+        self._record(
+            Host(
+                out=symbol.ref, function=name, args=args, kwargs=kwargs, catches=catches, is_pure=is_pure,
+                stream=stream, where=self.here(),
+            )
+        )  # fmt: skip
+        if not classes:
+            return symbol
+        around, self.guards = self.guards, []
+        try:
+            error = self.expr("error_of", symbol)
+            if self.decide(self.expr("is_none", error)):
+                return self.expr("result_of", symbol)
+            for kind in classes[:-1]:
+                if self.decide(self.expr("bool", self.host_call(isinstance, (error, kind), is_pure=True))):
+                    raise _stand_in(kind, error)
+            raise _stand_in(classes[-1], error)
+        finally:
+            self.guards = around
+
+    def _may_raise(self, fn: str, operands: Sequence[Operand]) -> bool:
+        if FUNCTIONS[fn].is_total or fn in ("concat", "format", "str", "repr", "error_of", "result_of"):
+            return False
+        first = operands[0] if operands else None
+        is_text = isinstance(first, str) or (isinstance(first, Ref) and first.id in self._texts)
+        return not (is_text and fn in _STRING_METHODS)
+
+    @property
+    def _catches_failures(self) -> bool:
+        """Whether a handler around may catch what a generation fails with."""
+        return any(_may_catch_failures(kind) for guard in self.guards for kind in guard)
+
+    def _check_try(self, where: SourceLoc | None) -> None:
+        if self._catches_failures:
+            self.break_here("a state is appended to in a `try` that may catch the failure of a generation", where)
+
+    def whole(self, recipe: Recipe, first: Any, values: Callable[[Recipe], tuple[Any, ...]]) -> Symbol | None:
+        """A comprehension over `first` as one call when the program runs; None where it reads the language, or a value
+        that cannot be handed over."""
+        read = [recipe.globals[name] for name in recipe.reads if name in recipe.globals]
+        try:
+            free = values(recipe)
+        except TypeError:
+            return None
+        if self._num_inline:
+            raise NotInline
+        if holds_language([*read, *free, first]):
+            return None
+        function = recipe.make()
+        for value in read:
+            if isinstance(value, types.FunctionType) and mentions_language(value, is_language):
+                return None
+        try:
+            operands = tuple(self.host_operand(value) for value in (first, *free))
+        except TypeError:
+            return None
+        symbol = self.symbol()
+        name = self._copies.host_table.name_of(function)
+        self._record(Host(out=symbol.ref, function=name, args=operands, where=self.here()))
+        return symbol
+
+    def _callee(self, function: Any, args: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+        """The name of a function in the IR, and its operands."""
+        if isinstance(function, Symbol):
+            return "()", (function, *args)
+        receiver = getattr(function, "__self__", None)
+        if receiver is None or isinstance(receiver, (types.ModuleType, type)):
+            if isinstance(function, types.FunctionType) and function.__globals__.get(HOOKS) is self._copies.hooks:
+                return "()", (function, *args)
+            return self._copies.host_table.name_of(function, self._hint(function)), args
+        return f".{function.__name__}", (receiver, *args)
+
+    def _hint(self, value: Any) -> str:
+        if isinstance(value, (types.FunctionType, type, types.BuiltinFunctionType)):
+            return ""  # they say where they are from
+        return self._copies.names.get(id(value), "")
+
+    def _is_shared(self, value: Any) -> bool:
+        """Whether this is a container that the copy has made, and may still hold."""
+        return isinstance(value, (list, dict, set)) and not self.is_captured(value) and id(value) not in self._fresh
+
+    def _refuse_shared(self, values: Sequence[Any], function: Any) -> None:
+        for value in values:
+            if self._is_shared(value):
+                kind = type(value).__name__
+                self.break_here(f"call of {_callable_name(function)} with a {kind} of the program, which it may change")
+
+    def host_operand(self, value: Any) -> Operand:
+        """A value that is handed to a function of the user's. Raises TypeError where that cannot be."""
+        if isinstance(value, Symbol):
+            return value.ref
+        if value is None or type(value) in (str, int, float, bool):
+            return value  # type: ignore[no-any-return]
+        if is_language(value):
+            raise TypeError(f"a {type(value).__name__} is handed over")
+        if type(value) in (list, dict, tuple) and not (type(value) is not tuple and self.is_captured(value)):
+            items: Any = [part for pair in value.items() for part in pair] if type(value) is dict else value
+            operands: tuple[Operand, ...] = tuple(self.host_operand(item) for item in items)
+            if type(value) is list:
+                return operands
+            return self._container("tuple" if type(value) is tuple else "dict", operands)
+        if isinstance(value, types.FunctionType) and value.__globals__.get(HOOKS) is self._copies.hooks:
+            return self._copies.hooks.original_of(value).ref
+        if id(value) in self._made and not is_immutable(value):
+            raise TypeError(f"a {type(value).__name__} that the program has made is handed over")
+        return self.expr("captured", self._copies.host_table.name_of(value, self._hint(value))).ref
+
+    def _container(self, fn: str, operands: tuple[Operand, ...]) -> Operand:
+        symbol = self.symbol()
+        self._record(Expr(out=symbol.ref, fn=fn, args=operands, where=self.here()))
+        return symbol.ref
+
+    def note_made(self, value: Any) -> Any:
+        """Remember an object that the copy has made: runs must not share it."""
+        if not isinstance(value, (str, int, float, bool, type(None), Symbol)):
+            self._made[id(value)] = value
+        return value
+
+    def note_fresh(self, value: Any) -> Any:
+        """Remember a list or dict that is written as an argument."""
+        self._fresh[id(value)] = value
+        return value
 
     # -- Sink: what states write to
 
@@ -235,11 +457,14 @@ class PathTracer:
         self.events.append(op)
 
     def emit(self, op: AnyOp) -> None:
+        self._check_try(op.where)
         self._record(op)
         stream = self._streams.get(op.stream)
         if stream is None or stream.is_joined:
             raise ProgramError("a branch is used after its join", where=op.where)
         if isinstance(op, (Gen, Select)):
+            if isinstance(op, Select) or "n" not in dict(op.sampling):
+                self._texts.add(op.out.id)
             if op.var is not None:
                 self._set(stream, op.var, Symbol(self, op.out))
         elif isinstance(op, Set):
@@ -264,6 +489,7 @@ class PathTracer:
 
     def enter(self, op: Role | Scope) -> None:
         self.tick()
+        self._check_try(op.where)
         if isinstance(op, Role) and any(isinstance(o, Role) and o.stream == op.stream for o in self._open):
             raise ProgramError("roles do not nest: close the open one first", where=op.where)
         self._open.append(op)
@@ -292,13 +518,19 @@ class PathTracer:
             names = ", ".join(sorted(map(repr, known.variables))) or "none yet"
             raise UndefinedVariable(f"{var!r} is read before any op sets it; variables so far: {names}", where=where)
         value = known.variables[var]
-        if self.num_decisions == 0 or not isinstance(value, Symbol):
+        if (self.num_decisions == 0 and not self.guards) or not isinstance(value, Symbol):
             return value
+        if self._catches_failures:
+            return self._record_host("state:get", (var,), (), False, stream)
         # After a decision the value is read by name, so that paths on which another op set it can meet again; where
         # only one op can have set it, `merge` puts its value back.
         symbol = self._stateful("get", stream, var)
         self._keys[symbol.ref.id] = ("same", ("%", value.ref.id))
         return symbol
+
+    def typed(self, stream: int, var: str, where: SourceLoc | None) -> Any:
+        """The variable as the type that its gen was given."""
+        return self._stateful("typed", stream, var)
 
     def has(self, stream: int, var: str, where: SourceLoc | None) -> Any:
         known = self._streams[stream]
@@ -308,6 +540,8 @@ class PathTracer:
         return self._stateful("text", stream)
 
     def _stateful(self, fn: str, stream: int, *args: Any) -> Symbol:
+        if self._catches_failures and fn != "has":
+            return self._record_host(f"state:{fn}", args, (), False, stream)
         symbol = self.symbol()
         self._record(Expr(stream=stream, out=symbol.ref, fn=fn, args=args, where=self.here()))
         self._keys[symbol.ref.id] = (fn, stream, *args)
@@ -321,6 +555,51 @@ class PathTracer:
 
     def call(self, body: Callable[..., Any], state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return self.follow(body, (state, *args), kwargs)
+
+
+def _stand_in(kind: type[BaseException], error: Symbol) -> BaseException:
+    """An exception that the copy's handlers for `kind` catch, in place of the one that the run will meet."""
+    made: Any = type(kind.__name__, (kind,), {"__init__": lambda self: None, "__dslc_error__": error})
+    stand_in: BaseException = made.__new__(made)
+    return stand_in
+
+
+def _may_catch_failures(kind: type[BaseException]) -> bool:
+    """Whether a handler for `kind` may catch what a generation fails with."""
+    if getattr(kind, "is_of_a_tool", False):
+        return False
+    todo: list[type[BaseException]] = [DslcError]
+    while todo:
+        error = todo.pop()
+        if getattr(error, "is_of_a_tool", False):
+            continue
+        if issubclass(error, kind) or issubclass(kind, error):
+            return True
+        todo += error.__subclasses__()
+    return False
+
+
+def is_language(value: Any) -> bool:
+    """Whether this is part of a program: a state, a branch, an expression, or something of dslc itself."""
+    return is_traceable(value) or (
+        isinstance(value, types.ModuleType) and value.__name__.split(".")[0] == __name__.split(".")[0]
+    )
+
+
+def holds_language(value: Any, depth: int = 4) -> bool:
+    """Whether a state, an expression or the like is in there."""
+    if is_language(value):
+        return True
+    if depth and isinstance(value, (list, tuple, set)):
+        return any(holds_language(item, depth - 1) for item in value)
+    return bool(depth) and isinstance(value, dict) and any(holds_language(v, depth - 1) for v in value.values())
+
+
+def _callable_name(function: Any) -> str:
+    if isinstance(function, Symbol):
+        return "a value that is not known yet"
+    name: str = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or repr(function)
+    return name
 
 
 def _typed(value: Any) -> Any:

@@ -27,7 +27,7 @@ def triage(s, ticket):
 @dslc.function
 def opaque(s):
     s += "Time: "
-    s += open("clock.txt").read()
+    s += str(vars())
 
 if __name__ == "__main__":
     raise SystemExit("the entry point was run")

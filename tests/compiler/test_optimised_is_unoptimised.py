@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.programs import RUNNABLE_OPS, programs
+from support.programs import HOSTS, RUNNABLE_OPS, programs
 from support.scripted import ScriptedBackend, ScriptedTokenizer, request_ids_and_seeds
 
 from dslc.compiler.lower import lower
@@ -32,6 +32,7 @@ def outcome(plan, arguments, tokenizer):
     backend = ScriptedBackend(answer, tokenizer=tokenizer)
     hub = Hub(backend)
     executor = Executor(hub, plan.program.title, RunOptions((("max_new_tokens", 6),), seed=7), 0, plan)
+    executor.hosts = HOSTS
     (task,) = hub.run([Task(executor, lambda: walk_plan(executor, plan, arguments))])
     failure = executor.failure
     found = {

@@ -141,15 +141,16 @@ def test_typed_numbers_compute_in_plans():
         assert state.text() == "n: +7 f: 1.5 next 8 big" and state["copy"] == 7
 
 
-def test_other_typed_values_are_left_to_the_body():
+def test_other_typed_values_are_read_in_the_plan():
     @dslc.function
     def program(s):
         s += "p: " + dslc.gen("p", type=Person)
         s += f" {s['p'].name} is {s['p'].age}"
 
-    assert not program.compile().is_whole
-    state = program.run(backend=ScriptedBackend('{"name": "Ada", "age": 36}'))
-    assert state.text().endswith("Ada is 36")
+    assert program.compile().is_whole
+    for compiled in (False, True):
+        state = program.run(backend=ScriptedBackend('{"name": "Ada", "age": 36}'), compiled=compiled)
+        assert state.text().endswith("Ada is 36")
 
 
 def test_branches_and_several_outputs_give_lists_of_values(compiled):

@@ -16,6 +16,7 @@ from dslc.compiler.ir import (
     Expr,
     Fork,
     Gen,
+    Host,
     Join,
     Media,
     Opaque,
@@ -37,7 +38,7 @@ from dslc.core.request import LogprobWish
 ALL_OPS = frozenset(
     {
         "text", "tokens", "special", "media", "gen", "select", "role", "scope", "fork", "copy", "join", "set", "expr",
-        "switch", "opaque", "return",
+        "host", "switch", "opaque", "return",
     }
 )  # fmt: skip
 # What an executor can run on any backend: no media, no break, no ids of a certain tokenizer.
@@ -47,6 +48,15 @@ NAMES = ("a", "b", "label", "x_1", "émile")
 WORDS = ("Q: ", " yes", "no", "\n", "The ", "answer", " is 42.", "ü€😀", '"quoted" \\ # ; {', " ")
 REGEXES = ("[0-9]+", "(yes|no)", "[a-z ]{1,20}")
 JSON_SCHEMAS = ('{"type": "integer"}', '{"type": "object", "properties": {"a": {"type": "boolean"}}}')
+
+
+# What a random program may call; run it with these as its host table.
+HOSTS: dict[str, Any] = {
+    "host:join": lambda *parts: "+".join(map(str, parts)),
+    "host:double": lambda text, times=2: str(text) * times,
+    "host:fail": lambda *parts: [][0],
+    "host:IndexError": IndexError,
+}
 
 
 def texts() -> st.SearchStrategy[str]:
@@ -225,6 +235,25 @@ class _Builder:
         if fn in ("eq", "contains", "startswith", "has"):
             scope.truths.append(out)
         return Expr(stream=stream, out=out, fn=fn, args=args)
+
+    def _host(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
+        function = self.pick(["host:join", "host:double", "host:fail", ".upper", ".split"])
+        args: tuple[Any, ...] = (self.pick(scope.strings) if scope.strings else self.draw(texts()),)
+        kwargs: tuple[tuple[str, Any], ...] = ()
+        catches: tuple[Any, ...] = ("host:IndexError",) if function == "host:fail" else ()
+        if function == "host:join":
+            args += (self._operand(scope),)
+        elif function == "host:double" and self.draw(st.booleans()):
+            kwargs = (("times", 3),)
+        out = self.ref()
+        if not catches:
+            scope.values.append(out)
+        if function in ("host:join", "host:double", ".upper"):
+            scope.strings.append(out)
+        is_pure = not catches and self.draw(st.booleans())
+        return Host(
+            stream=stream, out=out, function=function, args=args, kwargs=kwargs, catches=catches, is_pure=is_pure
+        )
 
     def _switch(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
         values: list[Any] = [True, False]
