@@ -17,6 +17,10 @@ class EngineConfig:
     `max_total_tokens` None sizes the KV pool from `mem_fraction_static` of the free memory (GPU) or to
     `max_running_requests` contexts, at most 1 GiB (CPU). `chunked_prefill_size` -1 prefills whole prompts.
     `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
+    `enable_priority_scheduling` puts a request's priority before `schedule_policy`; a waiting request takes the place
+    of a running one that is lower by `priority_scheduling_preemption_threshold` or more.
+    `prefill_attention_backend` and `decode_attention_backend` override `attention_backend` for forwards with and
+    without prompt tokens. `enable_custom_logit_processor` lets requests name registered logit processors.
     """
 
     model_path: str | None = None
@@ -38,11 +42,17 @@ class EngineConfig:
     radix_eviction_policy: str = "lru"
     schedule_policy: str = "lpm"
     schedule_conservativeness: float = 1.0
+    enable_priority_scheduling: bool = False
+    schedule_low_priority_values_first: bool = False
+    priority_scheduling_preemption_threshold: int = 1
     attention_backend: str = "auto"
+    prefill_attention_backend: str | None = None
+    decode_attention_backend: str | None = None
     grammar_backend: str = "auto"
     deterministic: bool = False
     disable_overlap_schedule: bool = False
     stream_interval: int = 1
+    enable_custom_logit_processor: bool = False
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:
@@ -61,6 +71,7 @@ class EngineConfig:
         """Raise ConfigError naming the first impossible value."""
         for name in ("max_running_requests", "max_prefill_tokens", "page_size", "stream_interval"):
             self._positive(name)
+        self._positive("priority_scheduling_preemption_threshold")
         for name in ("context_length", "max_queued_requests", "max_total_tokens"):
             if getattr(self, name) is not None:
                 self._positive(name)
@@ -83,6 +94,14 @@ class EngineConfig:
             raise ConfigError(
                 f"must be above 0, not {self.schedule_conservativeness}", field="schedule_conservativeness"
             )
+
+        if not (self.enable_priority_scheduling or self.schedule_policy == "priority"):
+            for name, default in (
+                ("schedule_low_priority_values_first", False),
+                ("priority_scheduling_preemption_threshold", 1),
+            ):
+                if getattr(self, name) != default:
+                    raise ConfigError("means nothing without enable_priority_scheduling", field=name)
 
     def _positive(self, name: str) -> None:
         value = getattr(self, name)

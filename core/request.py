@@ -93,7 +93,9 @@ class GenRequest:
 
     `timeout_s` counts from submission; `None` means no deadline. `priority`: higher runs earlier (only where the
     engine has priorities on). `cache_salt` and `adapter` separate prefix caches. `stream` asks for token events as
-    they come; without it only the `Finished` event carries text.
+    they come; without it only the `Finished` event carries text. `routing_key` names whom the request belongs to (a
+    user, a tenant): the policy "routing-key" keeps those of one key together. `logit_processor` is the name of a
+    registered one, called with `sampling.custom_params`.
     """
 
     id: str
@@ -107,6 +109,8 @@ class GenRequest:
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    routing_key: str = ""
+    logit_processor: str | None = None
     origin: Origin | None = None
     hints: Hints | None = None
 

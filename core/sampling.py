@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,6 +23,7 @@ class SamplingParams:
     `presence_penalty` count output tokens; `repetition_penalty` counts prompt and output tokens
     (divides positive logits, multiplies negative ones; Keskar et al., arXiv 1909.05858).
     `seed` makes the draw reproducible: token t of choice c is drawn from (seed, c, t), whatever the batch.
+    `custom_params`, a dict of JSON values, is for the request's logit processor; it is kept as its JSON text.
     """
 
     max_new_tokens: int = 128
@@ -43,6 +45,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     no_stop_trim: bool = False
+    custom_params: str = ""
 
     def __post_init__(self) -> None:
         """Bring the convenient spellings (a single stop string, a list, a dict) into the one stored form."""
@@ -58,6 +61,9 @@ class SamplingParams:
             bias: Any = self.logit_bias
             items = sorted((int(k), float(v)) for k, v in dict(bias or {}).items())
             object.__setattr__(self, "logit_bias", tuple(items))
+        if not isinstance(self.custom_params, str):
+            params: Any = self.custom_params
+            object.__setattr__(self, "custom_params", json.dumps(dict(params), sort_keys=True) if params else "")
 
     @property
     def is_greedy(self) -> bool:

@@ -29,7 +29,7 @@ from .memory.prefix_cache import ChunkCache, Namespace, PinHandle, PrefixCache
 from .memory.radix import RadixCache
 from .sampling.random import splitmix64
 from .scheduling.messages import Cancel, Submit
-from .scheduling.policies import schedule_policy
+from .scheduling.policies import Priority, schedule_policy
 from .scheduling.results import Resolver
 from .scheduling.scheduler import Scheduler
 from .trace import Cancelled, StepTrace, Turn
@@ -94,6 +94,8 @@ class Engine(GenerateAPI):
         self._tokenizer = tokenizer
         self.runner = runner
         policy = schedule_policy(config.schedule_policy, seed=config.random_seed or 0)
+        if config.enable_priority_scheduling and policy.name != Priority.name:
+            policy = Priority(policy)
         eviction = eviction_policy(config.radix_eviction_policy)
         cache: PrefixCache = ChunkCache(config.page_size)
         if not config.disable_radix_cache:
@@ -106,7 +108,14 @@ class Engine(GenerateAPI):
         vocab_size = runner.vocab_size if tokenizer is None else min(runner.vocab_size, tokenizer.vocab_size)
         self.scheduler = Scheduler(config, memory, policy, resolver, runner.vocab_size)
         self.worker = Worker(runner, vocab_size, deterministic=config.deterministic)
-        self.intake = Intake.of(tokenizer, vocab_size, runner.context_length, runner.num_tokens, config.grammar_backend)
+        self.intake = Intake.of(
+            tokenizer,
+            vocab_size,
+            runner.context_length,
+            runner.num_tokens,
+            config.grammar_backend,
+            config.enable_custom_logit_processor,
+        )
         # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests.
         self.overlap = runner.device.type != "cpu" and not config.disable_overlap_schedule
         self.check_when_idle = False

@@ -96,6 +96,8 @@ class GenerateAPI(ABC):
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        routing_key: str = "",
+        custom_logit_processor: str | None = None,
     ) -> Result | list[Result] | Iterator[Result]:
         """Continue prompts. One prompt with n = 1 gives a dict, several (or n > 1) a list, in order.
 
@@ -105,12 +107,17 @@ class GenerateAPI(ABC):
         `output_ids` and `meta_info`: id, finish_reason, prompt_tokens, completion_tokens, cached_tokens, e2e_latency
         (seconds), seed, and with `return_logprob` the log-probs as (log-prob, id, text or None).
 
+        `custom_logit_processor` is the name of a registered one (`sampling.processors`); its arguments are the
+        `custom_params` among the sampling parameters. `routing_key` is read by the policy of that name.
         `stream=True` gives an iterator of such dicts, cumulative, with `index` where there are several.
         Raises RequestError (a bad option), ConstraintError, ContextOverflow, QueueFull, DeadlineExceeded, EngineError.
         """
         jobs, is_one = self._jobs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
-            _Shared(return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream),
+            _Shared(
+                return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream, routing_key,
+                custom_logit_processor,
+            ),
         )  # fmt: skip
         if stream:
             return self._stream(jobs, is_one)
@@ -133,6 +140,8 @@ class GenerateAPI(ABC):
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        routing_key: str = "",
+        custom_logit_processor: str | None = None,
     ) -> Result | list[Result] | AsyncIterator[Result]:
         """`generate` for an event loop, which is never blocked by a forward. With `stream=True` awaiting it gives an
         async iterator. Cancelling aborts the requests.
@@ -141,7 +150,10 @@ class GenerateAPI(ABC):
         jobs, is_one = await asyncio.to_thread(
             self._jobs,
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
-            _Shared(return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream),
+            _Shared(
+                return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream, routing_key,
+                custom_logit_processor,
+            ),
         )  # fmt: skip
         if stream:
             return self._async_stream(jobs, is_one)
@@ -321,6 +333,8 @@ class GenerateAPI(ABC):
                 cache_salt=shared.cache_salt,
                 priority=shared.priority,
                 timeout_s=shared.timeout_s,
+                routing_key=shared.routing_key,
+                logit_processor=shared.custom_logit_processor,
             )
             jobs.append(_Job(request))
         if len({job.request.id for job in jobs}) != num:
@@ -353,6 +367,8 @@ class _Shared:
     cache_salt: str
     timeout_s: float | None
     stream: bool
+    routing_key: str
+    custom_logit_processor: str | None
 
 
 def _each(value: Any, num: int, name: str, kind: type) -> list[Any]:

@@ -16,6 +16,7 @@ from ..kernels.token_bitmask import mask_words
 from .memory.prefix_cache import Namespace
 from .output import OutputText, needs_text
 from .request import Request, Sequence
+from .sampling.processors import logit_processor, read_params
 from .scoring import plan_trie
 
 if TYPE_CHECKING:
@@ -45,10 +46,17 @@ class Intake:
     pool_tokens: int
     grammar_backend: str
     max_token_chars: int
+    takes_processors: bool = False
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer | None, vocab_size: int, context_length: int, pool_tokens: int, grammar_backend: str
+        cls,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        context_length: int,
+        pool_tokens: int,
+        grammar_backend: str,
+        takes_processors: bool = False,
     ) -> Intake:
         """Raises ConfigError for an unknown grammar backend."""
         if grammar_backend not in (*BACKENDS, "none"):
@@ -58,7 +66,7 @@ class Intake:
         longest = 1
         if tokenizer is not None:
             longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
-        return cls(tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest)
+        return cls(tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest, takes_processors)
 
     def admit(self, source: GenRequest, seed: int, sink: Callable[[Event], None], now: float) -> Request:
         """The request as the scheduler runs it. `seed` is used if the request has none.
@@ -100,6 +108,23 @@ class Intake:
         if self.tokenizer is None and (params.stop or params.stop_regex):
             raise RequestError("stop strings need a tokenizer, and this engine has none", field="stop")
         stop_set(params.stop, params.stop_regex)
+        self._check_processor(source)
+
+    def _check_processor(self, source: GenRequest) -> None:
+        name = source.logit_processor
+        if name is None:
+            if source.sampling.custom_params:
+                raise RequestError("are for a logit processor, and the request names none", field="custom_params")
+            return
+        if not self.takes_processors:
+            raise RequestError(
+                f"{name!r}: logit processors are off in this engine (enable_custom_logit_processor=True allows them)",
+                field="logit_processor",
+            )
+        if source.score is not None:
+            raise RequestError("a scoring request takes none", field="logit_processor")
+        logit_processor(name)
+        read_params(source.sampling.custom_params)
 
     def _check_logprobs(self, wish: LogprobWish) -> None:
         if type(wish.prompt_start) is not int or wish.prompt_start < -1:

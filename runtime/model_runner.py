@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from .attention import choose_attention_backend
-from .attention.base import attention_backend
 from .layers.rowwise import fix_counts
 from .loader import load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
@@ -43,7 +42,7 @@ class ModelRunner:
             self.platform.default_dtype(stored) if config.dtype == "auto" else getattr(torch, config.dtype)
         )
         self.act_dtype = self.platform.act_dtype(self.dtype)
-        backend = attention_backend(choose_attention_backend(config, self.platform))
+        backends = choose_attention_backend(config, self.platform)
         with torch.inference_mode():
             self.model = load_model(
                 self.model_config, device=self.device, weight_dtype=self.dtype, act_dtype=self.act_dtype
@@ -53,7 +52,7 @@ class ModelRunner:
             if config.deterministic:
                 fix_counts(self.model, self.act_dtype, self.device)
         self.req_to_token = ReqToTokenPool(config.max_running_requests, self.context_length, self.device)
-        self.attention = backend(self.req_to_token)
+        self.attention = backends.make(self.req_to_token)
 
     @property
     def device(self) -> torch.device:

@@ -96,6 +96,7 @@ class Sequence:
     prompt_len: int
     priority: int = 0
     arrival: int = -1  # of its request
+    queued_step: int = 0  # the scheduler's step in which it was queued first
     stop_ids: frozenset[int] = NO_STOPS  # ids that end it
     max_output: int = 0  # new tokens at most: the request's wish, the context, the pool
     stage: Stage = Stage.WAITING
@@ -130,6 +131,11 @@ class Sequence:
         return np.concatenate([prompt[start:], output]) if start < p else output
 
     @property
+    def needs_host(self) -> bool:
+        """Whether the host must have read its last token before the next can be drawn: for a mask, or a processor."""
+        return self.matcher is not None or self.request.source.logit_processor is not None
+
+    @property
     def max_cached(self) -> int:
         """How many leading tokens may come from the cache: the last, and those whose logits are wanted, must run."""
         end = self.prompt_len + len(self.output_ids) - 1
@@ -149,6 +155,10 @@ class Sequence:
     def expected_len(self) -> int:
         hints = self.request.source.hints
         return min(hints.expected_len, self.max_output) if hints and hints.expected_len else self.max_output
+
+    @property
+    def routing_key(self) -> str:
+        return self.request.source.routing_key
 
     def __repr__(self) -> str:
         return f"<{self.request.id}/{self.index} {self.stage.value} {self.kv_len}/{self.num_tokens}>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..core.events import TokenLogprob
 from ..kernels.token_bitmask import ALL_ALLOWED, mask_words
 from .sampling.batch import SamplingBatch, SamplingRow
 from .sampling.logprobs import Logprobs, logsumexp
+from .sampling.processors import process_
 from .sampling.sampler import Sampler
 from .scheduling.batch_builder import BatchBuilder, LogitRows
 from .scheduling.results import Results
@@ -81,6 +83,24 @@ class InFlight:
         return results
 
 
+@dataclass(frozen=True, slots=True)
+class _Special:
+    """Which rows of a batch of outputs need more than a draw: a mask, log-probs, a processor. Mostly none."""
+
+    masked: list[int]
+    wishing: list[int]
+    processed: list[int]
+
+    @classmethod
+    def of(cls, seqs: list[Sequence]) -> _Special:
+        sources = [seq.request.source for seq in seqs]
+        return cls(
+            [i for i, seq in enumerate(seqs) if seq.matcher is not None],
+            [i for i, source in enumerate(sources) if source.logprobs is not None],
+            [i for i, source in enumerate(sources) if source.logit_processor is not None],
+        )
+
+
 class Worker:
     """Launches batches, one at a time. Keeps on the device what the next launch needs: last ids, sampling state.
 
@@ -95,6 +115,7 @@ class Worker:
         self.deterministic = deterministic
         self.builder = BatchBuilder(runner.req_to_token.max_running_requests, runner.device)
         self._members: list[Sequence] = []
+        self._special = _Special.of([])
         self._sampling = SamplingBatch(vocab_size, runner.device)
 
     @torch.inference_mode()
@@ -122,7 +143,9 @@ class Worker:
             logits = logits.index_select(0, to_device(where.sampled, logits.device))
         self._keep_members(batch)
         steps, rows = self._steps_and_rows(batch)
-        ids = self.sampler.sample(logits[:, : self.vocab_size], self._sampling, self._mask(batch), steps)
+        special = self._special
+        process = partial(process_, seqs=batch.sampled, at=special.processed) if special.processed else None
+        ids = self.sampler.sample(logits[:, : self.vocab_size], self._sampling, self._mask(batch), steps, process)
         self._wished_logprobs(in_flight, logits, ids)
         in_flight.ids = ToHost({"ids": ids})
         self._sampling.append(ids)
@@ -143,6 +166,7 @@ class Worker:
             self._sampling = SamplingBatch(self.vocab_size, self.device)
         self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.vocab_size, self.device))
         self._members = list(wanted)
+        self._special = _Special.of(wanted)
 
     def _steps_and_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """How many tokens each sampled sequence has, and its row in the request table."""
@@ -156,18 +180,19 @@ class Worker:
 
     def _mask(self, batch: Batch) -> Tensor | None:
         """[S, W] int32: what constraints allow; all bits for a free row. None if nothing is constrained."""
-        constrained = [(i, seq.mask) for i, seq in enumerate(batch.sampled) if seq.mask is not None]
-        if not constrained:
+        if not self._special.masked:
             return None
         mask = np.full((len(batch.sampled), mask_words(self.vocab_size)), ALL_ALLOWED, dtype=np.int32)
-        for i, row in constrained:
-            mask[i] = row
+        for i in self._special.masked:
+            row = batch.sampled[i].mask
+            if row is not None:
+                mask[i] = row
         return to_device(mask, self.device)
 
     # Log-probs
 
     def _wished_logprobs(self, in_flight: InFlight, logits: Tensor, ids: Tensor) -> None:
-        wishing = [i for i, seq in enumerate(in_flight.batch.sampled) if seq.request.source.logprobs is not None]
+        wishing = self._special.wishing
         if wishing:
             at = to_device(np.array(wishing), logits.device)
             seqs = [in_flight.batch.sampled[i] for i in wishing]

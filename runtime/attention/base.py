@@ -55,10 +55,8 @@ def register_attention_backend(name: str) -> Callable[[_B], _B]:
     return register
 
 
-def attention_backend(name: str) -> type[AttentionBackend]:
-    """The backend of that name. Raises ConfigError listing the choices."""
+def attention_backend(name: str, field: str = "attention_backend") -> type[AttentionBackend]:
+    """The backend of that name. Raises ConfigError for the option `field`, listing the choices."""
     if name not in _BACKENDS:
-        raise ConfigError(
-            f"unknown backend {name!r}; choices: auto, {', '.join(sorted(_BACKENDS))}", field="attention_backend"
-        )
+        raise ConfigError(f"unknown backend {name!r}; choices: auto, {', '.join(sorted(_BACKENDS))}", field=field)
     return _BACKENDS[name]

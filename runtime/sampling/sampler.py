@@ -1,8 +1,9 @@
 """From logits to tokens.
 
 The order, for each row: repetition penalty, frequency and presence penalty, logit bias, end tokens barred until
-min_new_tokens, the constraint's mask; then for greedy rows the largest logit (ties: the lowest id), for the others
-temperature, top-k, top-p, min-p, and a draw by `random.race`. A row's result depends on its own logits and parameters.
+min_new_tokens, the request's own logit processor, the constraint's mask; then for greedy rows the largest logit (ties:
+the lowest id), for the others temperature, top-k, top-p, min-p, and a draw by `random.race`. A row's result depends on
+its own logits and parameters.
 """
 
 from __future__ import annotations
@@ -35,12 +36,18 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(
-        self, logits: Tensor, batch: SamplingBatch, mask: Tensor | None = None, steps: Tensor | None = None
+        self,
+        logits: Tensor,
+        batch: SamplingBatch,
+        mask: Tensor | None = None,
+        steps: Tensor | None = None,
+        process: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """[B] int64: the next id of each row; -1 for a row with no possible token (all barred) or with NaN logits.
 
         logits [B, V] float32, left as they are; mask [B, W] int32 as in `apply_token_mask_`; steps [B] int64 the number
-        of output tokens each row has so far, forced ones included (None: 0 everywhere). Does not `append` the ids.
+        of output tokens each row has so far, forced ones included (None: 0 everywhere); `process` changes logits in
+        place. Does not `append` the ids.
         """
         if logits.shape[0] != len(batch):
             raise ValueError(f"{logits.shape[0]} rows of logits for a batch of {len(batch)}")
@@ -48,9 +55,11 @@ class Sampler:
             return torch.empty(0, dtype=torch.int64, device=logits.device)
         if steps is None:
             steps = torch.zeros(len(batch), dtype=torch.int64, device=logits.device)
-        if batch.changes_logits or mask is not None:
+        if batch.changes_logits or mask is not None or process is not None:
             logits = logits.clone()
             batch.change_logits_(logits, steps)
+            if process is not None:
+                process(logits)
             if mask is not None:
                 apply_token_mask_(logits, mask)
         ids = self._draw_all(logits, batch, steps)

@@ -6,6 +6,7 @@ A policy only orders. What fits is admission's matter, and what must wait for an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -54,6 +55,14 @@ class Waiting(Protocol):
     def expected_len(self) -> int:
         """New tokens it is likely to generate; its limit if nothing better is known."""
 
+    @property
+    def queued_step(self) -> int:
+        """The scheduler's step in which it was queued first."""
+
+    @property
+    def routing_key(self) -> str:
+        """What its sender wants to run together with the like; "" for nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class WaitingView:
@@ -65,6 +74,18 @@ class WaitingView:
     node: TreeNode | None = None
     priority: int = 0
     expected_len: int = 0
+    queued_step: int = 0
+    routing_key: str = ""
+
+
+class Now(NamedTuple):
+    """What else an order may depend on: the number of the step, and the routing keys of what is running."""
+
+    step: int = 0
+    running_keys: Sequence[str] = ()
+
+
+START = Now()
 
 
 class Policy(Protocol):
@@ -75,8 +96,8 @@ class Policy(Protocol):
     def wants_prefixes(self, num_waiting: int) -> bool:
         """Whether `order` of that many requests reads `num_cached` and `node`; if not, none need be looked up."""
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
-        """The indices of `waiting`, first to be admitted first. Pure: the same requests, the same order."""
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
+        """The indices of `waiting`, first to be admitted first. Pure: the same arguments, the same order."""
 
 
 class FCFS:
@@ -87,7 +108,7 @@ class FCFS:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return False
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         return sorted(range(len(waiting)), key=[w.arrival for w in waiting].__getitem__)
 
 
@@ -106,9 +127,9 @@ class LPM:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return num_waiting <= self.fallback_len
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         if not self.wants_prefixes(len(waiting)):
-            return FCFS().order(waiting)
+            return FCFS().order(waiting, now)
         keys = [(-w.num_cached, w.arrival) for w in waiting]
         return sorted(range(len(waiting)), key=keys.__getitem__)
 
@@ -125,7 +146,7 @@ class DFSWeight:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return True
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         ending: dict[TreeNode | None, list[int]] = {}
         for index, request in enumerate(waiting):
             ending.setdefault(request.node, []).append(index)
@@ -168,7 +189,7 @@ class LOF:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return False
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         keys = [(-w.expected_len, w.arrival) for w in waiting]
         return sorted(range(len(waiting)), key=keys.__getitem__)
 
@@ -181,7 +202,7 @@ class ShortestPrefill:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return True
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         keys = [(w.num_tokens - w.num_cached, w.arrival) for w in waiting]
         return sorted(range(len(waiting)), key=keys.__getitem__)
 
@@ -197,28 +218,59 @@ class Random:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return False
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         arrivals = np.array([w.arrival for w in waiting], dtype=np.uint64)
         drawn = _splitmix64(_splitmix64(np.array([self.seed & _MASK64], dtype=np.uint64)) ^ arrivals)
         order: list[int] = np.lexsort((arrivals, drawn)).tolist()
         return order
 
 
+class HRRN:
+    """Highest response ratio next (Brinch Hansen, 1971): (waited + service) / service, waiting counted in steps and
+    service in tokens to compute and to generate. Short ones first, and long ones the sooner the longer they wait."""
+
+    name = "hrrn"
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return True
+
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
+        def key(w: Waiting) -> tuple[float, int, int]:
+            service = max(1, w.num_tokens - w.num_cached + w.expected_len)
+            return -(now.step - w.queued_step) / service, service, w.arrival
+
+        keys = [key(w) for w in waiting]
+        return sorted(range(len(waiting)), key=keys.__getitem__)
+
+
+class RoutingKey:
+    """Requests whose routing key is the most frequent among those running first: one sender's work, one adapter's or
+    one tenant's stays together. FCFS among equals; a key that is not running, and no key, count as 0."""
+
+    name = "routing-key"
+
+    def wants_prefixes(self, num_waiting: int) -> bool:
+        return False
+
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
+        counts = Counter(key for key in now.running_keys if key)
+        keys = [(-counts[w.routing_key], w.arrival) for w in waiting]
+        return sorted(range(len(waiting)), key=keys.__getitem__)
+
+
 class Priority:
-    """Highest priority first (lowest with `low_first`), and within one priority the order of `within`."""
+    """Highest priority first, and within one priority the order of `within`."""
 
     name = "priority"
 
-    def __init__(self, within: Policy | None = None, *, low_first: bool = False) -> None:
+    def __init__(self, within: Policy | None = None) -> None:
         self.within: Policy = within or FCFS()
-        self.low_first = low_first
 
     def wants_prefixes(self, num_waiting: int) -> bool:
         return self.within.wants_prefixes(num_waiting)
 
-    def order(self, waiting: Sequence[Waiting]) -> list[int]:
-        sign = 1 if self.low_first else -1
-        return sorted(self.within.order(waiting), key=lambda index: sign * waiting[index].priority)
+    def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
+        return sorted(self.within.order(waiting, now), key=lambda index: -waiting[index].priority)
 
 
 SCHEDULE_POLICIES: dict[str, Callable[[int], Policy]] = {
@@ -228,6 +280,8 @@ SCHEDULE_POLICIES: dict[str, Callable[[int], Policy]] = {
     LOF.name: lambda seed: LOF(),
     ShortestPrefill.name: lambda seed: ShortestPrefill(),
     Random.name: lambda seed: Random(seed),
+    HRRN.name: lambda seed: HRRN(),
+    RoutingKey.name: lambda seed: RoutingKey(),
     Priority.name: lambda seed: Priority(),
 }
 
@@ -276,11 +330,11 @@ class Aging:
         """As of the policy within."""
         return self.policy.wants_prefixes(num_waiting)
 
-    def arrange(self, waiting: Sequence[Waiting]) -> Arrangement:
+    def arrange(self, waiting: Sequence[Waiting], now: Now = START) -> Arrangement:
         """The order of admission for this round."""
         if self._admitted:
             self._count_overtaking(waiting)
-        order = self.policy.order(waiting)
+        order = self.policy.order(waiting, now)
         if not self._num_aged:
             return Arrangement(order, 0)
         aged = [i for i in order if self._overtaken.get(waiting[i].arrival, 0) >= self.bound_tokens]

@@ -19,7 +19,7 @@ from .admission import CLIP_NEW_TOKENS, NewTokenRatio
 from .batch import Batch, Extend
 from .in_flight import PrefillTrie
 from .messages import Submit
-from .policies import Aging
+from .policies import Aging, Now, RoutingKey
 from .results import Resolver
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Scheduler:
         self.decoding: list[Sequence] = []
         self.step = 0
         self._preempts = policy.name == "priority"
+        self._preempt_from = config.priority_scheduling_preemption_threshold
+        self._urgency = -1 if config.schedule_low_priority_values_first else 1
+        self._routes = RoutingKey.name in (policy.name, getattr(policy, "within", policy).name)
         self._shares = not config.disable_radix_cache
         self._computing = PrefillTrie(config.page_size)
         self._ratio = NewTokenRatio(config.schedule_conservativeness)
@@ -100,7 +103,8 @@ class Scheduler:
             self.requests[request.id] = request
             self.waiting += request.sequences
             for seq in request.sequences:
-                seq.arrival = request.arrival
+                seq.arrival, seq.queued_step = request.arrival, self.step
+                seq.priority = self._urgency * request.source.priority
             self._changes += 1
             self.tally.requests += 1
             self.tally.prompt_tokens += len(request.prompt_ids)
@@ -138,11 +142,11 @@ class Scheduler:
         return None
 
     def _ready_decodes(self) -> list[Sequence]:
-        """Those whose next input is on the device, and that need neither a mask made from it nor an end."""
+        """Those whose next input is on the device, and that need neither the host to see it nor an end."""
         return [
             seq
             for seq in self.decoding
-            if not seq.in_flight or (seq.matcher is None and len(seq.output_ids) + seq.in_flight < seq.max_output)
+            if not seq.in_flight or (not seq.needs_host and len(seq.output_ids) + seq.in_flight < seq.max_output)
         ]
 
     def _plan_extends(self, in_flight: bool) -> list[Extend] | None:
@@ -198,7 +202,8 @@ class Scheduler:
         if not self.memory.table.num_free_rows and not self._preempts:
             return True
         self._probe_waiting()
-        order, num_aged = self.aging.arrange(self.waiting)
+        running_keys = [seq.routing_key for seq in (*self.prefilling, *self.decoding)] if self._routes else []
+        order, num_aged = self.aging.arrange(self.waiting, Now(self.step, running_keys))
         reserved = self._reserved_tokens()
         admitted, resolve_first = False, False
         for place, index in enumerate(order):
@@ -234,10 +239,11 @@ class Scheduler:
         return not resolve_first
 
     def _less_urgent(self, seq: Sequence) -> Sequence | None:
-        """The running sequence that gives way to this one: only under the priority policy, only of lower priority."""
+        """The running sequence that gives way to this one: only under the priority policy, only of a priority lower by
+        the threshold."""
         if not self._preempts:
             return None
-        lower = [other for other in self.running if other.priority < seq.priority]
+        lower = [other for other in self.running if other.priority + self._preempt_from <= seq.priority]
         return min(lower, key=_expendable, default=None)
 
     def _probe_waiting(self) -> None:
@@ -389,7 +395,7 @@ class Scheduler:
         if seq.lease is not None and seq.kv_ready > seq.lease.num_shared:
             source = seq.request.source
             next_use = source.hints.next_use if source.hints else -1
-            self.memory.commit(seq.lease, seq.ids(0, seq.kv_ready), priority=source.priority, next_use=next_use)
+            self.memory.commit(seq.lease, seq.ids(0, seq.kv_ready), priority=seq.priority, next_use=next_use)
             self._changes += 1
 
     def truncate(self, seq: Sequence, length: int) -> None:
@@ -417,7 +423,7 @@ class Scheduler:
             source = seq.request.source
             next_use = source.hints.next_use if source.hints else -1
             ids = seq.ids(0, seq.kv_ready) if keep else None
-            self.memory.release(seq.lease, ids, priority=source.priority, next_use=next_use)
+            self.memory.release(seq.lease, ids, priority=seq.priority, next_use=next_use)
         seq.lease, seq.row, seq.probe = None, -1, None
         seq.kv_len = seq.kv_ready = 0
         self._is_stale = True

@@ -10,9 +10,19 @@ from support.batches import Slots, make_batch
 
 from dslc.core.config import EngineConfig
 from dslc.core.errors import ConfigError, EngineError
-from dslc.runtime.attention import choose_attention_backend, ops, planner, torch_native, trees
+from dslc.runtime.attention import (
+    base,
+    choose_attention_backend,
+    ops,
+    planner,
+    torch_deterministic,
+    torch_native,
+    trees,
+)
 from dslc.runtime.attention.base import AttentionBackend, attention_backend, register_attention_backend
-from dslc.runtime.batch import PrefixGroup
+from dslc.runtime.attention.by_phase import ByPhaseBackend
+from dslc.runtime.attention.torch_native import TorchNativeBackend
+from dslc.runtime.batch import ForwardMode, PrefixGroup
 from dslc.runtime.layers.attention import AttentionType, RadixAttention
 from dslc.runtime.memory.kv_pool import KVPool, KVShape
 from dslc.runtime.memory.request_table import ReqToTokenPool
@@ -248,8 +258,6 @@ def test_backends_register_by_name():
         def forward(self, q, k, v, layer, fb, kv_pool):
             return q * 0
 
-    from dslc.runtime.attention import base
-
     register_attention_backend("toy")(Toy)
     try:
         with pytest.raises(ValueError, match="'toy' is registered already"):
@@ -266,18 +274,69 @@ def test_backends_register_by_name():
 
 
 @pytest.mark.parametrize(
-    "asked, deterministic, chosen",
+    "options, chosen",
     [
-        ("auto", False, "torch_native"),
-        ("auto", True, "torch_deterministic"),
-        ("torch_native", False, "torch_native"),
-        ("torch_deterministic", False, "torch_deterministic"),
-        ("torch_deterministic", True, "torch_deterministic"),
+        ({}, ("torch_native", "torch_native")),
+        ({"deterministic": True}, ("torch_deterministic", "torch_deterministic")),
+        ({"attention_backend": "torch_native"}, ("torch_native", "torch_native")),
+        ({"attention_backend": "torch_deterministic"}, ("torch_deterministic", "torch_deterministic")),
+        ({"attention_backend": "torch_deterministic", "deterministic": True}, ("torch_deterministic",) * 2),
+        ({"prefill_attention_backend": "torch_deterministic"}, ("torch_deterministic", "torch_native")),
+        ({"decode_attention_backend": "torch_deterministic"}, ("torch_native", "torch_deterministic")),
+        (
+            {"attention_backend": "torch_deterministic", "decode_attention_backend": "auto"},
+            ("torch_deterministic", "torch_native"),
+        ),
     ],
 )
-def test_the_table_of_backends(asked, deterministic, chosen):
-    config = EngineConfig.of(attention_backend=asked, deterministic=deterministic)
+def test_the_table_of_backends(options, chosen):
+    config = EngineConfig.of(**options)
     assert choose_attention_backend(config, CpuPlatform()) == chosen
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"decode_attention_backend": "flash"}, "decode_attention_backend: unknown backend 'flash'; choices: auto, "),
+        (
+            {"deterministic": True, "prefill_attention_backend": "torch_native"},
+            "prefill_attention_backend: 'torch_native' is not deterministic",
+        ),
+    ],
+)
+def test_impossible_backends_are_refused_by_their_option(options, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_attention_backend(EngineConfig.of(**options), CpuPlatform())
+
+
+def test_two_deterministic_backends_are_not_deterministic_together(monkeypatch):
+    other = type("Other", (torch_deterministic.TorchDeterministicBackend,), {})
+    monkeypatch.setitem(base._BACKENDS, "other", other)
+    config = EngineConfig.of(deterministic=True, decode_attention_backend="other")
+    with pytest.raises(ConfigError, match="decode_attention_backend: deterministic mode needs one backend for both"):
+        choose_attention_backend(config, CpuPlatform())
+
+
+def test_prefill_and_decode_run_in_their_own_backends():
+    world = World("torch_native")
+    seen = []
+
+    class Noting(TorchNativeBackend):
+        def init_forward_metadata(self, fb):
+            seen.append((self.name, fb.mode))
+            super().init_forward_metadata(fb)
+
+    parts = {}
+    for name in ("prefill", "decode"):
+        parts[name] = Noting(world.table)
+        parts[name].name = name
+    world.backend = ByPhaseBackend(world.table, **parts)
+    seqs = [world.sequence() for _ in range(2)]
+    check(world.run([(seqs[0], 20), (seqs[1], 7)]))
+    check(world.run([(seqs[0], 1), (seqs[1], 1)]))
+    check(world.run([(seqs[0], 1), (seqs[1], 5)]))
+    modes = [("prefill", ForwardMode.EXTEND), ("decode", ForwardMode.DECODE)]
+    assert [name for name, _ in seen] == ["prefill", "decode", "prefill"] and seen[:2] == modes
 
 
 def test_layer_options_that_make_no_sense_are_refused():
