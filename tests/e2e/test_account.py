@@ -9,6 +9,7 @@ import torch
 
 import dslc
 from dslc.compiler.account import Job, Limits, PrefixSet, evaluate, trie_parts
+from dslc.compiler.budget import budget, together
 from dslc.compiler.recording import Recording
 from dslc.core.errors import ProgramError
 from dslc.core.request import ScoreTrie
@@ -65,6 +66,9 @@ def test_the_account_equals_the_engines_counters(name, options, engine):
     usage = evaluate(recording.jobs(), recording.limits)
     assert usage.differences(counted) == {}
     assert usage.forwards > 1 and usage.rows > usage.prefilled_tokens / 2
+    program = WORKLOADS[name].program.compile()
+    rows = [budget(program, engine.tokenizer, row, {"temperature": 0}) for row in WORKLOADS[name].rows]
+    assert together(rows).holds(usage) == {}
 
 
 @pytest.mark.parametrize("name", ["few-shot choice", "generative agents", "chat, short answers", "self-consistency"])

@@ -1,0 +1,597 @@
+"""Budgets: what a run of a program can cost, as intervals that are known before anything is sent.
+
+`budget(program, tokenizer, arguments, defaults)` walks the program once with lengths for values: text of the arguments
+is exact, generated text is bounded by `max_new_tokens`, what the program cannot know is unbounded. Branches give the
+hull of their ways. The run's account (`account.evaluate`) lies inside, whatever the model says; `beyond` names the gens
+whose prompt cannot fit, or may not, into a context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import SourceLoc
+from ..core.sampling import SamplingParams
+from .expressions import FUNCTIONS, STATEFUL
+from .fields import new_streams
+from .ir import (
+    AnyOp,
+    Arg,
+    Copy,
+    Expr,
+    Fork,
+    Gen,
+    Join,
+    Media,
+    Opaque,
+    Operand,
+    Program,
+    Ref,
+    Return,
+    Role,
+    Scope,
+    Select,
+    Set,
+    Special,
+    Switch,
+    Text,
+    Tokens,
+)  # fmt: skip
+from .prompts import UNKNOWN
+
+if TYPE_CHECKING:
+    from ..core.text.tokenizer import Tokenizer
+
+INF = math.inf
+DEFAULT_NEW_TOKENS = SamplingParams().max_new_tokens
+CHUNK = 8192  # prompt tokens of one forward, unless the limits say otherwise
+ROLE_TOKENS = 64.0  # of the template's text around a turn that the executor renders, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From `least` to `most`, both included; `most` is inf where nothing bounds it."""
+
+    least: float = 0
+    most: float = 0
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.least + other.least, self.most + other.most)
+
+    def hull(self, other: Span) -> Span:
+        """The least span that holds both."""
+        return Span(min(self.least, other.least), max(self.most, other.most))
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return f"{self.least:.0f}"
+        return f"{self.least:.0f} to {self.most:.0f}" if self.most < INF else f"at least {self.least:.0f}"
+
+
+ZERO = Span()
+ANY = Span(0, INF)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The prompt of one gen or select: its tokens, and the most that it and its output hold together."""
+
+    op: Gen | Select
+    prompt: Span
+    total: Span
+
+    @property
+    def where(self) -> SourceLoc | None:
+        return self.op.where
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Totals of one run from an empty cache, under the names of the engine's counters, and the sites that make them.
+
+    `computed` counts prompt tokens put through the model, `kv` what the run can hold at one time.
+    """
+
+    requests: Span = ZERO
+    prompt_tokens: Span = ZERO
+    computed: Span = ZERO
+    generated_tokens: Span = ZERO
+    scored_tokens: Span = ZERO
+    forwards: Span = ZERO
+    rows: Span = ZERO
+    kv: Span = ZERO
+    sites: tuple[Site, ...] = ()
+
+    def holds(self, usage: Any) -> dict[str, tuple[str, int]]:
+        """Name -> (span, value) of each total of a `Usage` that lies outside; empty as it should be."""
+        pairs = {
+            "requests": (self.requests, usage.requests),
+            "prompt_tokens": (self.prompt_tokens, usage.prompt_tokens),
+            "prefilled_tokens": (self.computed, usage.prefilled_tokens + usage.recomputed_tokens),
+            "generated_tokens": (self.generated_tokens, usage.generated_tokens),
+            "scored_tokens": (self.scored_tokens, usage.scored_tokens),
+            "forwards": (self.forwards, usage.forwards),
+            "rows": (self.rows, usage.rows),
+        }
+        return {name: (str(span), value) for name, (span, value) in pairs.items() if value not in span}
+
+
+def together(budgets: Sequence[Budget], num_distinct: int = 0) -> Budget:
+    """The budget of a batch: at most the sum, at least what the greatest of them needs.
+
+    `num_distinct`: tokens that are known to differ, so that they must all be computed.
+    """
+    total = Budget()
+    for one in budgets:
+        spans = {name: _beside(getattr(total, name), getattr(one, name)) for name in _TOTALS}
+        total = Budget(**spans, sites=total.sites + one.sites)
+    least = max(total.computed.least, num_distinct)
+    return replace(
+        total, computed=Span(least, total.computed.most), rows=Span(max(total.rows.least, least), total.rows.most)
+    )
+
+
+def _beside(one: Span, other: Span) -> Span:
+    """Of two that run together: equal requests may be made once, so at least the greater is needed."""
+    return Span(max(one.least, other.least), one.most + other.most)
+
+
+_TOTALS = (
+    "requests", "prompt_tokens", "computed", "generated_tokens", "scored_tokens", "forwards", "rows", "kv",
+)  # fmt: skip
+
+
+def beyond(found: Budget, context_len: int) -> tuple[list[Site], list[Site]]:
+    """(sites whose prompt cannot fit into the context, sites that may not fit together with their output)."""
+    never = [site for site in found.sites if site.prompt.least > context_len]
+    maybe = [site for site in found.sites if site not in never and context_len < site.total.most < INF]
+    return never, maybe
+
+
+def budget(
+    program: Program,
+    tokenizer: Tokenizer | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    chunk: int = CHUNK,
+) -> Budget:
+    """The budget of one run. `defaults` are the run's sampling options; arguments left out are unknown."""
+    walker = _Walker(tokenizer, arguments or {}, dict(defaults or {}), chunk)
+    try:
+        walker.region(program.body)
+    except _Ended:
+        pass
+    else:
+        walker.ends.append(walker.state)
+    return walker.result()
+
+
+@dataclass(slots=True)
+class _Value:
+    """A value: known, or text of so many bytes (a list: its items together)."""
+
+    known: Any = UNKNOWN
+    size: Span = ANY
+
+
+@dataclass(slots=True)
+class _Stream:
+    """`tokens` are those settled or bound to be; `text` the bytes that are not tokenised yet."""
+
+    tokens: Span = ZERO
+    text: Span = ZERO
+    known: str | None = ""  # the pending text, where it is known
+    depth: float = 0  # requests so far, one after the other, at least
+    asked: float = 0  # their prompts' tokens, at least
+    all_bytes: Span = ZERO
+    variables: dict[str, _Value] = field(default_factory=dict)
+
+    def copy(self) -> _Stream:
+        return replace(self, variables=dict(self.variables))
+
+    def hull(self, other: _Stream) -> _Stream:
+        merged = _Stream(
+            self.tokens.hull(other.tokens), self.text.hull(other.text),
+            self.known if self.known == other.known else None,
+            min(self.depth, other.depth), min(self.asked, other.asked), self.all_bytes.hull(other.all_bytes),
+        )  # fmt: skip
+        for var in self.variables.keys() | other.variables.keys():
+            a, b = self.variables.get(var, _Value()), other.variables.get(var, _Value())
+            same = a.known is not UNKNOWN and b.known is not UNKNOWN and a.known == b.known
+            merged.variables[var] = _Value(a.known if same else UNKNOWN, a.size.hull(b.size))
+        return merged
+
+
+@dataclass(slots=True)
+class _State:
+    """What a path has come to."""
+
+    streams: dict[int, _Stream] = field(default_factory=lambda: {0: _Stream()})
+    requests: Span = ZERO
+    prompts: Span = ZERO
+    computed: Span = ZERO
+    generated: Span = ZERO
+    scored: Span = ZERO
+    forwards: Span = ZERO  # if nothing runs beside anything else
+    rows: Span = ZERO
+    deepest: float = 0  # requests of the longest chain, at least: what stands beside it may be in common with it
+    asked: float = 0  # prompt tokens of such a chain
+
+    def copy(self) -> _State:
+        return replace(self, streams={number: stream.copy() for number, stream in self.streams.items()})
+
+    def hull(self, other: _State) -> _State:
+        numbers = self.streams.keys() & other.streams.keys()
+        return _State(
+            {number: self.streams[number].hull(other.streams[number]) for number in numbers},
+            self.requests.hull(other.requests), self.prompts.hull(other.prompts), self.computed.hull(other.computed),
+            self.generated.hull(other.generated), self.scored.hull(other.scored), self.forwards.hull(other.forwards),
+            self.rows.hull(other.rows), min(self.deepest, other.deepest), min(self.asked, other.asked),
+        )  # fmt: skip
+
+
+class _Ended(Exception):
+    """The path met a return or a break."""
+
+
+class _Walker:
+    def __init__(
+        self, tokenizer: Tokenizer | None, arguments: Mapping[str, Any], defaults: dict[str, Any], chunk: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.arguments = arguments
+        self.defaults = defaults
+        self.chunk = chunk
+        self.state = _State()
+        self.values: dict[int, _Value] = {}
+        self.sites: dict[int, Site] = {}
+        self.ends: list[_State] = []
+        self.longest = 1
+        if tokenizer is not None:
+            start = len(tokenizer.encode_prompt(""))  # a BOS, unless the program begins with template text
+            self.state.streams[0].tokens = Span(0, start)
+            self.longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
+
+    def result(self) -> Budget:
+        total = self.ends[0] if self.ends else _State()
+        for state in self.ends[1:]:
+            total = total.hull(state)
+        least = total.deepest
+        kv = total.computed.most + total.generated.most + total.scored.most
+        return Budget(
+            Span(least, total.requests.most), Span(total.asked, total.prompts.most), Span(least, total.computed.most),
+            total.generated, total.scored, Span(least, total.forwards.most), Span(least, total.rows.most), Span(0, kv),
+            tuple(self.sites.values()),
+        )  # fmt: skip
+
+    def region(self, body: tuple[AnyOp, ...]) -> None:
+        for op in body:
+            rule = _RULES.get(type(op))
+            if rule is not None:
+                rule(self, op)
+            elif (out := getattr(op, "out", None)) is not None:
+                self.values[out.id] = _Value()
+
+    # Values
+
+    def value(self, operand: Operand) -> _Value:
+        if isinstance(operand, Ref):
+            return self.values.get(operand.id, _Value())
+        if isinstance(operand, tuple):
+            items = [self.value(item) for item in operand]
+            if all(item.known is not UNKNOWN for item in items):
+                return _known([item.known for item in items])
+            return _Value(size=_sum(item.size for item in items))
+        return _known(operand)
+
+    def tokens_of(self, text: Span, known: str | None) -> Span:
+        """Tokens of a text: exact where it is known; otherwise at most one a byte."""
+        if self.tokenizer is None:
+            return Span(0 if not text.least else 1, text.most)
+        if known is not None:
+            count = len(self.tokenizer.encode(known))
+            return Span(count, count)
+        return Span(math.ceil(text.least / self.longest), text.most)
+
+    # Text
+
+    def append(self, stream: _Stream, value: _Value) -> None:
+        text = value.known if isinstance(value.known, str) else None
+        size = Span(len(text.encode()), len(text.encode())) if text is not None else value.size
+        stream.text += size
+        stream.all_bytes += size
+        stream.known = stream.known + text if stream.known is not None and text is not None else None
+
+    def settle(self, stream: _Stream, more: int = 0) -> None:
+        """The pending text ends here."""
+        stream.tokens = stream.tokens + self.tokens_of(stream.text, stream.known) + Span(more, more)
+        stream.text, stream.known = ZERO, ""
+
+    def text(self, op: Text) -> None:
+        self.append(self.state.streams[op.stream], self.value(op.text))
+
+    def fixed(self, op: Tokens) -> None:
+        stream = self.state.streams[op.stream]
+        if op.continues and stream.text.most:
+            stream.tokens = stream.tokens + Span(0, len(op.text.encode()))  # with the kept tail, or by itself
+        else:
+            self.settle(stream, len(op.ids))
+        stream.all_bytes += Span(len(op.text.encode()), len(op.text.encode()))
+
+    def special(self, op: Special) -> None:
+        stream = self.state.streams[op.stream]
+        if self.tokenizer is None:
+            self.append(stream, _known(op.text))
+            return
+        for part in self.tokenizer.split_special(op.text):
+            if isinstance(part, str):
+                self.append(stream, _known(part))
+            else:
+                self.settle(stream, 1)
+
+    def media(self, op: Media) -> None:
+        stream = self.state.streams[op.stream]
+        stream.tokens, stream.known = Span(stream.tokens.least, INF), None
+
+    # Generations
+
+    def option(self, op: Gen, name: str, default: Any) -> Any:
+        given = dict(op.sampling).get(name, self.defaults.get(name, default))
+        known = self.value(given).known if isinstance(given, (Ref, tuple)) else given
+        return default if known is None else known
+
+    def gen(self, op: Gen) -> None:
+        most = self.option(op, "max_new_tokens", DEFAULT_NEW_TOKENS)
+        num = self.option(op, "n", 1)
+        most = float(most) if isinstance(most, int) else INF
+        num = num if isinstance(num, int) else 1024
+        out = Span(0, most)
+        prompt, new = self.request(op, Span(num * out.least, num * out.most))
+        state = self.state
+        state.generated += Span(0, num * most)
+        extra = num - 1  # the other choices compute the prompt's last token again, one forward after the first
+        state.computed += Span(0, extra)
+        # A choice of L tokens takes L forwards, its prompt's included; one more where a constraint ends it with none.
+        decodes = Span(0, num * max(most, 1.0))
+        state.rows += Span(extra, extra) + decodes
+        state.forwards += Span(1, self.pieces(new) + num * max(most, 1.0) + extra)
+        stream = state.streams[op.stream]
+        self.deepen(stream, 1, prompt.least)
+        stream.tokens += Span(0, most)
+        size = Span(0, most * self.longest)
+        stream.text, stream.known = Span(0, self.longest), None  # a stop may leave a piece of a token's text behind
+        stream.all_bytes += size
+        value = _Value(size=Span(0, size.most * num))
+        self.define(op, stream, value)
+
+    def select(self, op: Select) -> None:
+        choices = self.value(op.choices)
+        sizes = Span(0, choices.size.most)
+        texts = choices.known if isinstance(choices.known, list) else None
+        if texts is not None and all(isinstance(text, str) for text in texts):
+            lengths = [len(text.encode()) for text in texts]
+            sizes = Span(sum(lengths), sum(lengths))
+            one = Span(min(lengths, default=0), max(lengths, default=0))
+        else:
+            one = Span(0, sizes.most)
+        stream = self.state.streams[op.stream]
+        num = len(texts) if texts is not None else INF
+        tail = self.tail(stream)
+        scored = Span(0, sizes.most + (tail * num if tail else 0))
+        prompt, new = self.request(op, scored, is_score=True)
+        state = self.state
+        state.scored += scored
+        twice = 2 if op.method == "unconditional_likelihood_normalized" else 1
+        if twice == 2:
+            state.requests += Span(1, 1)
+            state.prompts += Span(1, 1)
+            state.computed += Span(0, 1)
+            state.scored += scored
+        state.rows += Span(0, scored.most * twice + (twice - 1))
+        parts = math.ceil(scored.most / 512) + 2 if scored.most < INF else INF
+        state.forwards += Span(twice, (self.pieces(new) + parts) * twice)
+        self.deepen(stream, twice, prompt.least)
+        known = texts[0] if texts is not None and len(texts) == 1 else UNKNOWN
+        value = _Value(known, one)
+        self.append(stream, value)
+        self.define(op, stream, value)
+
+    def tail(self, stream: _Stream) -> float:
+        """Bytes of the pending text that may be scored with each choice, at most."""
+        if stream.known is None or self.tokenizer is None:
+            return stream.text.most
+        return len(stream.known[self.tokenizer.safe_cut(stream.known) :].encode())
+
+    def pieces(self, new: Span) -> float:
+        """Forwards that a prompt's prefill takes at most."""
+        return math.ceil(new.most / self.chunk) + 1 if new.most < INF else INF
+
+    def request(self, op: Gen | Select, more: Span, is_score: bool = False) -> tuple[Span, Span]:
+        """One request goes out: (its prompt, what of it is computed at most)."""
+        stream, state = self.state.streams[op.stream], self.state
+        if is_score:  # the text after the last safe cut may be scored with the choices instead
+            pending = self.tokens_of(stream.text, stream.known)
+            prompt = stream.tokens + Span(0, pending.most)
+        else:
+            self.settle(stream)
+            prompt = stream.tokens
+        prompt = Span(max(prompt.least, 1 if not is_score else 0), max(prompt.most, 1))
+        new = Span(min(1, prompt.most), prompt.most)
+        state.requests += Span(1, 1)
+        state.prompts += prompt
+        state.computed += new
+        state.rows += new
+        known = self.sites.get(op.out.id)
+        total = prompt + Span(0, more.most)
+        if known is not None:
+            prompt, total = known.prompt.hull(prompt), known.total.hull(total)
+        self.sites[op.out.id] = Site(op, prompt, total)
+        return prompt, new
+
+    def deepen(self, stream: _Stream, num_requests: int, prompt: float) -> None:
+        stream.depth += num_requests
+        stream.asked += prompt
+        self.state.deepest = max(self.state.deepest, stream.depth)
+        self.state.asked = max(self.state.asked, stream.asked)
+
+    def define(self, op: Gen | Select, stream: _Stream, value: _Value) -> None:
+        self.values[op.out.id] = value
+        if op.var is not None:
+            stream.variables[op.var] = value
+
+    # Values, regions and streams
+
+    def arg(self, op: Arg) -> None:
+        known = self.arguments.get(op.param, UNKNOWN)
+        self.values[op.out.id] = _known(known) if known is not UNKNOWN else _Value()
+
+    def set(self, op: Set) -> None:
+        self.state.streams[op.stream].variables[op.var] = self.value(op.value)
+
+    def expr(self, op: Expr) -> None:
+        stream = self.state.streams[op.stream]
+        if op.fn == "text":
+            self.values[op.out.id] = _Value(size=Span(0, stream.all_bytes.most))
+        elif op.fn in STATEFUL:
+            self.values[op.out.id] = stream.variables.get(str(op.args[0]), _Value()) if op.fn == "get" else _Value()
+        else:
+            self.values[op.out.id] = self.computed(op)
+
+    def computed(self, op: Expr) -> _Value:
+        args = [self.value(arg) for arg in op.args]
+        function = FUNCTIONS.get(op.fn)
+        if function is not None and function.compute is not None and all(arg.known is not UNKNOWN for arg in args):
+            try:
+                return _known(function.compute(*(arg.known for arg in args)))
+            except Exception:
+                return _Value()  # the run raises it, at its place
+        if op.fn == "concat":
+            return _Value(size=_sum(arg.size for arg in args))
+        if op.fn in _SHORTER and args:
+            return _Value(size=Span(0, args[0].size.most))
+        if op.fn in _NUMBERS:
+            return _Value(size=Span(1, 32))
+        return _Value()
+
+    def role(self, op: Role) -> None:
+        if op.prefix is None:
+            stream = self.state.streams[op.stream]
+            stream.tokens, stream.known = stream.tokens + Span(0, ROLE_TOKENS), None
+        self.region(op.body)
+        if op.prefix is None:
+            stream = self.state.streams[op.stream]
+            stream.tokens, stream.known = stream.tokens + Span(0, ROLE_TOKENS), None
+
+    def scope(self, op: Scope) -> None:
+        self.region(op.body)
+        stream = self.state.streams[op.stream]
+        value = _Value(size=Span(0, stream.all_bytes.most))
+        self.values[op.out.id] = stream.variables[op.var] = value
+
+    def fork(self, op: Fork | Copy) -> None:
+        for number in new_streams(op):
+            self.state.streams[number] = self.state.streams[op.stream].copy()
+
+    def join(self, op: Join) -> None:
+        streams = self.state.streams
+        parent = streams[op.stream]
+        branches = [streams[number] for number in op.streams if number in streams]
+        for branch in branches:
+            if branch.depth > parent.depth:
+                parent.depth, parent.asked = branch.depth, branch.asked
+        if op.mode == "concate_and_append":
+            base = parent.tokens
+            for branch in branches:
+                parent.text += branch.text
+                grown = Span(max(0, branch.tokens.least - base.most), branch.tokens.most)
+                parent.tokens += grown
+                parent.all_bytes += branch.all_bytes
+            parent.known = None
+        for branch in branches:
+            for var, value in branch.variables.items():
+                if parent.variables.get(var) is not value:
+                    size = parent.variables[var].size if var in parent.variables else ZERO
+                    parent.variables[var] = _Value(size=size + value.size)
+
+    def switch(self, op: Switch) -> None:
+        on = self.value(op.on).known
+        if on is not UNKNOWN:
+            for case in op.cases:
+                if type(case.value) is type(on) and case.value == on:
+                    self.region(case.body)
+                    return
+            return
+        before = self.state
+        afters = [] if op.is_exhaustive else [before]
+        for case in op.cases:
+            self.state = before.copy()
+            try:
+                self.region(case.body)
+            except _Ended:
+                continue
+            afters.append(self.state)
+        if not afters:
+            raise _Ended
+        merged = afters[0]
+        for after in afters[1:]:
+            merged = merged.hull(after)
+        self.state = merged
+
+    def end(self, op: Opaque | Return) -> None:
+        if isinstance(op, Opaque):  # the body goes on by itself: nothing bounds what it does
+            state = self.state
+            for name in ("requests", "prompts", "computed", "generated", "scored", "forwards", "rows"):
+                setattr(state, name, Span(getattr(state, name).least, INF))
+        self.ends.append(self.state)
+        raise _Ended
+
+
+_SHORTER = frozenset({"strip", "lstrip", "rstrip", "slice", "index", "str", "removeprefix", "removesuffix"})
+_NUMBERS = frozenset({"len", "find", "count", "rfind", "eq", "ne", "lt", "le", "gt", "ge", "contains", "not", "bool"})
+
+
+def _known(value: Any) -> _Value:
+    if value is UNKNOWN:
+        return _Value()
+    if isinstance(value, str):
+        size = len(value.encode(errors="replace"))
+        return _Value(value, Span(size, size))
+    if isinstance(value, (list, tuple)):
+        return _Value(list(value), _sum(_known(item).size for item in value))
+    size = len(str(value))
+    return _Value(value, Span(size, size))
+
+
+def _sum(spans: Any) -> Span:
+    total = ZERO
+    for span in spans:
+        total += span
+    return total
+
+
+_RULES: dict[type[Any], Callable[[_Walker, Any], None]] = {
+    Text: _Walker.text, Tokens: _Walker.fixed, Special: _Walker.special, Media: _Walker.media, Arg: _Walker.arg,
+    Gen: _Walker.gen, Select: _Walker.select, Role: _Walker.role, Scope: _Walker.scope, Fork: _Walker.fork,
+    Copy: _Walker.fork, Join: _Walker.join, Set: _Walker.set, Expr: _Walker.expr, Switch: _Walker.switch,
+    Opaque: _Walker.end, Return: _Walker.end,
+}  # fmt: skip
+
+
+def print_budget(found: Budget) -> str:
+    """One line for each total."""
+    lines = {
+        "requests": found.requests,
+        "prompt tokens": found.prompt_tokens,
+        "computed": found.computed,
+        "generated": found.generated_tokens,
+        "scored": found.scored_tokens,
+        "forwards": found.forwards,
+        "rows": found.rows,
+    }
+    return "".join(f"  {name:13} {span}\n" for name, span in lines.items())
