@@ -227,11 +227,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     cover = verbs.add_parser("coverage", help="supported / refused / wrong over folders of schemas")
-    cover.add_argument("folders", nargs="+", type=Path)
     cover.add_argument("--formats", choices=("assert", "annotate"), default="assert")
     cover.add_argument("--verbose", action="store_true", help="print every wrong verdict")
+    speed = {
+        "masks": "mask times on first use, and at states seen before",
+        "compile": "time to the first matcher",
+        "regex": "25 typical regexes: time, memory, verdicts",
+        "forced": "forced tokens against the causal bound",
+    }
+    for verb, what in speed.items():
+        one = verbs.add_parser(verb, help=what)
+        one.add_argument("--peers", default="llguidance", help="comma-separated: llguidance, xgrammar, outlines-core")
+        one.add_argument("--instances", type=int, default=2, help="valid instances of each schema")
+        one.add_argument("--max-tokens", type=int, default=300, help="of each instance")
+        one.add_argument("--every", type=int, default=1, help="take each n-th schema")
+    for verb in ("coverage", "masks", "compile", "forced"):
+        verbs.choices[verb].add_argument("folders", nargs="+", type=Path)
     arguments = parser.parse_args()
-    sys.exit(0 if coverage(arguments.folders, arguments.formats, arguments.verbose) else 1)
+    if arguments.verb == "coverage":
+        sys.exit(0 if coverage(arguments.folders, arguments.formats, arguments.verbose) else 1)
+    measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """The verbs that need a vocabulary, and the packages of the `bench` extra."""
+    import constraint_speed as speed
+    from constraint_engines import Tekken, peers
+
+    tekken = Tekken()
+    engines = peers(tekken, [name for name in arguments.peers.split(",") if name])
+    if arguments.verb == "regex":
+        speed.regexes(engines, tekken)
+        return
+    found = [case for folder in arguments.folders for case in cases(folder)][:: arguments.every]
+    texts = [(c.name, json.dumps(c.schema, default=_plain, ensure_ascii=False),
+              [as_text(t["data"]) for t in c.tests if t["valid"]]) for c in found]  # fmt: skip
+    items = speed.load_items(texts, tekken, arguments.instances, arguments.max_tokens)
+    print(f"{len(items)} schemas, {sum(len(w) for i in items for w in i.walks)} tokens")
+    {"masks": lambda: speed.masks(items, engines, tekken), "compile": lambda: speed.compile_times(items, engines),
+     "forced": lambda: speed.forced(items, engines)}[arguments.verb]()  # fmt: skip
 
 
 if __name__ == "__main__":

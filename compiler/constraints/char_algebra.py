@@ -48,8 +48,18 @@ class _Memo:
                 self._num_bytes -= self._entries.popitem(last=False)[1].num_bytes
         return made
 
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self._num_bytes = 0
+
 
 _memo = _Memo(64 * 2**20)
+
+
+def forget_combined() -> None:
+    """Drop the results of operations that are kept."""
+    _memo.clear()
 
 
 def intersect(a: CharDfa, b: CharDfa) -> CharDfa:

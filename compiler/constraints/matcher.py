@@ -8,8 +8,8 @@ from collections.abc import Hashable
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
 from .interface import ConstraintStats, MaskRow
+from .prepare import prepare_vocabulary
 from .token_index import Automaton, Encode, TokenIndex
-from .token_trie import trie_of
 
 MAX_AUTOMATON_BYTES = 128 * 2**20  # of a constraint; beyond it new generations begin with a fresh automaton
 
@@ -27,7 +27,7 @@ class AutomatonConstraint:
     ) -> None:
         self.constraint = constraint
         self.vocabulary = vocabulary
-        self.index = TokenIndex(automaton, trie_of(vocabulary), encode)
+        self.index = TokenIndex(automaton, prepare_vocabulary(vocabulary), encode)
         self._generation = 0
         self._compile_s = time.perf_counter() - started
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .native import library
+
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
 LongArray = np.ndarray[Any, np.dtype[np.int64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -127,6 +129,16 @@ def _edges_by_target(delta: IntArray) -> tuple[LongArray, list[int]]:
 
 def distances(delta: IntArray, accept: BoolArray) -> tuple[LongArray, LongArray]:
     """Per state: length of the shortest text (-1: none) and of the longest (`CYCLIC`: unbounded, -2: none)."""
+    lib = library()
+    if lib is not None:
+        table, ends = np.ascontiguousarray(delta, np.int32), np.ascontiguousarray(accept).view(np.uint8)
+        low, high = np.empty(len(table), np.int64), np.empty(len(table), np.int64)
+        lib.distances(*table.shape, *(part.ctypes.data for part in (table, ends, low, high)))
+        return low, high
+    return distances_in_python(delta, accept)
+
+
+def distances_in_python(delta: IntArray, accept: BoolArray) -> tuple[LongArray, LongArray]:
     sources_array, starts = _edges_by_target(delta)
     sources = sources_array.tolist()
     num_states = len(starts) - 1

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .char_dfa import BoolArray, CharDfa, IntArray
+from .native_walk import Leaf, NativeDfa, native_dfa
 from .token_index import Mask, expand
 from .token_trie import LongArray, TokenTrie
 from .wide import inside_row, lengths_left
@@ -207,13 +208,21 @@ def _speller(bounds: bytes, classes: bytes, spelling: Spelling) -> Speller:
 
 _MAX_SHARED = 1024
 _shared: OrderedDict[tuple[bytes, Spelling], ByteDfa] = OrderedDict()
+_standard: dict[tuple[bytes, Spelling], ByteDfa] = {}  # those kept for good
 _shared_lock = threading.Lock()
 
 
-def shared_byte_dfa(chars: CharDfa, spelling: Spelling) -> ByteDfa:
-    """One `ByteDfa` per language and spelling in this process, so that what masks cost is shared by all constraints."""
+def shared_byte_dfa(chars: CharDfa, spelling: Spelling, *, keep: bool = False) -> ByteDfa:
+    """One `ByteDfa` per language and spelling in this process, so that what masks cost is shared by all constraints.
+
+    `keep` it for good: for the few that most schemas need.
+    """
     key = (chars.key, spelling)
     with _shared_lock:
+        if key in _standard:
+            return _standard[key]
+        if keep:
+            return _standard.setdefault(key, ByteDfa(chars, spelling))
         found = _shared.get(key)
         if found is None:
             found = _shared[key] = ByteDfa(chars, spelling)
@@ -221,6 +230,12 @@ def shared_byte_dfa(chars: CharDfa, spelling: Spelling) -> ByteDfa:
         if len(_shared) > _MAX_SHARED:
             _shared.popitem(last=False)
         return found
+
+
+def forget_shared_dfas() -> None:
+    """Drop the shared automata but the standard ones. Those in use stay with their users."""
+    with _shared_lock:
+        _shared.clear()
 
 
 class ByteDfa:
@@ -294,12 +309,31 @@ class ByteDfa:
         """Whether exactly one byte may come next."""
         return len(self.moves(state)) == 1
 
+    def describe(self, context: int) -> Leaf:
+        """For the compiled walk: one context, whose texts have nothing behind them."""
+        return Leaf(self, (0,) * (int(self.chars.labels.max()) + 1), is_string=False)
+
+    def leave(self, context: int, outcome: int) -> int:
+        return -1
+
     def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
         """The mask of `state`, EOS left out; None for a state with few moves."""
         if len(self.moves(state)) <= WIDE:
             return None
         row = inside_row(self, state, trie)
         return Mask(row, np.zeros(0, np.int64), row[:0])
+
+    @cached_property
+    def native(self) -> NativeDfa | None:
+        """The automaton for the compiled walk; None without it."""
+        return native_dfa(self)
+
+    @cached_property
+    def takes_all(self) -> bool:
+        """Whether any text can be a beginning: every state has a successor for every character."""
+        chars = self.chars
+        has_gaps = (chars.classes == 0) & ((chars.bounds < 0xD800) | (chars.bounds > 0xDFFF))
+        return not has_gaps.any() and bool((chars.delta[1:, 1:] != 0).all())
 
     @cached_property
     def free_state(self) -> int | None:

@@ -10,13 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from .interface import MaskRow
+from .native_walk import NativeMachine, native_machine
 from .token_trie import LongArray, TokenTrie
+from .wide import inside_row
 
 Encode = Callable[[str], list[int]]
 
 MAX_MASK_BYTES = 64 * 2**20  # per compiled constraint
 MAX_MEMO = 100_000  # entries of the small memos (token steps, forced runs)
 MAX_FORCED_BYTES = 2048
+EXPLORED = 512  # contexts that are made ready when a constraint is compiled; the rest when a text gets there
+_NO_WORDS = np.zeros(0, np.int64)
+_NO_VALUES = np.zeros(0, np.int32)
 _FEW = 24  # children that are tried one by one, without asking for all moves of a state
 _SPARSE_SHARE = 16  # a mask is stored as words where fewer than one word in this many is set
 
@@ -117,11 +122,15 @@ class TokenIndex:
         self._eos = frozenset(trie.eos_ids)
         self._accepting: dict[int, bool] = {}
         self._lock = threading.RLock()  # automata grow as they are read: one reader at a time
+        self._native = native_machine(automaton) if trie.native is not None else None
+        if self._native is not None and automaton.start >= 0:
+            self._native.explore(automaton.start, EXPLORED)
 
     @property
     def num_bytes(self) -> int:
         memos = 100 * (len(self._steps) + len(self._forced))
-        return self._mask_bytes + memos + self.automaton.num_bytes
+        native = 0 if self._native is None else self._native.num_bytes
+        return self._mask_bytes + memos + native + self.automaton.num_bytes
 
     def mask(self, state: int) -> Mask:
         """The mask of a state, EOS ids included where it accepts."""
@@ -143,6 +152,25 @@ class TokenIndex:
         return made
 
     def _compute(self, state: int) -> Mask:
+        native = self._native
+        if native is not None and not native.is_python(state):
+            return self._compiled(native, state)
+        return self.compute_in_python(state)
+
+    def _compiled(self, native: NativeMachine, state: int) -> Mask:
+        """The mask by the compiled walk: all of it, or what is behind a string's end, over the row of its inside."""
+        trie = self.trie.native
+        assert trie is not None
+        string = native.string_at(state)
+        base = None if string is None else inside_row(*string, self.trie)
+        with trie.lock:
+            count = native.mask(state, trie, quoted=base is not None, ends=self.automaton.accepting(state))
+            if base is None and count * _SPARSE_SHARE >= self.trie.num_words:
+                return Mask(trie.row_of(count), _NO_WORDS, _NO_VALUES)
+            return Mask(base, *trie.found(count))
+
+    def compute_in_python(self, state: int) -> Mask:
+        """The mask without the compiled walk: what it is held against, and what is used where it is not there."""
         ends = self.trie.eos_ids if self.automaton.accepting(state) else ()
         wide = self.automaton.wide_mask(state, self.trie)
         if wide is not None:
@@ -171,6 +199,8 @@ class TokenIndex:
     def step_bytes(self, state: int, data: bytes) -> int:
         """The state after some bytes; -1 if they are not allowed."""
         with self._lock:
+            if self._native is not None:
+                return self._native.step(state, data)
             for byte in data:
                 state = self.automaton.step(state, byte)
                 if state < 0:

@@ -6,12 +6,14 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ...core.constraint import Vocabulary
 from .interface import MaskRow, mask_words
+from .native_walk import NativeTrie, native_trie
 
 MAX_MEMO_BYTES = 128 * 2**20  # per vocabulary
 
@@ -71,6 +73,8 @@ class TokenTrie:
 
         self._memo: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._memo_bytes = 0
+        self._pinned: dict[Hashable, Any] = {}
+        self.is_prepared = False  # see `prepare`
         self._lock = threading.Lock()
 
     def remember(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
@@ -78,6 +82,8 @@ class TokenTrie:
 
         The second is its size in bytes; the least recently used go when all are larger than MAX_MEMO_BYTES.
         """
+        if key in self._pinned:
+            return self._pinned[key]
         with self._lock:
             found = self._memo.get(key)
             if found is not None:
@@ -92,10 +98,25 @@ class TokenTrie:
                 self._memo_bytes -= self._memo.popitem(last=False)[1][1]
         return made
 
+    def pin(self, key: Hashable, value: Any) -> None:
+        """Keep something under a key of `remember` for good."""
+        self._pinned[key] = value
+
+    def forget(self) -> None:
+        """Drop what is remembered and not pinned."""
+        with self._lock:
+            self._memo.clear()
+            self._memo_bytes = 0
+
     @property
     def num_bytes(self) -> int:
         arrays = (self.bytes, self.children, self.tokens, self.token_starts, self.node_of_token)
         return sum(a.nbytes for a in arrays) + 13 * self.num_nodes + 4 * len(self.tokens)
+
+    @cached_property
+    def native(self) -> NativeTrie | None:
+        """The tree for the compiled walk; None without it."""
+        return native_trie(self)
 
     def find(self, data: bytes) -> int:
         """The node `data` leads to; -1 if no token begins with it."""

@@ -6,6 +6,7 @@ all beginnings, which is often tiny: for free text, and for any name but a few, 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,14 +31,36 @@ def inside_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:
     """The row of tokens that can be read from `state`, EOS left out. Kept with the vocabulary; do not write to it."""
     s, k = divmod(state, dfa.width)
     if k == 0:
-        if is_chain(dfa.chars) and trie.max_token_len <= _MAX_LENGTH:
-            return _chain_row(dfa, s, trie)
-        if dfa.chars.num_states <= _MAX_MAPPED:
+        if trie.max_token_len <= _MAX_LENGTH:
+            freedom = dfa.native.freedom(s) if dfa.native is not None else 0
+            if is_chain(dfa.chars):
+                return _length_row(dfa, freedom if dfa.native is not None else dfa.chain_left(s), trie)
+            if freedom >= trie.max_token_len:
+                return _length_row(dfa, freedom, trie)
+        if dfa.native is None and dfa.chars.num_states <= _MAX_MAPPED:
             prefixes, states = dfa.prefixes
             if prefixes is not dfa:
                 return inside_row(prefixes, int(states[s]) * prefixes.width, trie)
-    row: MaskRow = trie.remember(("row", dfa, state), lambda: _sized(trie.dense_row(dfa.walk(state, trie)[0])))
+    row: MaskRow = trie.remember(("row", dfa, state), lambda: _sized(_computed_row(dfa, state, trie)))
     return row
+
+
+def pin_rows(dfa: ByteDfa, trie: TokenTrie) -> None:
+    """Make the rows of the automaton's characters, of whatever length is left, and keep them with the vocabulary."""
+    if trie.max_token_len > _MAX_LENGTH:
+        return
+    key = _alphabet(dfa)
+    needed = _needed_lengths(dfa, trie)[0]
+    trie.pin(key, needed)
+    for left in range(trie.max_token_len + 1):
+        trie.pin((*key, left), trie.packed(needed <= left))
+
+
+def _computed_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:
+    if dfa.native is None or trie.native is None:
+        return trie.dense_row(dfa.walk(state, trie)[0])
+    with trie.native.lock:
+        return trie.native.row_of(dfa.native.mask(state, trie.native))
 
 
 def _sized(row: MaskRow) -> tuple[MaskRow, int]:
@@ -55,18 +78,29 @@ def lengths_left(chars: CharDfa) -> IntArray:
     return np.where(height == CYCLIC, 1 << 30, height).astype(np.int32)
 
 
-def _chain_row(dfa: ByteDfa, s: int, trie: TokenTrie) -> MaskRow:
-    left = min(dfa.chain_left(s), _MAX_LENGTH)
-    key = ("chain", dfa.chars.bounds.tobytes(), dfa.chars.classes.tobytes(), dfa.spelling)
+def _length_row(dfa: ByteDfa, left: int, trie: TokenTrie) -> MaskRow:
+    """The tokens that are a text of at most `left` of the automaton's characters, or the beginning of one."""
+    key = _alphabet(dfa)
     needed: ByteArray = trie.remember(key, lambda: _needed_lengths(dfa, trie))
-    longest = trie.max_token_len
-    row: MaskRow = trie.remember((*key, min(left, longest)), lambda: _sized(trie.packed(needed <= left)))
+    left = min(left, trie.max_token_len)
+    row: MaskRow = trie.remember((*key, left), lambda: _sized(trie.packed(needed <= left)))
     return row
+
+
+def _alphabet(dfa: ByteDfa) -> tuple[Hashable, ...]:
+    """A name of the characters that occur in a language, and of how they are spelled."""
+    bounds, there = dfa.chars.bounds, dfa.chars.classes != 0
+    changes = np.flatnonzero(np.concatenate([[True], there[1:] != there[:-1]]))
+    return ("lengths", bounds[changes].tobytes(), bool(there[0]), dfa.spelling)
 
 
 def _needed_lengths(dfa: ByteDfa, trie: TokenTrie) -> tuple[ByteArray, int]:
     """For each token how many characters it takes or begins, 255 if it has others. [vocab_size] uint8"""
     counted = counting_dfa(dfa, trie.max_token_len)
+    if counted.native is not None and trie.native is not None:
+        after = counted.native.states(counted.start, trie.native, trie.vocab_size)
+        lengths = np.where(after < 0, _NEVER, after // counted.width - 1 + (after % counted.width != 0))
+        return lengths.astype(np.uint8), trie.vocab_size
     nodes, states = counted.walk(counted.start, trie)
     by_node = np.full(trie.num_nodes + 1, _NEVER, np.uint8)
     by_node[nodes] = states // counted.width - 1 + (states % counted.width != 0)
@@ -75,11 +109,11 @@ def _needed_lengths(dfa: ByteDfa, trie: TokenTrie) -> tuple[ByteArray, int]:
 
 
 def counting_dfa(dfa: ByteDfa, length: int) -> ByteDfa:
-    """For a chain: texts of up to `length` of its characters; state 1 + n after n of them."""
+    """Texts of up to `length` of the characters that occur in a language; state 1 + n after n of them."""
     from .spelling import ByteDfa
 
     delta = np.zeros((length + 2, 2), np.int32)
     delta[1:-1, 1] = np.arange(2, length + 2)
     labels = np.ones(length + 2, np.int32)
     labels[0] = 0
-    return ByteDfa(CharDfa(dfa.chars.bounds, dfa.chars.classes, delta, labels, 1), dfa.spelling)
+    return ByteDfa(CharDfa(dfa.chars.bounds, np.minimum(dfa.chars.classes, 1), delta, labels, 1), dfa.spelling)

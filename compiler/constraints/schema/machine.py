@@ -13,6 +13,7 @@ from enum import IntEnum
 from functools import partial
 from typing import Any
 
+from ..native_walk import Description, Leaf, Moves, Name, Text
 from ..spelling import QUOTE
 from ..token_index import Mask
 from ..token_trie import TokenTrie
@@ -43,7 +44,7 @@ class Kind(IntEnum):
 
     END = 0  # the text is complete
     ROOT = 1  # below the whole value
-    TEXT = 2  # bytes that must come, how many have come, and the state after them
+    TEXT = 2  # bytes that must come, and the state after them; the leaf says how many have come
     VALUE = 3  # program: a value is to begin
     STRING = 4  # leaf, bytes so far if they are needed (else None): inside a string
     PLAIN = 5  # leaf: inside a number or literal
@@ -164,7 +165,8 @@ class SchemaMachine:
         frame, parent = self._frames[context], self._parents[context]
         kind = frame[0]
         if kind is Kind.TEXT:
-            return {frame[1][frame[2]]: self._text(frame[1], frame[3], frame[2] + 1)}
+            text, done = frame[1], leaf_state + 1
+            return {text[leaf_state]: context << SHIFT | done if done < len(text) else frame[2]}
         if kind is Kind.GAP:
             return {**dict.fromkeys(b" \n\r\t", self._gap(frame[2], frame[1] - 1)), **self.moves(frame[2])}
         if kind is Kind.VALUE:
@@ -187,9 +189,9 @@ class SchemaMachine:
             return self._array_moves(frame, parent)
         return {}
 
-    def _text(self, text: bytes, state: int, done: int = 0) -> int:
-        """The state in which text[done:] must come before `state`."""
-        return self._push((Kind.TEXT, text, done, state), -1) << SHIFT if done < len(text) else state
+    def _text(self, text: bytes, state: int) -> int:
+        """The state in which `text` must come before `state`."""
+        return self._push((Kind.TEXT, text, state), -1) << SHIFT if text else state
 
     def _gap(self, state: int, left: int | None = None) -> int:
         """`state`, with up to `left` characters of whitespace allowed before it."""
@@ -335,6 +337,27 @@ class SchemaMachine:
         below = self._push((Kind.OBJECT, program, after, Phase.VALUE), parent)
         begin = self._gap(self._value(demand_of(after), below) << SHIFT)
         return self._gap(self._text(self.style.colon, begin))
+
+    # For the compiled walk: see `native_walk`
+
+    def describe(self, context: int) -> Description | None:
+        """What a context is; None where items or names are recorded byte by byte."""
+        frame = self._frames[context]
+        kind = frame[0]
+        if kind is Kind.TEXT:
+            return Text(frame[1], frame[2])
+        if kind is Kind.NAME:
+            return Name(frame[1].trie, frame[2])
+        if kind is Kind.PLAIN:
+            return Leaf(frame[1].dfa, frame[1].outcomes, is_string=False)
+        if kind is Kind.STRING:
+            return frame[1].described() if frame[2] is None else None
+        return None if kind is Kind.ITEM else Moves(self.moves(context << SHIFT))
+
+    def leave(self, context: int, outcome: int) -> int:
+        """The state behind a text that ends with a label, or behind a declared name."""
+        frame, parent = self._frames[context], self._parents[context]
+        return self._deliver(parent, outcome if frame[0] is Kind.NAME else frame[1].outcomes[outcome])
 
     # Reading in bulk
 

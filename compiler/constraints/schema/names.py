@@ -13,6 +13,7 @@ from ..char_algebra import ALL, from_texts, product, tag
 from ..char_dfa import CharDfa, tidy
 from ..interface import MaskRow
 from ..minimise import distances
+from ..native_walk import Description, OpenName
 from ..spelling import ByteDfa, shared_byte_dfa
 from ..token_trie import TokenTrie
 from ..wide import inside_row
@@ -170,6 +171,9 @@ class NameReader:
 
     def is_wide(self, state: int) -> bool:
         return state < self._base or (state - self._base) % self._free.width == 0
+
+    def described(self) -> Description:
+        return OpenName(self.trie, self._free, self._base, self.outcomes)
 
     def row(self, state: int, vocabulary: TokenTrie) -> MaskRow:
         return inside_row(self._free, self._free.start, vocabulary)

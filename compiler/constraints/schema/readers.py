@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from .. import native_walk
 from ..interface import MaskRow
+from ..native_walk import Description
 from ..spelling import ByteDfa
 from ..token_trie import TokenTrie
 from ..wide import inside_row
@@ -39,6 +41,9 @@ class Reader(Protocol):
 
     def row(self, state: int, vocabulary: TokenTrie) -> MaskRow:
         """The tokens that stay inside. Shared; not to be written to."""
+
+    def described(self) -> Description:
+        """The reader of a string, for the compiled walk."""
 
     def heads(self, state: int, vocabulary: TokenTrie) -> HeadLabels:
         """The labels that beginnings of tokens give the text if it ends behind them."""
@@ -73,6 +78,9 @@ class Leaf:
 
     def row(self, state: int, vocabulary: TokenTrie) -> MaskRow:
         return inside_row(self.dfa, state, vocabulary)
+
+    def described(self) -> Description:
+        return native_walk.Leaf(self.dfa, self.outcomes, is_string=True)
 
     def heads(self, state: int, vocabulary: TokenTrie) -> HeadLabels:
         return head_labels(self.dfa, state, vocabulary)

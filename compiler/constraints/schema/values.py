@@ -14,7 +14,7 @@ from ..char_algebra import difference, from_texts, tag, union
 from ..char_dfa import CharDfa
 from ..spelling import Spelling, shared_byte_dfa
 from .names import NameTrie, OpenNames
-from .numbers import spelled
+from .numbers import ALL_NUMBERS, INTEGERS, NO_NUMBERS, spelled
 from .plans import ArrayPlan, ArrayTrack, ObjectPlan, ObjectTrack, Want
 from .readers import Leaf, Reader
 from .shape import Shape
@@ -40,14 +40,44 @@ class ValueProgram:
         self.demand = demand
         shapes = [_scalars_without(universe.shapes[w.formula], w.without) for w in demand]
         self.strings = _value_leaf([s.strings for s in shapes], "json")
-        self.plain = _value_leaf([union(_literals(s.null, s.bools), spelled(s.numbers)) for s in shapes], "utf8")
+        self.plain = _plain_leaf(shapes)
         arrays = [(1 << i, plan) for i, w in enumerate(demand) for plan in universe.arrays[w.formula]]
         objects = [(1 << i, plan) for i, w in enumerate(demand) for plan in universe.objects[w.formula]]
         self.arrays = ArrayProgram(arrays, universe) if arrays else None
         self.objects = ObjectProgram(objects) if objects else None
 
 
+def _plain_leaf(shapes: list[Shape]) -> Leaf | None:
+    if len(shapes) == 1:
+        only = shapes[0]
+        if only.numbers.is_empty and not only.null and not only.bools:
+            return None
+        found = standard_leaves().get((only.null, only.bools, only.numbers.key))
+        if found is not None:
+            return found
+    return _value_leaf([_plain_texts(s.null, s.bools, s.numbers) for s in shapes], "utf8")
+
+
+def _plain_texts(null: bool, bools: int, numbers: CharDfa) -> CharDfa:
+    return union(_literals(null, bools), spelled(numbers))
+
+
+@lru_cache(maxsize=1)
+def standard_leaves() -> dict[tuple[bool, int, bytes], Leaf]:
+    """Readers by (null, bools, key of the numbers) for the values that most schemas have, made once and kept."""
+    leaves = {}
+    for numbers in (NO_NUMBERS, INTEGERS, ALL_NUMBERS):
+        for null in (False, True):
+            for bools in (0, 3):
+                texts = _plain_texts(null, bools, numbers)
+                if not texts.is_empty:
+                    leaves[null, bools, numbers.key] = Leaf(shared_byte_dfa(texts, "utf8", keep=True), (0, 1))
+    return leaves
+
+
 def _value_leaf(languages: list[CharDfa], spelling: Spelling) -> Leaf | None:
+    if len(languages) == 1 and languages[0].is_empty:
+        return None
     chars, sets = tag(languages)
     if chars.is_empty:
         return None

@@ -1,0 +1,111 @@
+"""The compiled walk (`walk.c`): built once per machine with the C compiler that is there, and loaded.
+
+It is an accelerator only. Without a compiler, or with DSLC_NATIVE=0, the Python walks do the same, slower; the tests
+hold the two against each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from .store import cache_folder
+
+_SOURCE = Path(__file__).with_name("walk.c")
+_FLAGS = ("-O2", "-shared", "-fPIC", "-std=gnu11")
+
+_P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+RESOLVE = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
+STEP = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
+
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "trie_new": (_P, [_I32, _P, _P, _P, _P, ctypes.c_int]),
+    "trie_free": (None, [_P]),
+    "dfa_new": (_P, [_I32, _I32, _I32, _P, _P, _P, _P, _P, _I32, ctypes.c_int]),
+    "dfa_free": (None, [_P]),
+    "dfa_freedom": (_I32, [_P, _I32]),
+    "dfa_mask": (_I32, [_P, _P, _I64, _P, _P, _P]),
+    "dfa_states": (None, [_P, _P, _I64, _P]),
+    "dfa_num_moves": (_I32, [_P, _I64]),
+    "distances": (None, [_I32, _I32, _P, _P, _P, _P]),
+    "names_new": (_P, [_I32, _P, _P, _P, _P]),
+    "names_free": (None, [_P]),
+    "machine_new": (_P, [RESOLVE, STEP]),
+    "machine_free": (None, [_P]),
+    "machine_mask": (_I32, [_P, _P, _I64, _I32, _P, _P, _P, _P]),
+    "machine_explore": (_I64, [_P, _I64, _I64]),
+    "step_bytes": (_I64, [_P, _I64, ctypes.c_char_p, _I32]),
+    "define_python": (None, [_P, _I64]),
+    "define_moves": (None, [_P, _I64, _I32, ctypes.c_char_p, _P]),
+    "define_text": (None, [_P, _I64, _I32, ctypes.c_char_p, _I64]),
+    "define_leaf": (None, [_P, _I64, ctypes.c_int, _P, _I32, _P]),
+    "define_name": (None, [_P, _I64, _P, ctypes.c_char_p, _I32]),
+    "define_open_name": (None, [_P, _I64, _P, _I32, _P, _I32, _P]),
+}
+
+
+def compiler() -> str | None:
+    """The C compiler that would be used: $CC, cc, gcc or clang."""
+    return next(
+        (found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := _which(name))), None
+    )
+
+
+def _which(name: str) -> str | None:
+    return shutil.which(name.split()[0])
+
+
+@cache
+def library() -> ctypes.PyDLL | None:
+    """The loaded walk; None if it is switched off or cannot be built here (`why_not` says why)."""
+    if os.environ.get("DSLC_NATIVE", "1") == "0":
+        _reason.append("switched off by DSLC_NATIVE=0")
+        return None
+    try:
+        path = _built()
+        made = ctypes.PyDLL(str(path))  # keeps the interpreter's lock: a walk is short and may call back
+    except (OSError, subprocess.SubprocessError) as error:
+        _reason.append(f"{type(error).__name__}: {error}")
+        return None
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(made, name)
+        function.restype, function.argtypes = result, arguments
+    return made
+
+
+_reason: list[str] = []
+
+
+def why_not() -> str | None:
+    """Why the Python walks are used; None if the compiled one is."""
+    return None if library() is not None else _reason[-1]
+
+
+def _built() -> Path:
+    source = _SOURCE.read_bytes()
+    which = compiler()
+    if which is None:
+        raise OSError("no C compiler found")
+    name = hashlib.sha256(source + repr((which, _FLAGS, platform.machine(), platform.system())).encode()).hexdigest()[
+        :16
+    ]
+    folder = cache_folder()
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="dslc-"))
+    path = folder / "native" / f"walk-{name}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            made = Path(scratch) / path.name
+            subprocess.run(
+                [which, *_FLAGS, "-o", str(made), str(_SOURCE)], check=True, capture_output=True, timeout=120
+            )
+            made.replace(path)  # atomic: another process may be at the same
+    return path

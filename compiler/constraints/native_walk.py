@@ -1,0 +1,339 @@
+"""Automata as the compiled walk reads them, and the masks it makes.
+
+An automaton that can say what a context is (`Described`) is read context by context: each is described when a walk
+first meets it, and what a text's end leads to is asked when it is first needed. So the meaning of a state stays in
+one place, in Python, and the walk itself makes no objects.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from .interface import MaskRow
+from .native import RESOLVE, STEP, library
+
+if TYPE_CHECKING:
+    from .schema.names import NameTrie
+    from .spelling import ByteDfa
+    from .token_trie import LongArray, TokenTrie
+
+MAX_DEPTH = 250  # as in walk.c
+_LEAF_BITS = 32
+_FAILED = -3
+_WIDE = 24  # string states with more moves than this have a row that is shared
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """A context with one state and these moves."""
+
+    moves: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Bytes that must come (the leaf says how many have), and the state behind them."""
+
+    text: bytes
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A text read by `dfa`. `outcomes[label]` is 0 where a text with that label may not end.
+
+    A string ends with a double quote, another text before the first byte that it cannot take.
+    """
+
+    dfa: ByteDfa
+    outcomes: tuple[int, ...]
+    is_string: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """One of the declared names whose bit is set."""
+
+    trie: NameTrie
+    allowed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenName:
+    """Any name: label 2 + i for declared name i, 1 for others, which `free` reads; its states begin at `base`."""
+
+    trie: NameTrie
+    free: ByteDfa
+    base: int
+    outcomes: tuple[int, ...]
+
+
+Description = Moves | Text | Leaf | Name | OpenName
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What the compiled walk asks of an automaton with states `context << 32 | leaf`."""
+
+    def describe(self, context: int) -> Description | None:
+        """What a context is; None: its steps are to be asked for one by one."""
+
+    def leave(self, context: int, outcome: int) -> int:
+        """The state behind a text of this context that ends with a label (`Leaf`, `OpenName`) or name number."""
+
+    def step(self, state: int, byte: int) -> int: ...
+
+
+def _pointer(values: np.ndarray[Any, Any]) -> int:
+    return int(values.ctypes.data)
+
+
+class NativeTrie:
+    """A `TokenTrie` in depth-first order, whole and cut down to the tokens with a double quote, with scratch space."""
+
+    def __init__(self, trie: TokenTrie, lib: ctypes.PyDLL) -> None:
+        parts = [np.ascontiguousarray(a) for a in (trie.bytes, *(a.astype(np.int64) for a in (
+            trie.children, trie.token_starts, trie.tokens)))]  # fmt: skip
+        pointers = [_pointer(a) for a in parts]
+        self.whole: int = lib.trie_new(trie.num_nodes, *pointers, 0)
+        self.quoted: int = lib.trie_new(trie.num_nodes, *pointers, 1)
+        self.row = np.zeros(trie.num_words, np.int32)
+        self.words = np.zeros(trie.num_words + 1, np.int32)
+        self.values = np.zeros(trie.num_words + 1, np.int32)
+        self.ends = np.array(trie.eos_ids, np.int32)
+        self.lock = threading.RLock()  # for the scratch space: a walk may call back, and another thread come in
+        self.buffers = (_pointer(self.row), _pointer(self.words), _pointer(self.values))
+        self.ends_at = _pointer(self.ends)
+        weakref.finalize(self, lib.trie_free, self.whole)
+        weakref.finalize(self, lib.trie_free, self.quoted)
+
+    def found(self, count: int) -> tuple[LongArray, MaskRow]:
+        """Copies of the first words and values."""
+        return self.words[:count].astype(np.int64), self.values[:count].copy()
+
+    def row_of(self, count: int) -> MaskRow:
+        row = np.zeros(len(self.row), np.int32)
+        row[self.words[:count]] = self.values[:count]
+        return row
+
+
+class NativeDfa:
+    """A `ByteDfa` for the compiled walk, which reads its arrays in place."""
+
+    def __init__(self, dfa: ByteDfa, lib: ctypes.PyDLL) -> None:
+        chars, speller = dfa.chars, dfa.speller
+        ends = np.append(chars.bounds[1:], 0x110000)
+        beyond = (ends > 0x80) & ~((chars.bounds >= 0xD800) & (ends <= 0xE000))
+        classes = np.unique(chars.classes[beyond])
+        self._kept = [np.ascontiguousarray(a) for a in (
+            speller.table, chars.delta, chars.labels.astype(np.int32), dfa.live.view(np.uint8),
+            classes[classes != 0].astype(np.int32))]  # fmt: skip
+        self.handle: int = lib.dfa_new(
+            *chars.delta.shape,
+            dfa.width,
+            *(_pointer(a) for a in self._kept),
+            len(self._kept[-1]),
+            int(0 not in classes),
+        )
+        self.lib = lib
+        weakref.finalize(self, lib.dfa_free, self.handle)
+
+    def num_moves(self, state: int) -> int:
+        count: int = self.lib.dfa_num_moves(self.handle, state)
+        return count
+
+    def freedom(self, s: int) -> int:
+        """How many characters of any live class can be read from character state s, in any order (255: any number)."""
+        count: int = self.lib.dfa_freedom(self.handle, s)
+        return count
+
+    def mask(self, state: int, trie: NativeTrie) -> int:
+        """Writes words into the trie's scratch; returns how many."""
+        count: int = self.lib.dfa_mask(self.handle, trie.whole, state, *trie.buffers)
+        return count
+
+    def states(self, state: int, trie: NativeTrie, vocab_size: int) -> LongArray:
+        """For each token the state it leads to, -1 where it cannot be read."""
+        out = np.full(vocab_size, -1, np.int64)
+        self.lib.dfa_states(self.handle, trie.whole, state, _pointer(out))
+        return out
+
+
+class NativeNames:
+    """A `NameTrie` in arrays."""
+
+    def __init__(self, trie: NameTrie, lib: ctypes.PyDLL) -> None:
+        nodes = trie.children
+        first = array("i", accumulate(map(len, nodes), initial=0))
+        child = array("i", chain.from_iterable(node.values() for node in nodes))
+        end = array("i", [-1]) * len(nodes)
+        for node, number in trie.ends.items():
+            end[node] = number
+        self._kept = (first, child, end, array("B", chain.from_iterable(nodes)))
+        self.handle: int = lib.names_new(len(nodes), *(part.buffer_info()[0] for part in self._kept))
+        weakref.finalize(self, lib.names_free, self.handle)
+
+
+class NativeMachine:
+    """The contexts of one automaton as the walk knows them. Not thread-safe; its users hold the index's lock."""
+
+    def __init__(self, automaton: Described, lib: ctypes.PyDLL) -> None:
+        self.automaton = automaton
+        self.lib = lib
+        self._known: set[int] = set()
+        self._kept: dict[int, object] = {}  # what the tables point to
+        self._names: dict[int, NativeNames] = {}
+        self._python: set[int] = set()
+        self._strings: dict[int, tuple[ByteDfa, int]] = {}  # by context: the automaton, and where its states begin
+        self._error: BaseException | None = None
+        this = weakref.ref(self)  # no cycle through the callbacks
+        self._callbacks = (RESOLVE(partial(_resolve, this)), STEP(partial(_step, this)))
+        self.handle: int = lib.machine_new(*self._callbacks)
+        weakref.finalize(self, lib.machine_free, self.handle)
+
+    def define(self, context: int) -> None:
+        lib, handle = self.lib, self.handle
+        found = self.automaton.describe(context)
+        self._known.add(context)
+        if found is None:
+            self._python.add(context)
+            lib.define_python(handle, context)
+        elif isinstance(found, Moves):
+            targets = array("q", found.moves.values())
+            lib.define_moves(handle, context, len(targets), bytes(found.moves), targets.buffer_info()[0])
+        elif isinstance(found, Text):
+            lib.define_text(handle, context, len(found.text), found.text, found.target)
+        elif isinstance(found, Leaf):
+            outcomes = array("i", [outcome != 0 for outcome in found.outcomes])
+            lib.define_leaf(
+                handle, context, found.is_string, self._dfa(found.dfa), len(outcomes), outcomes.buffer_info()[0]
+            )
+            if found.is_string or not any(found.outcomes):
+                self._strings[context] = found.dfa, 0
+        elif isinstance(found, Name):
+            allowed = found.allowed.to_bytes(found.allowed.bit_length() // 8 + 1, "little")
+            lib.define_name(handle, context, self._tree(found.trie), allowed, len(allowed))
+        else:
+            outcomes = array("i", [outcome != 0 for outcome in found.outcomes])
+            lib.define_open_name(
+                handle, context, self._tree(found.trie), found.base, self._dfa(found.free), len(outcomes),
+                outcomes.buffer_info()[0],
+            )  # fmt: skip
+            self._strings[context] = found.free, found.base
+
+    def _dfa(self, dfa: ByteDfa) -> int:
+        self._kept[id(dfa)] = dfa
+        native = dfa.native
+        assert native is not None
+        return native.handle
+
+    def _tree(self, trie: NameTrie) -> int:
+        names = self._names.get(id(trie))
+        if names is None:
+            self._kept[id(trie)] = trie
+            names = self._names[id(trie)] = NativeNames(trie, self.lib)
+        return names.handle
+
+    def string_at(self, state: int) -> tuple[ByteDfa, int] | None:
+        """Where `state` is between two characters of a string and much may come: its automaton, and the state there."""
+        context = state >> _LEAF_BITS
+        if context not in self._known:
+            self.define(context)
+        found = self._strings.get(context)
+        if found is None:
+            return None
+        dfa, base = found
+        leaf = (state & (1 << _LEAF_BITS) - 1) - base
+        if leaf < 0:
+            return dfa, dfa.start
+        native = dfa.native
+        return (dfa, leaf) if native is not None and not leaf % dfa.width and native.num_moves(leaf) > _WIDE else None
+
+    def is_python(self, state: int) -> bool:
+        """Whether the steps of this state are made one by one in Python."""
+        if state >> _LEAF_BITS not in self._known:
+            self.define(state >> _LEAF_BITS)
+        return state >> _LEAF_BITS in self._python
+
+    def mask(self, state: int, trie: NativeTrie, *, quoted: bool, ends: bool) -> int:
+        """Words of the tokens that may come, in the trie's scratch; returns how many. `quoted`: only those tokens that
+        have a double quote. `ends`: with EOS."""
+        count: int = self.lib.machine_mask(
+            self.handle, trie.quoted if quoted else trie.whole, state, len(trie.ends) if ends else 0, trie.ends_at,
+            *trie.buffers,
+        )  # fmt: skip
+        self._raise()
+        return count
+
+    @property
+    def num_bytes(self) -> int:
+        return 700 * len(self._known)
+
+    def explore(self, state: int, limit: int) -> None:
+        """Have up to `limit` contexts described ahead of their use, the nearest to `state` first."""
+        self.lib.machine_explore(self.handle, state, limit)
+        self._raise()
+
+    def step(self, state: int, data: bytes) -> int:
+        """The state after some bytes; -1 if they are not allowed."""
+        after: int = self.lib.step_bytes(self.handle, state, data, len(data))
+        self._raise()
+        return after
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def _resolve(this: Callable[[], NativeMachine | None], context: int, outcome: int) -> int:
+    machine = this()
+    assert machine is not None
+    try:
+        if outcome >= 0:
+            return machine.automaton.leave(context, outcome)
+        machine.define(context)
+    except BaseException as error:  # carried over the C frames, raised behind them
+        machine._error = error
+        return _FAILED
+    return 0
+
+
+def _step(this: Callable[[], NativeMachine | None], state: int, byte: int) -> int:
+    machine = this()
+    assert machine is not None
+    try:
+        return machine.automaton.step(state, byte)
+    except BaseException as error:
+        machine._error = error
+        return _FAILED
+
+
+def native_dfa(dfa: ByteDfa) -> NativeDfa | None:
+    """A `ByteDfa` for the compiled walk; None where there is none. Asked through `ByteDfa.native`, which keeps it."""
+    lib = library()
+    return None if lib is None else NativeDfa(dfa, lib)
+
+
+def native_machine(automaton: object) -> NativeMachine | None:
+    """The contexts of an automaton that can describe them; None for others, or without the compiled walk."""
+    lib = library()
+    return NativeMachine(automaton, lib) if lib is not None and isinstance(automaton, Described) else None
+
+
+def native_trie(trie: TokenTrie) -> NativeTrie | None:
+    """The tree for the compiled walk, made once; None where there is none, or tokens are too long for it."""
+    lib = library()
+    if lib is None or trie.max_token_len > MAX_DEPTH or not trie.num_nodes:
+        return None
+    return NativeTrie(trie, lib)
