@@ -97,7 +97,8 @@ class Finished(Event):
     """The whole result.
 
     `seed` is the one used (drawn by the engine if the request had none). For a scoring request `outputs` is empty and
-    `scores[i][j]` is the log-prob of token j of sequence i.
+    `scores[i][j]` is the log-prob of token j of sequence i. `shared_with` names the equal request whose result this is,
+    where this one was not made.
     """
 
     outputs: tuple[Output, ...]
@@ -110,6 +111,7 @@ class Finished(Event):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     scores: tuple[tuple[float, ...], ...] = ()
     num_preemptions: int = 0
+    shared_with: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

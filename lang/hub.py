@@ -25,6 +25,8 @@ from ..core.backend import Backend
 from ..core.errors import Aborted, EngineError, ErrorInfo, ProgramError, SourceLoc
 from ..core.events import Event, Failed, Finished, Tokens
 from ..core.request import GenRequest
+from .common import CommonGens
+from .pressure import Pressure
 from .stream import Slot
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class Hub:
         self._tasks: dict[Executor, Task] = {}
         self._current: Task | None = None
         self._main: Any = None  # the greenlet that drives
+        self.common: CommonGens | None = None  # where equal requests in flight are made once
+        self.pressure: Pressure | None = None  # where not all programs of a batch may be in flight
         self.num_requests = 0
         self.num_holds = 0  # how often a body has kept the thread for longer than HOLD_S
 
@@ -103,7 +107,8 @@ class Hub:
         progress: Callable[[Tokens], None] | None = None,
     ) -> None:
         """Submit a request with the next batch; `done` gets its last event, `progress` its tokens, in this thread."""
-        self._outbox.append(request)
+        if self.common is None or not self.common.joins(request):
+            self._outbox.append(request)
         self._in_flight[request.id] = _InFlight(executor, done, progress)
         executor.num_in_flight += 1
 
@@ -112,6 +117,8 @@ class Hub:
         known = [i for i in request_ids if i in self._in_flight]
         for request_id in known:
             self._forget(request_id)
+        if self.common is not None:
+            known = self.common.to_abort(known)
         unsent = {request.id for request in self._outbox}
         if unsent:
             gone = unsent.intersection(known)
@@ -230,7 +237,7 @@ class Hub:
                 self._suspended.discard(task)
                 if task.greenlet is not None:
                     self._switch(task)
-            elif (self._nested or self._num_started < MAX_STARTED) and (following := self._next_task()) is not None:
+            elif self._may_start() and (following := self._next_task()) is not None:
                 self._start(following)
             elif self._in_flight:
                 self._exchange()
@@ -240,6 +247,11 @@ class Hub:
             else:
                 return False
         return True
+
+    def _may_start(self) -> bool:
+        if self._nested or self.pressure is None or not self._in_flight:
+            return bool(self._nested) or self._num_started < MAX_STARTED
+        return self.pressure.allows(self._num_started)
 
     def _next_task(self) -> Task | None:
         return self._nested.popleft() if self._nested else next(self._unstarted, None)
@@ -280,6 +292,8 @@ class Hub:
         if task.greenlet is None and not task.executor.num_in_flight and not task.ended.is_done:
             self._finish(task)
             self._num_started -= 1
+            if self.pressure is not None:
+                self.pressure.ended(task.executor)
             del self._tasks[task.executor]
             if task.is_nested and task.on_end is not None:
                 task.on_end(task)
@@ -318,6 +332,8 @@ class Hub:
         """Pass on what has come in."""
         while self._inbox:
             event = self._inbox.popleft()
+            if self.common is not None and isinstance(event, (Finished, Failed)):
+                self._inbox.extendleft(reversed(self.common.results(event)))
             known = self._in_flight.get(event.request_id)
             if known is None:
                 continue
@@ -326,6 +342,8 @@ class Hub:
                     known.progress(event)
                 continue
             self._forget(event.request_id)
+            if self.pressure is not None and isinstance(event, Finished):
+                self.pressure.computed(known.executor, event)
             known.done(event)  # type: ignore[arg-type]
             task = self._tasks.get(known.executor)
             if task is not None:

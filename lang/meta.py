@@ -29,6 +29,8 @@ def of_output(
         "seed": event.seed,
         "e2e_latency": event.finished_at - event.queued_at,
     }
+    if event.shared_with is not None:
+        info["shared_with"] = event.shared_with
     wish = request.logprobs
     if wish is None:
         return info
@@ -99,6 +101,8 @@ def of_choices(
         ],
         **decision.meta_info,
     }
+    if event.shared_with is not None:
+        info["shared_with"] = event.shared_with
     if alone is not None:
         info["unconditional_token_logprobs"] = [
             [(logprob, token_id, None) for logprob, token_id in zip(scores, ids, strict=True)]

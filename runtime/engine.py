@@ -256,6 +256,7 @@ class Engine(GenerateAPI):
             streaming=True,
             token_ids=True,
             max_context_len=self.intake.context_length,
+            kv_tokens=self.intake.pool_tokens,
         )
 
     @property

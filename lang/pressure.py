@@ -1,0 +1,36 @@
+"""How many programs of a batch are in flight: as many as the KV pool holds between their turns.
+
+The schedule's first guess (`compiler.scheduling.kv_pressure`) is what programs need at most. What those that have ended
+really held corrects it.
+"""
+
+from __future__ import annotations
+
+from ..core.events import Finished
+
+
+class Pressure:
+    """Decides whether another program may begin. One for each hub that runs a batch, touched by its thread only."""
+
+    def __init__(self, limit: int, instance_tokens: float) -> None:
+        self.limit = limit
+        self._capacity = limit * max(instance_tokens, 1.0)
+        self._held: dict[object, int] = {}  # tokens put into the cache so far, of those in flight
+        self._num_ended = 0
+        self._ended_tokens = 0
+
+    def allows(self, num_started: int) -> bool:
+        """Whether one more than `num_started` may be in flight."""
+        return num_started < self.limit
+
+    def computed(self, executor: object, event: Finished) -> None:
+        """A request of a program has ended: its prompt and output are in the cache."""
+        new = event.num_prompt_tokens - event.num_cached_tokens
+        self._held[executor] = self._held.get(executor, 0) + new + sum(len(out.token_ids) for out in event.outputs)
+
+    def ended(self, executor: object) -> None:
+        """A program has ended: what it held says what those to come will hold."""
+        self._num_ended += 1
+        self._ended_tokens += self._held.pop(executor, 0)
+        each = self._ended_tokens / self._num_ended
+        self.limit = max(1, int(self._capacity / max(each, 1.0)))
