@@ -329,11 +329,11 @@ class ByteDfa:
         return native_dfa(self)
 
     @cached_property
-    def takes_all(self) -> bool:
-        """Whether any text can be a beginning: every state has a successor for every character."""
-        chars = self.chars
-        has_gaps = (chars.classes == 0) & ((chars.bounds < 0xD800) | (chars.bounds > 0xDFFF))
-        return not has_gaps.any() and bool((chars.delta[1:, 1:] != 0).all())
+    def alphabet(self) -> tuple[str, bytes, bool, Spelling]:
+        """A name of the characters that occur in the language, and of how they are spelled."""
+        bounds, there = self.chars.bounds, self.chars.classes != 0
+        changes = np.flatnonzero(np.concatenate([[True], there[1:] != there[:-1]]))
+        return ("alphabet", bounds[changes].tobytes(), bool(there[0]), self.spelling)
 
     @cached_property
     def free_state(self) -> int | None:

@@ -73,7 +73,7 @@ class TokenTrie:
 
         self._memo: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._memo_bytes = 0
-        self._pinned: dict[Hashable, Any] = {}
+        self.pinned: dict[Hashable, Any] = {}
         self.is_prepared = False  # see `prepare`
         self._lock = threading.Lock()
 
@@ -82,8 +82,8 @@ class TokenTrie:
 
         The second is its size in bytes; the least recently used go when all are larger than MAX_MEMO_BYTES.
         """
-        if key in self._pinned:
-            return self._pinned[key]
+        if key in self.pinned:
+            return self.pinned[key]
         with self._lock:
             found = self._memo.get(key)
             if found is not None:
@@ -100,7 +100,7 @@ class TokenTrie:
 
     def pin(self, key: Hashable, value: Any) -> None:
         """Keep something under a key of `remember` for good."""
-        self._pinned[key] = value
+        self.pinned[key] = value
 
     def forget(self) -> None:
         """Drop what is remembered and not pinned."""

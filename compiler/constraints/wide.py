@@ -6,7 +6,6 @@ all beginnings, which is often tiny: for free text, and for any name but a few, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +32,8 @@ def inside_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:
     if k == 0:
         if trie.max_token_len <= _MAX_LENGTH:
             freedom = dfa.native.freedom(s) if dfa.native is not None else 0
-            if is_chain(dfa.chars):
+            if freedom >= trie.max_token_len or is_chain(dfa.chars):
                 return _length_row(dfa, freedom if dfa.native is not None else dfa.chain_left(s), trie)
-            if freedom >= trie.max_token_len:
-                return _length_row(dfa, freedom, trie)
         if dfa.native is None and dfa.chars.num_states <= _MAX_MAPPED:
             prefixes, states = dfa.prefixes
             if prefixes is not dfa:
@@ -49,11 +46,11 @@ def pin_rows(dfa: ByteDfa, trie: TokenTrie) -> None:
     """Make the rows of the automaton's characters, of whatever length is left, and keep them with the vocabulary."""
     if trie.max_token_len > _MAX_LENGTH:
         return
-    key = _alphabet(dfa)
+    key = dfa.alphabet
     needed = _needed_lengths(dfa, trie)[0]
     trie.pin(key, needed)
     for left in range(trie.max_token_len + 1):
-        trie.pin((*key, left), trie.packed(needed <= left))
+        trie.pin((key, left), trie.packed(needed <= left))
 
 
 def _computed_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:
@@ -80,18 +77,14 @@ def lengths_left(chars: CharDfa) -> IntArray:
 
 def _length_row(dfa: ByteDfa, left: int, trie: TokenTrie) -> MaskRow:
     """The tokens that are a text of at most `left` of the automaton's characters, or the beginning of one."""
-    key = _alphabet(dfa)
-    needed: ByteArray = trie.remember(key, lambda: _needed_lengths(dfa, trie))
+    key = dfa.alphabet
     left = min(left, trie.max_token_len)
-    row: MaskRow = trie.remember((*key, left), lambda: _sized(trie.packed(needed <= left)))
+    pinned: MaskRow | None = trie.pinned.get((key, left))
+    if pinned is not None:
+        return pinned
+    needed: ByteArray = trie.remember(key, lambda: _needed_lengths(dfa, trie))
+    row: MaskRow = trie.remember((key, left), lambda: _sized(trie.packed(needed <= left)))
     return row
-
-
-def _alphabet(dfa: ByteDfa) -> tuple[Hashable, ...]:
-    """A name of the characters that occur in a language, and of how they are spelled."""
-    bounds, there = dfa.chars.bounds, dfa.chars.classes != 0
-    changes = np.flatnonzero(np.concatenate([[True], there[1:] != there[:-1]]))
-    return ("lengths", bounds[changes].tobytes(), bool(there[0]), dfa.spelling)
 
 
 def _needed_lengths(dfa: ByteDfa, trie: TokenTrie) -> tuple[ByteArray, int]:
