@@ -18,7 +18,7 @@ class LeafStats(Protocol):
     last_access: int
     """When a match or an insert last went through the node."""
     created: int
-    """When its tokens were inserted; both halves of a split node keep it."""
+    """When its first tokens were inserted; both halves of a split node keep it."""
     hits: int
     """How many matches went through the node."""
     priority: int

@@ -80,7 +80,8 @@ class MemoryManager:
         row = self.table.alloc()
         assert row is not None
         self.cache.lock(match.node)
-        self.table.write(row, 0, match.slots)
+        if match.num_tokens:
+            self.table.write(row, 0, match.slots)
         self.lengths[row] = match.num_tokens
         lease = self._leases[row] = Lease(row, namespace, match.node, match.num_tokens, self.cache.num_uses)
         return lease
@@ -125,27 +126,30 @@ class MemoryManager:
         self._free_slots_from(lease, -(-length // self.page_size) * self.page_size)
         self.lengths[lease.row] = length
 
-    def commit(self, lease: Lease, ids: TokenIds, *, priority: int = 0, next_use: int = -1) -> None:
-        """Give the computed pages of a request that goes on to the cache. `ids` are its tokens whose KV is computed.
+    def commit(self, lease: Lease, ids: TokenIds, *, start: int = 0, priority: int = 0, next_use: int = -1) -> None:
+        """Give the computed pages of a request that goes on to the cache. `ids` are its tokens whose KV is computed,
+        from token `start` on, at most `num_shared`.
 
         Only after the forward that computed them: before, others would match slots without content. Where another
         request was faster, its pages replace this one's in the table and the duplicates are freed. `next_use` counts
         from the use with which the lease began.
         """
-        self._check_computed(lease, ids)
-        self._hand_over(lease, ids, priority, next_use)
+        self._hand_over(lease, ids, start, priority, next_use)
 
-    def release(self, lease: Lease, ids: TokenIds | None = None, *, priority: int = 0, next_use: int = -1) -> None:
-        """End a request: the pages of `ids`, its tokens whose KV is computed, go to the cache; the rest is freed.
+    def release(
+        self, lease: Lease, ids: TokenIds | None = None, *, start: int = 0, priority: int = 0, next_use: int = -1
+    ) -> None:
+        """End a request: the pages of `ids`, its tokens from `start` on whose KV is computed, go to the cache; the rest
+        is freed.
 
         Without `ids` (abort, failure) nothing more goes to the cache. Raises MemoryAccountError when done twice.
         """
         if lease.is_released:
             raise MemoryAccountError(f"{lease!r} released twice")
-        if ids is not None and len(ids) > lease.num_shared:
-            self._check_computed(lease, ids)
-            self._hand_over(lease, ids, priority, next_use)
-        self._free_slots_from(lease, lease.num_shared)
+        if ids is not None and start + len(ids) > lease.num_shared:
+            self._hand_over(lease, ids, start, priority, next_use)
+        if lease.num_shared < self.lengths[lease.row]:
+            self._free_slots_from(lease, lease.num_shared)
         self.cache.unlock(lease.node)
         self.table.free(lease.row)
         self.lengths[lease.row] = 0
@@ -167,31 +171,26 @@ class MemoryManager:
         self.allocator.free(self.cache.evict(missing * self.page_size))
         return True
 
-    def _hand_over(self, lease: Lease, ids: TokenIds, priority: int, next_use: int) -> None:
-        slots = self.table.host[lease.row, : len(ids)]
+    def _hand_over(self, lease: Lease, ids: TokenIds, start: int, priority: int, next_use: int) -> None:
+        begin, end = lease.num_shared, start + len(ids)
+        if start > begin or end > int(self.lengths[lease.row]):
+            raise MemoryAccountError(
+                f"{lease!r} has slots for {int(self.lengths[lease.row])} tokens, not for the {end} to be cached"
+            )
+        slots = self.table.host[lease.row, begin:end]
         from_now = max(-1, lease.use + next_use - self.cache.num_uses) if next_use >= 0 else -1
-        num_cached, end, node = self.cache.insert(ids, slots, lease.namespace, priority=priority, next_use=from_now)
-        begin = lease.num_shared
+        num_cached, lease.num_shared, lease.node = self.cache.extend(
+            lease.node, ids[begin - start :], slots, lease.namespace, priority=priority, next_use=from_now
+        )
         if num_cached > begin:
-            self.allocator.free(slots[begin : num_cached : self.page_size] // self.page_size)
-            theirs = slots_of_pages(self.cache.pages_of(node, begin), self.page_size)[: num_cached - begin]
+            self.allocator.free(slots[: num_cached - begin : self.page_size] // self.page_size)
+            theirs = slots_of_pages(self.cache.pages_of(lease.node, begin), self.page_size)[: num_cached - begin]
             self.table.write(lease.row, begin, theirs)
-        if end > begin:
-            self.cache.lock(node)
-            self.cache.unlock(lease.node)
-            lease.node = node
-            lease.num_shared = end
 
     def _free_slots_from(self, lease: Lease, start: int) -> None:
         """Free the lease's own pages that hold tokens from `start` (a page boundary) on."""
         slots = self.table.host[lease.row, start : int(self.lengths[lease.row]) : self.page_size]
         self.allocator.free(slots // self.page_size)
-
-    def _check_computed(self, lease: Lease, ids: TokenIds) -> None:
-        if len(ids) > int(self.lengths[lease.row]):
-            raise MemoryAccountError(
-                f"{lease!r} has slots for {int(self.lengths[lease.row])} tokens, not for the {len(ids)} to be cached"
-            )
 
     def owned_pages(self, leases: Iterable[Lease] | None = None) -> IntArray:
         """The pages leases own beyond the shared prefixes."""

@@ -39,8 +39,8 @@ class Node:
     """
 
     __slots__ = (
-        "children", "created", "end", "entry", "hits", "key", "last_access", "lock_ref", "next_use", "pages", "parent",
-        "pin_ref", "priority",
+        "children", "created", "end", "entry", "hits", "is_cut", "key", "last_access", "lock_ref", "next_use", "pages",
+        "parent", "pin_ref", "priority",
     )  # fmt: skip
 
     def __init__(self, parent: Node | None, key: bytes, pages: npt.NDArray[np.int32], end: int) -> None:
@@ -54,6 +54,7 @@ class Node:
         self.last_access = 0
         self.created = 0
         self.hits = 0
+        self.is_cut = False  # its tail was evicted
         self.priority = 0
         self.next_use = -1
         self.entry = 0  # number of its valid entry in the eviction heap; 0 if it has none
@@ -167,6 +168,17 @@ class PrefixCache(Protocol):
         The caller frees its pages of [its own start, num_cached) and those behind `end`, and no others.
         """
 
+    def extend(
+        self, node: Node, ids: TokenIds, slots: npt.NDArray[np.integer], namespace: Namespace = DEFAULT_NAMESPACE, *,
+        priority: int = 0, next_use: int = -1,
+    ) -> Insertion:  # fmt: skip
+        """`insert` for one who holds a lock on `node`, of the tokens that follow it and their slots [len(ids)].
+
+        The lock moves to the node of the insertion, whose numbers count from the root."""
+
+    def evictable_part(self, probe: Probe) -> int:
+        """How many tokens of a current probe could be evicted now, and could not be if they were locked."""
+
     def lock(self, node: Node) -> None:
         """Keep the path from the root to `node` from eviction, once more."""
 
@@ -274,6 +286,15 @@ class ChunkCache:
         priority: int = 0, next_use: int = -1,
     ) -> Insertion:  # fmt: skip
         return Insertion(0, 0, self._root)
+
+    def extend(
+        self, node: Node, ids: TokenIds, slots: npt.NDArray[np.integer], namespace: Namespace = DEFAULT_NAMESPACE, *,
+        priority: int = 0, next_use: int = -1,
+    ) -> Insertion:  # fmt: skip
+        return Insertion(0, 0, node)
+
+    def evictable_part(self, probe: Probe) -> int:
+        return 0
 
     def lock(self, node: Node) -> None:
         node.lock_ref += 1

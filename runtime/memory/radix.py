@@ -104,12 +104,12 @@ class RadixCache:
 
     def probe(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE, last: Probe | None = None) -> Probe:
         """What `match` would find, changing nothing and not counted. See `PrefixCache.probe`."""
-        if last is not None and 0 < last.node.end <= len(ids):
+        if last is not None and 0 < last.node.end <= min(last.node_end, len(ids)):
             node = last.node  # still in the tree, so still a prefix of these ids, even if its tail was evicted
         else:
             root = self._roots.get(namespace)
             if root is None:
-                return Probe(0, _nowhere(), -1, None, None, 0)
+                return _NOTHING
             node = root
         data = key_bytes(ids[node.end :] if node.end else ids)
         path, child, common = self._walk(data, node)
@@ -133,6 +133,15 @@ class RadixCache:
         if next_page is None:
             return True
         return node.children.get(next_page) is child and (child is None or child.end == child_end)
+
+    def evictable_part(self, probe: Probe) -> int:
+        """How many tokens of a current probe only a lock would protect. See `PrefixCache.evictable_part`."""
+        at = probe.node
+        if probe.child is not None and probe.child.lock_ref:
+            return 0
+        while at.lock_ref == 0 and at.parent is not None:
+            at = at.parent
+        return probe.num_tokens - at.end
 
     def pages_of(self, node: Node, start: int = 0) -> npt.NDArray[np.int32]:
         """The pages of tokens [start, node.end) on the path to `node`; `start` is a multiple of the page size."""
@@ -206,6 +215,43 @@ class RadixCache:
             self._push(last)
         return Insertion(num_cached, end, last)
 
+    def extend(
+        self, node: Node, ids: TokenIds, slots: npt.NDArray[np.integer], namespace: Namespace = DEFAULT_NAMESPACE, *,
+        priority: int = 0, next_use: int = -1,
+    ) -> Insertion:  # fmt: skip
+        """Adopt the pages of tokens that follow a locked node, and move the lock. See `PrefixCache.extend`."""
+        begin, data = node.end if node.parent is not None else 0, key_bytes(ids)
+        end = begin + len(data) // self._page_bytes * self.page_size
+        if end == begin:
+            return Insertion(begin, begin, node)
+        if node.parent is None:
+            node = self._root(namespace)  # the one locked may have been dropped since, with nothing below it
+        self._clock += 1
+        num_cached, last = begin, node
+        if self._may_grow(node, priority):
+            self._grow(node, data[: (end - begin) * BYTES_PER_ID], slots[: end - begin])
+        else:
+            path, child, common = self._walk(data, node)
+            if child is not None:
+                path.append(self._split(child, common))
+            last = path[-1]
+            num_cached = last.end
+            if num_cached < end:
+                new = slice(num_cached - begin, end - begin)
+                last = self._add_leaf(last, data[new.start * BYTES_PER_ID : new.stop * BYTES_PER_ID], slots[new])
+                path.append(last)
+            for at in path[1:]:
+                self._lock_one(at)
+        if self._due is not None:
+            self._note_next_use(_path_to(last), self.num_uses + next_use + 1 if next_use >= 0 else -1)
+        at = last
+        while at.parent is not None:
+            at.last_access = self._clock
+            if at.priority < priority:
+                at.priority = priority
+            at = at.parent
+        return Insertion(num_cached, end, last)
+
     def _root(self, namespace: Namespace) -> Node:
         root = self._roots.get(namespace)
         if root is None:
@@ -214,15 +260,31 @@ class RadixCache:
         return root
 
     def _add_leaf(self, parent: Node, key: bytes, slots: npt.NDArray[np.integer]) -> Node:
-        size = self.page_size
-        pages = (slots[::size] // size).astype(np.int32) if size > 1 else slots.astype(np.int32)
-        leaf = Node(parent, key, pages, parent.end + len(key) // BYTES_PER_ID)
+        leaf = Node(parent, key, self._pages_of_slots(slots), parent.end + len(key) // BYTES_PER_ID)
         leaf.created = self._clock
         parent.children[key[: self._page_bytes]] = leaf
         num_tokens = leaf.num_tokens
         self._evictable += num_tokens
         self.stats.inserted_tokens += num_tokens
         return leaf
+
+    def _may_grow(self, node: Node, priority: int) -> bool:
+        """Whether tokens after `node` may become part of it: a leaf that only the caller holds, with the stats that a
+        new one would have. One that was cut never grows again: a shorter node must begin what it was (`probe`)."""
+        alone = node.lock_ref == 1 and node.parent is not None and not node.children
+        return alone and not node.hits and not node.is_cut and node.priority <= priority and self._due is None
+
+    def _grow(self, leaf: Node, key: bytes, slots: npt.NDArray[np.integer]) -> None:
+        leaf.key += key
+        leaf.pages = np.concatenate([leaf.pages, self._pages_of_slots(slots)])
+        num_tokens = len(key) // BYTES_PER_ID
+        leaf.end += num_tokens
+        self._protected += num_tokens
+        self.stats.inserted_tokens += num_tokens
+
+    def _pages_of_slots(self, slots: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        size = self.page_size
+        return (slots[::size] // size if size > 1 else slots).astype(np.int32)
 
     def _split(self, node: Node, num_bytes: int) -> Node:
         """Cut `node` after num_bytes of its key; returns the new upper half. `node` itself becomes the lower one."""
@@ -247,14 +309,17 @@ class RadixCache:
             raise MemoryAccountError("lock of a node that was evicted since it was matched")
         at = node
         while (parent := at.parent) is not None:
-            if at.lock_ref == 0:
-                num_tokens = len(at.key) // BYTES_PER_ID
-                self._evictable -= num_tokens
-                self._protected += num_tokens
-                if at.entry:
-                    self._drop_entry(at)
-            at.lock_ref += 1
+            self._lock_one(at)
             at = parent
+
+    def _lock_one(self, node: Node) -> None:
+        if node.lock_ref == 0:
+            num_tokens = len(node.key) // BYTES_PER_ID
+            self._evictable -= num_tokens
+            self._protected += num_tokens
+            if node.entry:
+                self._drop_entry(node)
+        node.lock_ref += 1
 
     def unlock(self, node: Node) -> None:
         """Take one lock back. Raises MemoryAccountError if there is none."""
@@ -322,7 +387,7 @@ class RadixCache:
             self._remove(leaf)
         if not parts:
             return EMPTY_PAGES
-        pages = np.concatenate(parts)
+        pages = parts[0] if len(parts) == 1 else np.concatenate(parts)
         num_evicted = len(pages) * self.page_size
         self._evictable -= num_evicted
         self.stats.evicted_tokens += num_evicted
@@ -334,9 +399,10 @@ class RadixCache:
         """Cut the last pages off a leaf, which stays where it is in the order."""
         kept = len(leaf.pages) - num_pages
         pages = leaf.pages[kept:]
-        leaf.pages = leaf.pages[:kept].copy()
+        leaf.pages = leaf.pages[:kept]
         leaf.key = leaf.key[: kept * self._page_bytes]
         leaf.end -= num_pages * self.page_size
+        leaf.is_cut = True
         return pages
 
     def _remove(self, leaf: Node) -> None:
@@ -452,6 +518,14 @@ class RadixCache:
             raise MemoryAccountError(f"{node!r} is pinned but not locked")
 
 
+def _path_to(node: Node) -> list[Node]:
+    """The nodes from the root down."""
+    path = [node]
+    while path[-1].parent is not None:
+        path.append(path[-1].parent)
+    return path[::-1]
+
+
 def _nowhere() -> Node:
     """A root: of a namespace that has nothing cached until something is inserted."""
     return Node(None, b"", EMPTY_PAGES, 0)
@@ -461,3 +535,6 @@ def _pages_of_path(path: list[Node]) -> npt.NDArray[np.int32]:
     if len(path) == 1:
         return path[0].pages
     return np.concatenate([node.pages for node in path]) if path else EMPTY_PAGES
+
+
+_NOTHING = Probe(0, _nowhere(), -1, None, None, 0)  # never current: another namespace's root may appear any time

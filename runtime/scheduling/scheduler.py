@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ...core.events import Event
     from ..batch import PrefixGroup
     from ..memory.manager import MemoryManager
+    from ..memory.prefix_cache import Probe
     from .messages import Message
     from .policies import Policy
     from .results import Results, Tally
@@ -248,22 +249,27 @@ class Scheduler:
 
     def _probe_waiting(self) -> None:
         if self._shares and self.aging.wants_prefixes(len(self.waiting)):
+            is_current = self.memory.cache.is_current
             for seq in self.waiting:
-                self._probe(seq)
+                if seq.probe is None or not is_current(seq.probe):
+                    self._look_up(seq)
 
-    def _probe(self, seq: Sequence) -> int:
+    def _probe(self, seq: Sequence) -> Probe:
         """How many tokens of a waiting sequence are cached now."""
-        probe, cache = seq.probe, self.memory.cache
-        if probe is None or not cache.is_current(probe):
-            probe = seq.probe = cache.probe(seq.ids(0, seq.max_cached), seq.request.namespace, probe)
-        return probe.num_tokens
+        probe = seq.probe
+        return probe if probe is not None and self.memory.cache.is_current(probe) else self._look_up(seq)
+
+    def _look_up(self, seq: Sequence) -> Probe:
+        ids = seq.ids(0, seq.max_cached)
+        probe = seq.probe = self.memory.cache.probe(ids, seq.request.namespace, seq.probe)
+        return probe
 
     def _waits_for_prefix(self, seq: Sequence) -> bool:
         """Whether somebody is just computing more of its prefix than is cached."""
         if not self._shares or not len(self._computing):
             return False
         ids = seq.ids(0, seq.max_cached + 1)
-        return self._computing.holds_back(ids, self._probe(seq), seq.request.namespace)
+        return self._computing.holds_back(ids, self._probe(seq).num_tokens, seq.request.namespace)
 
     def _reserved_tokens(self) -> int:
         """Tokens that those admitted will still need: rest of the prompt, and expected output."""
@@ -279,15 +285,17 @@ class Scheduler:
 
     def _open(self, seq: Sequence, reserved: int) -> bool:
         """Lease a row and the cached prefix, if what it needs fits beside what is reserved. Alone it always fits."""
-        source = seq.request.source
-        next_use = source.hints.next_use if source.hints else -1
-        lease = self.memory.acquire(seq.ids(0, seq.max_cached + 1), seq.request.namespace, next_use=next_use)
+        if self.memory.num_leases:
+            needed = seq.num_tokens + self._expected(seq)
+            if self._shares:
+                probe = self._probe(seq)
+                needed += self.memory.cache.evictable_part(probe) - probe.num_tokens
+            if needed > self.memory.available_tokens - reserved:
+                return False
+        hints = seq.request.source.hints
+        ids = seq.ids(0, seq.max_cached + 1)
+        lease = self.memory.acquire(ids, seq.request.namespace, next_use=hints.next_use if hints else -1)
         if lease is None:
-            return False
-        uncached = seq.num_tokens - lease.num_cached
-        others = self.memory.num_leases - 1
-        if others and uncached + self._expected(seq) > self.memory.available_tokens - reserved:
-            self.memory.release(lease)
             return False
         seq.lease, seq.row, seq.probe = lease, lease.row, None
         seq.kv_len = seq.kv_ready = lease.num_cached
@@ -347,12 +355,7 @@ class Scheduler:
         """Which of them start in the same pages; worked out anew when the batch, or a prefix in it, is another."""
         if changed or seqs != self._grouped[0]:
             nodes = [seq.lease.node if seq.lease else None for seq in seqs]
-            alone = [
-                node is None or (node.lock_ref == 1 and (node.parent is None or node.parent.end < MIN_GROUP_LEN))
-                for node in nodes
-            ]
-            maybe = [None if skip else node for node, skip in zip(nodes, alone, strict=True)]
-            self._grouped = seqs, () if all(alone) else shared_prefixes(maybe, MIN_GROUP_LEN)
+            self._grouped = seqs, shared_prefixes(nodes, MIN_GROUP_LEN)
         return self._grouped[1]
 
     def _make_room(self, decodes: list[Sequence], extends: list[Extend]) -> None:
@@ -395,7 +398,9 @@ class Scheduler:
         if seq.lease is not None and seq.kv_ready > seq.lease.num_shared:
             source = seq.request.source
             next_use = source.hints.next_use if source.hints else -1
-            self.memory.commit(seq.lease, seq.ids(0, seq.kv_ready), priority=seq.priority, next_use=next_use)
+            start = seq.lease.num_shared
+            ids = seq.ids(start, seq.kv_ready)
+            self.memory.commit(seq.lease, ids, start=start, priority=seq.priority, next_use=next_use)
             self._changes += 1
 
     def truncate(self, seq: Sequence, length: int) -> None:
@@ -422,8 +427,9 @@ class Scheduler:
         if seq.lease is not None:
             source = seq.request.source
             next_use = source.hints.next_use if source.hints else -1
-            ids = seq.ids(0, seq.kv_ready) if keep else None
-            self.memory.release(seq.lease, ids, priority=seq.priority, next_use=next_use)
+            start = seq.lease.num_shared
+            ids = seq.ids(start, seq.kv_ready) if keep and self._shares else None
+            self.memory.release(seq.lease, ids, start=start, priority=seq.priority, next_use=next_use)
         seq.lease, seq.row, seq.probe = None, -1, None
         seq.kv_len = seq.kv_ready = 0
         self._is_stale = True

@@ -13,6 +13,7 @@ from dslc.core.events import Event, Failed, Finished, Preempted, Prefilled, Queu
 from dslc.core.request import GenRequest, Segment
 from dslc.core.sampling import SamplingParams
 from dslc.runtime.engine import Engine
+from dslc.runtime.trace import StepTrace
 
 
 def make_engine(*, overlap: bool = False, standin: dict[str, Any] | None = None, **options: Any) -> Engine:
@@ -240,3 +241,24 @@ def test_overlap_discards_at_most_one_token_per_output() -> None:
     stopped = sum(reason == "stop" for outputs in normal.values() for _, reason in outputs)
     assert stopped > 3
     assert rows <= rows_overlapped <= rows + stopped
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lpm"])
+def test_a_request_that_must_wait_is_no_use_of_the_cache(policy: str) -> None:
+    """It is looked up again and again until it fits: nothing of that counts as a hit, or makes its prefix younger."""
+    engine = make_engine(schedule_policy=policy, schedule_conservativeness=2.0, standin={"num_tokens": 64})
+    with engine:
+        cache = engine.scheduler.memory.cache
+        params = SamplingParams(max_new_tokens=30, temperature=0.0, ignore_eos=True)
+        short = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+        run(engine, [GenRequest(id="first", segments=(Segment(ids=(1, 2, 3, 4)),), sampling=short)])
+        uses = cache.num_uses
+        requests = [
+            GenRequest(id="long", segments=(Segment(ids=(9,) * 20),), sampling=params),
+            GenRequest(id="waits", segments=(Segment(ids=(1, 2, 3, 4, 5)),), sampling=params),
+        ]
+        engine.trace = StepTrace()
+        run(engine, requests)
+    begun = [turn.step for turn in engine.trace.turns if "extend -" not in (turn.decision or "extend -")]
+    assert len(begun) == 2 and begun[1] > begun[0] + 1  # one had to wait
+    assert cache.num_uses == uses + 2

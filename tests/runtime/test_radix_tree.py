@@ -123,6 +123,47 @@ def test_a_node_evicted_between_match_and_lock_is_refused():
         cache.lock(node)
 
 
+def test_a_probe_never_goes_on_from_a_leaf_that_grew():
+    """What it remembers is the leaf as it was: its new tokens may be others than those asked for."""
+    cache = RadixCache()
+    node = cache.insert([1, 2, 3], np.array([1, 2, 3])).node
+    cache.lock(node)
+    last = cache.probe([1, 2, 3, 9, 9, 9])
+    grown = cache.extend(node, [4, 5], np.array([4, 5]))
+    assert grown == (3, 5, node) and cache.pages_of(node).tolist() == [1, 2, 3, 4, 5]
+    assert not cache.is_current(last)
+    assert cache.probe([1, 2, 3, 9, 9, 9], last=last).num_tokens == 3
+    assert cache.match([1, 2, 3, 4, 9]).num_tokens == 4
+    cache.check_integrity()
+
+
+def test_a_leaf_that_was_cut_does_not_grow():
+    """Cut to [1], held again and lengthened by other tokens: a look-up from before must not take them for its own."""
+    cache = RadixCache()
+    node = cache.insert([1, 2, 3], np.array([1, 2, 3])).node
+    last = cache.probe([1, 2, 3, 9])
+    cache.evict(2)
+    cache.lock(node)
+    assert cache.extend(node, [7], np.array([7])).node is not node
+    assert cache.probe([1, 2, 3, 9], last=last).num_tokens == 1
+    cache.check_integrity()
+
+
+def test_how_much_a_lock_would_take_from_what_can_be_evicted():
+    cache = RadixCache()
+    node = cache.insert([1, 2, 3, 4], np.arange(1, 5)).node
+    cache.insert([1, 2, 8, 9], np.array([1, 2, 8, 9]))
+    for ids in ([1, 2, 3], [1, 2, 8, 9], [1], [5]):
+        probe, before = cache.probe(ids), cache.evictable_tokens
+        expected = cache.evictable_part(probe)
+        match = cache.match(ids)
+        cache.lock(match.node)
+        assert before - cache.evictable_tokens == expected == match.num_tokens
+        cache.unlock(match.node)
+    cache.lock(node)
+    assert [cache.evictable_part(cache.probe(ids)) for ids in ([1, 2, 3], [1, 2], [1, 2, 8], [5])] == [0, 0, 1, 0]
+
+
 def test_unlock_without_lock_is_an_error():
     cache = RadixCache()
     node = cache.insert([1, 2], np.array([1, 2])).node
@@ -405,13 +446,40 @@ class CacheMachine(RuleBasedStateMachine):
         path = self.model.path(space, ids)
         for stats in path:
             stats.locks += 1
-        self.locks.append((match.node, path))
+        self.locks.append((match.node, path, space, ids[: match.num_tokens]))
+        self.compare()
+
+    @precondition(lambda self: self.locks)
+    @rule(number=st.integers(0, 99), more=texts, priority=st.integers(0, 2), next_use=hints)
+    def compute_and_extend(self, number, more, priority, next_use):
+        """As a request does that goes on: what it computed behind its locked prefix, some of it others' work too."""
+        place = number % len(self.locks)
+        node, path, space, prefix = self.locks[place]
+        size = self.model.page_size
+        num_new = len(more) // size
+        if not num_new or num_new > len(self.free):
+            return
+        ids = (*prefix, *more[: num_new * size])
+        pages = [self.free.pop() for _ in range(num_new)]
+        slots = np.concatenate([slots_for(pages, size), [0] * (len(more) % size)])
+        before = node.end
+        done = self.cache.extend(node, more, slots, Namespace(space), priority=priority, next_use=next_use)
+        cached = self.model.insert(space, ids, [stats.page for stats in path] + pages, priority, next_use)
+        assert (done.num_cached, done.end, done.node.end) == (cached, len(ids), len(ids))
+        whole = self.model.path(space, ids)
+        for stats in whole[len(path) :]:
+            stats.locks += 1
+        if done.node is node and node.end > before:  # the leaf grew: it keeps its time of creation
+            for stats in whole[len(path) :]:
+                stats.created = node.created
+        self.free += pages[: (cached - len(prefix)) // size]
+        self.locks[place] = done.node, whole, space, ids
         self.compare()
 
     @precondition(lambda self: self.locks)
     @rule(number=st.integers(0, 99))
     def unlock(self, number):
-        node, path = self.locks.pop(number % len(self.locks))
+        node, path, *_ = self.locks.pop(number % len(self.locks))
         assert self.cache.pages_of(node).tolist() == [stats.page for stats in path]
         self.cache.unlock(node)
         for stats in path:
@@ -481,7 +549,10 @@ def test_long_random_runs_against_the_model(policy):
             machine.compute_and_insert(ids, space, rng.randint(0, 2), hint)
         elif action < 0.7:
             machine.match_and_lock(ids, space)
-        elif action < 0.82 and machine.locks:
+        elif action < 0.78 and machine.locks:
+            more = tuple(rng.randrange(2) for _ in range(rng.randint(0, 6)))
+            machine.compute_and_extend(rng.randint(0, 99), more, rng.randint(0, 2), hint)
+        elif action < 0.84 and machine.locks:
             machine.unlock(rng.randint(0, 99))
         elif action < 0.92:
             machine.evict(rng.randint(1, 6))
