@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
 from .char_dfa import CharDfa, from_regex
+from .ebnf.machine import GrammarMachine
+from .ebnf.reader import networks_of
 from .interface import CompiledConstraint
 from .matcher import AutomatonConstraint
 from .nfa import TooLarge
@@ -133,6 +135,9 @@ def build_automaton(constraint: Constraint) -> Automaton:
         return ByteDfa(_regex(constraint.source), "utf8")
     if constraint.kind == "json_schema":
         return _schema(constraint)
+    if constraint.kind == "ebnf":
+        _options(constraint, {})
+        return GrammarMachine(networks_of(constraint.source))
     raise ConstraintError(f"{constraint.kind} is not supported", field=constraint.kind)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain
+from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,13 +24,17 @@ from .interface import MaskRow
 from .native import RESOLVE, STEP, library
 
 if TYPE_CHECKING:
+    from .char_dfa import IntArray
     from .schema.names import NameTrie
     from .spelling import ByteDfa
     from .token_trie import LongArray, TokenTrie
 
-MAX_DEPTH = 250  # as in walk.c
+MAX_DEPTH = 250  # lengths are kept in a byte
 _LEAF_BITS = 32
 _FAILED = -3
+_NON_ASCII, _INVALID, _WITH_SPACES = 1, 2, 4
+_SPACES = np.array([0x85, 0xA0, 0x1680, 0x180E, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000, 0xFEFF])
+_LENGTHS = (4, 8, 16, 32, 255)  # to which those of closures are rounded down, so that they share rows
 _WIDE = 24  # string states with more moves than this have a row that is shared
 
 
@@ -98,8 +103,52 @@ def _pointer(values: np.ndarray[Any, Any]) -> int:
     return int(values.ctypes.data)
 
 
+class Closure(ctypes.Structure):
+    """All texts over some characters, up to a length (255: any). As in walk.c."""
+
+    _fields_ = (
+        ("low", ctypes.c_uint64), ("high", ctypes.c_uint64), ("flags", ctypes.c_uint8), ("length", ctypes.c_uint8)
+    )  # fmt: skip
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        return self.low, self.high, self.flags, self.length
+
+
+def unquoted(length: int) -> Closure:
+    """All bytes but the double quote."""
+    every = (1 << 64) - 1
+    return Closure(every & ~(1 << 0x22), every, _NON_ASCII | _INVALID | _WITH_SPACES, length)
+
+
+def usual_closures() -> list[Closure]:
+    """Those that patterns often have: any text but line ends or spaces, and the usual sets of letters and digits."""
+    found = []
+    printable = "".join(map(chr, range(0x20, 0x7F))).replace('"', "").replace("\\", "")
+    for characters in (printable, printable.replace(" ", "")):
+        for flags in (_NON_ASCII, _NON_ASCII | _WITH_SPACES):
+            found += [_over(characters + "\x7f", flags, n) for n in _LENGTHS]
+    lower, upper, digits = ascii_lowercase, ascii_uppercase, "0123456789"
+    for letters in (lower, upper, lower + upper):
+        for more in ("", digits, digits + "_", digits + "-", digits + "_-", digits + "._-", " "):
+            found += [_over(letters + more, 0, n) for n in _LENGTHS[2:]]
+    return found
+
+
+def _over(characters: str, flags: int, length: int) -> Closure:
+    bits = sum(1 << ord(c) for c in characters)
+    return Closure(bits & (1 << 64) - 1, bits >> 64, flags, length)
+
+
+class _Scratch(ctypes.Structure):
+    _fields_ = (
+        ("whole", ctypes.c_void_p), ("quoted", ctypes.c_void_p), ("row", ctypes.c_void_p), ("values", ctypes.c_void_p),
+        ("words", ctypes.c_void_p), ("ends", ctypes.c_void_p), ("num_ends", ctypes.c_int32),
+    )  # fmt: skip
+
+
 class NativeTrie:
-    """A `TokenTrie` in depth-first order, whole and cut down to the tokens with a double quote, with scratch space."""
+    """A `TokenTrie` for the walk, whole and cut down to the tokens with a double quote, with scratch space."""
 
     def __init__(self, trie: TokenTrie, lib: ctypes.PyDLL) -> None:
         parts = [np.ascontiguousarray(a) for a in (trie.bytes, *(a.astype(np.int64) for a in (
@@ -107,24 +156,43 @@ class NativeTrie:
         pointers = [_pointer(a) for a in parts]
         self.whole: int = lib.trie_new(trie.num_nodes, *pointers, 0)
         self.quoted: int = lib.trie_new(trie.num_nodes, *pointers, 1)
-        self.row = np.zeros(trie.num_words, np.int32)
-        self.words = np.zeros(trie.num_words + 1, np.int32)
-        self.values = np.zeros(trie.num_words + 1, np.int32)
-        self.ends = np.array(trie.eos_ids, np.int32)
-        self.lock = threading.RLock()  # for the scratch space: a walk may call back, and another thread come in
-        self.buffers = (_pointer(self.row), _pointer(self.words), _pointer(self.values))
-        self.ends_at = _pointer(self.ends)
         weakref.finalize(self, lib.trie_free, self.whole)
         weakref.finalize(self, lib.trie_free, self.quoted)
+        self.lib = lib
+        self.num_words = trie.num_words
+        self.words = np.zeros(trie.num_words + 1, np.int64)
+        self.values = np.zeros(trie.num_words + 1, np.int32)
+        self._row = np.zeros(trie.num_words, np.int32)
+        self._ends = np.array(trie.eos_ids, np.int32)
+        self._scratch = _Scratch(
+            self.whole, self.quoted, *map(_pointer, (self._row, self.values, self.words, self._ends)), len(self._ends)
+        )
+        self.scratch = ctypes.addressof(self._scratch)
+        self.lock = threading.RLock()  # for the scratch space: a walk may call back, and another thread come in
 
     def found(self, count: int) -> tuple[LongArray, MaskRow]:
         """Copies of the first words and values."""
-        return self.words[:count].astype(np.int64), self.values[:count].copy()
+        return self.words[:count].copy(), self.values[:count].copy()
 
     def row_of(self, count: int) -> MaskRow:
-        row = np.zeros(len(self.row), np.int32)
+        row = np.zeros(self.num_words, np.int32)
         row[self.words[:count]] = self.values[:count]
         return row
+
+    def closure_row(self, closure: Closure) -> MaskRow:
+        """The tokens that are such a text, or begin one."""
+        row = np.zeros(self.num_words, np.int32)
+        self.lib.closure_row(self.whole, ctypes.addressof(closure), _pointer(row))
+        return row
+
+
+def _wide_classes(bounds: IntArray, classes: IntArray) -> IntArray:
+    """The classes of the characters beyond ASCII but `_SPACES` and the surrogates; 0 for those with none."""
+    ends = np.append(bounds[1:], 0x110000)
+    low, high = np.maximum(bounds, 0x80), ends
+    inside = np.searchsorted(_SPACES, high) - np.searchsorted(_SPACES, low)
+    left = np.maximum(high - low, 0) - inside - np.maximum(np.minimum(high, 0xE000) - np.maximum(low, 0xD800), 0)
+    return np.unique(classes[left > 0]).astype(np.int32)
 
 
 class NativeDfa:
@@ -132,18 +200,13 @@ class NativeDfa:
 
     def __init__(self, dfa: ByteDfa, lib: ctypes.PyDLL) -> None:
         chars, speller = dfa.chars, dfa.speller
-        ends = np.append(chars.bounds[1:], 0x110000)
-        beyond = (ends > 0x80) & ~((chars.bounds >= 0xD800) & (ends <= 0xE000))
-        classes = np.unique(chars.classes[beyond])
+        spaces = np.unique(chars.classes[np.searchsorted(chars.bounds, _SPACES, side="right") - 1])
         self._kept = [np.ascontiguousarray(a) for a in (
             speller.table, chars.delta, chars.labels.astype(np.int32), dfa.live.view(np.uint8),
-            classes[classes != 0].astype(np.int32))]  # fmt: skip
+            _wide_classes(chars.bounds, chars.classes), spaces.astype(np.int32))]  # fmt: skip
+        *tables, wide, of_spaces = map(_pointer, self._kept)
         self.handle: int = lib.dfa_new(
-            *chars.delta.shape,
-            dfa.width,
-            *(_pointer(a) for a in self._kept),
-            len(self._kept[-1]),
-            int(0 not in classes),
+            *chars.delta.shape, dfa.width, *tables, wide, len(self._kept[-2]), of_spaces, len(self._kept[-1])
         )
         self.lib = lib
         weakref.finalize(self, lib.dfa_free, self.handle)
@@ -157,9 +220,16 @@ class NativeDfa:
         count: int = self.lib.dfa_freedom(self.handle, s)
         return count
 
+    def closure(self, s: int) -> Closure:
+        """Texts that can be read from character state s: a set that is easily named, not all of them."""
+        found = Closure()
+        self.lib.dfa_closure(self.handle, s, ctypes.addressof(found))
+        found.length = max((n for n in _LENGTHS if n <= found.length), default=0)
+        return found
+
     def mask(self, state: int, trie: NativeTrie) -> int:
         """Writes words into the trie's scratch; returns how many."""
-        count: int = self.lib.dfa_mask(self.handle, trie.whole, state, *trie.buffers)
+        count: int = self.lib.dfa_mask(self.handle, trie.scratch, state)
         return count
 
     def states(self, state: int, trie: NativeTrie, vocab_size: int) -> LongArray:
@@ -265,14 +335,18 @@ class NativeMachine:
             self.define(state >> _LEAF_BITS)
         return state >> _LEAF_BITS in self._python
 
-    def mask(self, state: int, trie: NativeTrie, *, quoted: bool, ends: bool) -> int:
-        """Words of the tokens that may come, in the trie's scratch; returns how many. `quoted`: only those tokens that
-        have a double quote. `ends`: with EOS."""
-        count: int = self.lib.machine_mask(
-            self.handle, trie.quoted if quoted else trie.whole, state, len(trie.ends) if ends else 0, trie.ends_at,
-            *trie.buffers,
-        )  # fmt: skip
-        self._raise()
+    def mask(
+        self, state: int, trie: NativeTrie, *, ends: bool, quoted: bool = False, known: Closure | None = None
+    ) -> int:
+        """Words of the tokens that may come, in the trie's scratch; returns how many.
+
+        `ends`: with EOS. `quoted`: only the tokens with a double quote. `known`: tokens in it may be left out.
+        """
+        flags = quoted | ends << 1
+        at = None if known is None else ctypes.addressof(known)
+        count: int = self.lib.machine_mask(self.handle, trie.scratch, state, flags, at)
+        if self._error is not None:
+            self._raise()
         return count
 
     @property

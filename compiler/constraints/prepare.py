@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ...core.constraint import Vocabulary
 from .char_algebra import ALL, forget_combined
-from .schema.string_masks import cut_tokens
+from .native_walk import usual_closures
+from .schema.string_masks import CUT_TOKENS, cut_tokens
 from .schema.values import standard_leaves
 from .spelling import forget_shared_dfas, shared_byte_dfa
 from .token_trie import TokenTrie, trie_of
@@ -18,8 +19,10 @@ def prepare_vocabulary(vocabulary: Vocabulary) -> TokenTrie:
         pin_rows(shared_byte_dfa(ALL, "json", keep=True), trie)
         pin_rows(shared_byte_dfa(ALL, "json-plain", keep=True), trie)
         standard_leaves()
-        if trie.native is None:
-            cut_tokens(trie)
+        if trie.native is not None:
+            for closure in usual_closures():
+                trie.pin(closure.key, trie.native.closure_row(closure))
+        trie.pin(CUT_TOKENS, cut_tokens(trie))
         trie.is_prepared = True
     return trie
 

@@ -12,7 +12,7 @@ import numpy as np
 from .interface import MaskRow
 from .native_walk import NativeMachine, native_machine
 from .token_trie import LongArray, TokenTrie
-from .wide import inside_row
+from .wide import inside_base
 
 Encode = Callable[[str], list[int]]
 
@@ -60,9 +60,12 @@ class Automaton(Protocol):
     def num_bytes(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mask:
-    """A packed row: `base` (None: nothing allowed; may be shared by masks) and more bits in some words."""
+    """A packed row: `base` (None: nothing allowed; may be shared by masks) and more bits in some words.
+
+    Not to be changed once made.
+    """
 
     base: MaskRow | None
     words: LongArray
@@ -158,16 +161,19 @@ class TokenIndex:
         return self.compute_in_python(state)
 
     def _compiled(self, native: NativeMachine, state: int) -> Mask:
-        """The mask by the compiled walk: all of it, or what is behind a string's end, over the row of its inside."""
+        """The mask by the compiled walk: all of it, or what a shared row for the inside of a string leaves out."""
         trie = self.trie.native
         assert trie is not None
+        ends = self.automaton.accepting(state)
         string = native.string_at(state)
-        base = None if string is None else inside_row(*string, self.trie)
+        base, known = (None, None) if string is None else inside_base(*string, self.trie)
         with trie.lock:
-            count = native.mask(state, trie, quoted=base is not None, ends=self.automaton.accepting(state))
-            if base is None and count * _SPARSE_SHARE >= self.trie.num_words:
+            if base is not None:
+                return Mask(base, *trie.found(native.mask(state, trie, ends=ends, quoted=known is None, known=known)))
+            count = native.mask(state, trie, ends=ends)
+            if count * _SPARSE_SHARE >= self.trie.num_words:
                 return Mask(trie.row_of(count), _NO_WORDS, _NO_VALUES)
-            return Mask(base, *trie.found(count))
+            return Mask(None, *trie.found(count))
 
     def compute_in_python(self, state: int) -> Mask:
         """The mask without the compiled walk: what it is held against, and what is used where it is not there."""

@@ -18,109 +18,146 @@ typedef uint64_t u64;
 #define FAILED (-3)
 #define NON_ASCII 1
 #define INVALID 2
+#define SPACES 4 /* separators beyond ASCII, which `.` or \S leave out */
 #define UNBOUNDED 255
-#define MAX_DEPTH 250
+#define MAX_LOOKED_AT 1000
 
 /* The tree */
 
-typedef struct { i32 skip, first_token; u8 byte, depth, flags, length; } Node; /* flags, length: of the tokens below */
-typedef struct { u64 low, high; } Ascii;                                      /* which ASCII bytes they hold */
+typedef struct { u64 low, high; } Ascii; /* a set of ASCII bytes */
+typedef struct { Ascii ascii; u8 flags, length; } Contents; /* of a text, or of some: bytes, kinds of others, characters */
+typedef struct { i32 tokens, own, below; } Span; /* tokens that end at a node: [tokens, own); below it: [own, below) */
 
 typedef struct {
     i32 num_nodes, num_tokens;
-    Node *nodes;   /* [num_nodes + 1] in depth-first order, without the root */
-    Ascii *below;  /* [num_nodes] */
-    i32 *tokens;   /* [num_tokens] ids in the order of their nodes */
+    u8 *bytes;          /* [N] nodes in breadth-first order, 0 the root */
+    i32 *children;      /* [N + 1] */
+    Span *spans;        /* [N] */
+    Contents *contents; /* [N] of the tokens at the node and below */
+    i32 *tokens;        /* ids in depth-first order, so that what is below a node is one span */
+    Contents *of_token; /* the same order */
+    i32 *nodes;         /* [N] scratch space of walks */
+    i64 *states;
 } Trie;
 
-typedef struct { Ascii ascii; u8 flags, length, need, low, high; } Path; /* of one node: need more continuation bytes */
+typedef struct { Contents so_far; i32 code; u8 need, low, high; } Path; /* `need` more continuation bytes, the next low..high */
+
+/* As in native_walk.py. */
+static int is_space(i32 c) {
+    return c == 0x85 || c == 0xA0 || c == 0x1680 || c == 0x180E || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
+           c == 0x202F || c == 0x205F || c == 0x3000 || c == 0xFEFF;
+}
 
 static Path read_byte(Path p, u8 b) {
+    Contents *c = &p.so_far;
     if (p.need) {
-        if (b < p.low || b > p.high) p.flags |= INVALID;
+        if (b < p.low || b > p.high) c->flags |= INVALID;
         p.need--, p.low = 0x80, p.high = 0xBF;
+        p.code = p.code << 6 | (b & 0x3F);
+        if (!p.need && is_space(p.code)) c->flags |= SPACES;
         return p;
     }
-    if (p.length < UNBOUNDED - 1) p.length++;
-    if (b < 0x40) { p.ascii.low |= 1ull << b; return p; }
-    if (b < 0x80) { p.ascii.high |= 1ull << (b - 0x40); return p; }
-    p.flags |= NON_ASCII;
-    if (b < 0xC2 || b > 0xF4) { p.flags |= INVALID; return p; }
+    if (c->length < UNBOUNDED - 1) c->length++;
+    if (b < 0x40) { c->ascii.low |= 1ull << b; return p; }
+    if (b < 0x80) { c->ascii.high |= 1ull << (b - 0x40); return p; }
+    c->flags |= NON_ASCII;
+    if (b < 0xC2 || b > 0xF4) { c->flags |= INVALID; return p; }
     p.need = b < 0xE0 ? 1 : b < 0xF0 ? 2 : 3;
+    p.code = b & (b < 0xE0 ? 0x1F : b < 0xF0 ? 0x0F : 0x07);
     p.low = b == 0xE0 ? 0xA0 : b == 0xF0 ? 0x90 : 0x80;
     p.high = b == 0xED ? 0x9F : b == 0xF4 ? 0x8F : 0xBF;
     return p;
 }
 
-/* From the breadth-first arrays of TokenTrie. `needs_quote`: only the nodes that lead to a token with a double quote. */
-Trie *trie_new(i32 n, const u8 *bytes, const i64 *children, const i64 *token_starts, const i64 *tokens, int needs_quote) {
-    Trie *t = malloc(sizeof *t);
-    u8 *kept = calloc(n + 1, 1), *quoted = calloc(n + 1, 1); /* bits: the path has a quote; a kept token is below */
-    i32 *stack = malloc(sizeof(i32) * (n + 1)), *depth = malloc(sizeof(i32) * (n + 1)), top = 0, count = 0;
+static void add(Contents *to, Contents more) {
+    to->ascii.low |= more.ascii.low, to->ascii.high |= more.ascii.high, to->flags |= more.flags;
+    if (more.length > to->length) to->length = more.length;
+}
+
+/* From the arrays of TokenTrie. `quoted`: only the tokens with a double quote. */
+Trie *trie_new(i32 n, const u8 *bytes, const i64 *children, const i64 *token_starts, const i64 *tokens, int quoted) {
+    u8 *has_quote = calloc(n, 1), *kept = calloc(n, 1);
+    i32 *old = malloc(sizeof(i32) * n), count = 0;
+    Path *paths = calloc(n, sizeof(Path));
     for (i32 p = 0; p < n; p++)
-        for (i64 c = children[p]; c < children[p + 1]; c++) quoted[c] = quoted[p] || bytes[c] == '"';
+        for (i64 c = children[p]; c < children[p + 1]; c++) {
+            has_quote[c] = has_quote[p] || bytes[c] == '"';
+            paths[c] = read_byte(paths[p], bytes[c]);
+        }
     for (i32 p = n - 1; p >= 0; p--) {
-        kept[p] = (quoted[p] || !needs_quote) && token_starts[p] < token_starts[p + 1];
+        kept[p] = !p || ((has_quote[p] || !quoted) && token_starts[p] < token_starts[p + 1]);
         for (i64 c = children[p]; c < children[p + 1]; c++) kept[p] |= kept[c];
     }
-    t->nodes = malloc(sizeof(Node) * (n + 1));
-    t->below = calloc(n + 1, sizeof(Ascii));
-    t->tokens = malloc(sizeof(i32) * (token_starts[n] + 1));
-    t->num_tokens = 0;
-    Path paths[MAX_DEPTH + 2];
-    memset(paths, 0, sizeof paths);
-    i32 open[MAX_DEPTH + 2], num_open = 0; /* nodes whose end is not known yet */
-    for (i64 c = children[1] - 1; c >= children[0]; c--)
-        if (kept[c]) stack[top] = (i32)c, depth[top++] = 0;
-    while (top) {
-        i32 p = stack[--top], d = depth[top];
-        while (num_open > d) t->nodes[open[--num_open]].skip = count;
-        Path path = paths[d + 1] = read_byte(paths[d], bytes[p]);
-        t->nodes[count] = (Node){0, t->num_tokens, bytes[p], (u8)d, 0, 0};
-        if (quoted[p] || !needs_quote)
-            for (i64 k = token_starts[p]; k < token_starts[p + 1]; k++) {
-                t->tokens[t->num_tokens++] = (i32)tokens[k];
-                t->below[count] = path.ascii, t->nodes[count].flags = path.flags, t->nodes[count].length = path.length;
-            }
-        open[num_open++] = count++;
-        for (i64 c = children[p + 1] - 1; c >= children[p]; c--)
-            if (kept[c]) stack[top] = (i32)c, depth[top++] = d + 1;
-    }
-    while (num_open) t->nodes[open[--num_open]].skip = count;
-    t->num_nodes = count;
-    t->nodes[count] = (Node){count, t->num_tokens, 0, 0, 0, 0};
-    i32 parent[MAX_DEPTH + 2]; /* what is below a node is below its parent */
-    memset(parent, 0xFF, sizeof parent);
-    i32 *up = malloc(sizeof(i32) * (count + 1));
+    for (i32 p = 0; p < n; p++)
+        if (kept[p]) old[count++] = p;
+    Trie *t = malloc(sizeof *t);
+    *t = (Trie){count, 0, malloc(count), malloc(sizeof(i32) * (count + 1)), malloc(sizeof(Span) * count),
+                calloc(count, sizeof(Contents)), malloc(sizeof(i32) * (token_starts[n] + 1)),
+                malloc(sizeof(Contents) * (token_starts[n] + 1)), malloc(sizeof(i32) * (count + 1)),
+                malloc(sizeof(i64) * (count + 1))};
+    i32 next = 1;
     for (i32 i = 0; i < count; i++) {
-        int d = t->nodes[i].depth;
-        up[i] = d ? parent[d - 1] : -1;
-        parent[d] = i;
+        t->bytes[i] = bytes[old[i]];
+        t->children[i] = next;
+        for (i64 c = children[old[i]]; c < children[old[i] + 1]; c++) next += kept[c];
     }
-    for (i32 i = count - 1; i >= 0; i--) {
-        if (up[i] < 0) continue;
-        Node *n0 = &t->nodes[up[i]];
-        n0->flags |= t->nodes[i].flags;
-        if (t->nodes[i].length > n0->length) n0->length = t->nodes[i].length;
-        t->below[up[i]].low |= t->below[i].low, t->below[up[i]].high |= t->below[i].high;
+    t->children[count] = next;
+    i32 top = 0, *stack = malloc(sizeof(i32) * 2 * (count + 1)); /* a node comes back, negated, when all below is done */
+    stack[top++] = 0;
+    while (top) {
+        i32 i = stack[--top];
+        if (i < 0) {
+            t->spans[~i].below = t->num_tokens;
+            continue;
+        }
+        i32 p = old[i];
+        t->spans[i].tokens = t->num_tokens;
+        if (has_quote[p] || !quoted)
+            for (i64 k = token_starts[p]; k < token_starts[p + 1]; k++) {
+                t->of_token[t->num_tokens] = paths[p].so_far;
+                t->tokens[t->num_tokens++] = (i32)tokens[k];
+                add(&t->contents[i], paths[p].so_far);
+            }
+        t->spans[i].own = t->num_tokens;
+        stack[top++] = ~i;
+        for (i32 c = t->children[i + 1] - 1; c >= t->children[i]; c--) stack[top++] = c;
     }
-    free(up), free(kept), free(quoted), free(stack), free(depth);
+    for (i32 i = count - 1; i >= 0; i--)
+        for (i32 c = t->children[i]; c < t->children[i + 1]; c++) add(&t->contents[i], t->contents[c]);
+    free(stack), free(has_quote), free(kept), free(old), free(paths);
     return t;
 }
 
-void trie_free(Trie *t) { free(t->nodes), free(t->below), free(t->tokens), free(t); }
+void trie_free(Trie *t) {
+    free(t->bytes), free(t->children), free(t->spans), free(t->contents), free(t->tokens), free(t->of_token);
+    free(t->nodes), free(t->states), free(t);
+}
+
+/* Sets of texts: all over some characters, up to a length. */
+
+typedef struct { Ascii ascii; u8 flags, length; } Closure; /* flags: other characters, and invalid bytes, that may occur */
+
+static inline int covers(const Closure *c, const Contents *found) {
+    return found->length <= c->length && !(found->flags & ~c->flags) && !(found->ascii.low & ~c->ascii.low) &&
+           !(found->ascii.high & ~c->ascii.high);
+}
+
+/* The row of the tokens in such a set; `row` is zero. */
+void closure_row(const Trie *t, const Closure *c, i32 *row) {
+    for (i32 k = 0; k < t->num_tokens; k++)
+        if (covers(c, &t->of_token[k])) row[t->tokens[k] >> 5] |= (i32)(1u << (t->tokens[k] & 31));
+}
 
 /* A character automaton with its spelling: arrays of ByteDfa, read in place. */
 
-typedef struct { Ascii ascii; u8 known, non_ascii, length; } Closure; /* any text over these, so long, can be read */
-
 typedef struct {
-    i32 num_classes, width, num_states, num_wide; /* classes, nodes of the speller, states, classes beyond ASCII */
-    const i32 *table, *delta, *labels, *wide;     /* [K, 256], [S, C], [S], [num_wide] */
+    i32 num_classes, width, num_states, num_wide, num_spaces; /* classes, nodes of the speller, states */
+    const i32 *table, *delta, *labels;            /* [K, 256], [S, C], [S] */
+    const i32 *wide, *spaces;                     /* classes beyond ASCII: of SPACES, and of all others; 0: of none */
     const u8 *live;                               /* [S * K] */
-    int wide_complete;                            /* every character beyond ASCII has a class that may be read */
-    i32 *freedom;                                 /* [S] so many characters of any live class can be read, whatever comes */
-    Closure *closures;                            /* [S] */
+    i32 *stamps, stamp;                           /* [S] which search has seen a state */
+    Closure *closures; /* [S] texts that can be read from a state */
+    u8 *known;         /* [S] whether its closure is there */
 } Dfa;
 
 /* Per state the length of the shortest text to an accepting one (-1: none) and of the longest (-1: no bound, -2: none).
@@ -160,42 +197,48 @@ void distances(i32 S, i32 C, const i32 *delta, const u8 *accept, i64 *shortest, 
     free(first), free(from), free(todo), free(degree), free(height);
 }
 
-/* Breadth-first from the states at which some class is dead, against the steps; unreached: no bound. */
-static i32 *freedom_of(i32 S, i32 C, const i32 *delta) {
-    i32 *first = calloc(S + 2, sizeof(i32)), *from = malloc(sizeof(i32) * ((i64)S * C + 1));
-    i32 *found = malloc(sizeof(i32) * S), *todo = malloc(sizeof(i32) * S), count = 0;
-    for (i64 e = 0; e < (i64)S * C; e++)
-        if (e % C) first[delta[e] + 2]++;
-    for (i32 s = 0; s <= S; s++) first[s + 1] += first[s];
-    for (i64 e = 0; e < (i64)S * C; e++)
-        if (e % C) from[first[delta[e] + 1]++] = (i32)(e / C);
-    for (i32 s = 0; s < S; s++) {
-        int stuck = s == 0 || C < 2;
-        for (i32 x = 1; x < C; x++) stuck |= !delta[(i64)s * C + x];
-        found[s] = stuck ? 0 : UNBOUNDED;
-        if (stuck) todo[count++] = s;
-    }
-    for (i32 i = 0; i < count; i++) {
-        i32 s = todo[i];
-        if (!s || found[s] + 1 >= UNBOUNDED) continue; /* steps to the dead state are counted above */
-        for (i32 e = first[s]; e < first[s + 1]; e++)
-            if (found[from[e]] == UNBOUNDED) found[from[e]] = found[s] + 1, todo[count++] = from[e];
-    }
-    free(first), free(from), free(todo);
-    return found;
-}
-
 Dfa *dfa_new(i32 num_states, i32 num_classes, i32 width, const i32 *table, const i32 *delta, const i32 *labels,
-             const u8 *live, const i32 *wide, i32 num_wide, int wide_complete) {
+             const u8 *live, const i32 *wide, i32 num_wide, const i32 *spaces, i32 num_spaces) {
     Dfa *d = malloc(sizeof *d);
-    *d = (Dfa){num_classes, width, num_states, num_wide, table, delta, labels, wide, live, wide_complete,
-               freedom_of(num_states, num_classes, delta), calloc(num_states, sizeof(Closure))};
+    *d = (Dfa){num_classes, width, num_states, num_wide, num_spaces, table, delta, labels, wide, spaces, live,
+               calloc(num_states, sizeof(i32)), 0, calloc(num_states, sizeof(Closure)), calloc(num_states, 1)};
     return d;
 }
 
-void dfa_free(Dfa *d) { free(d->closures), free(d->freedom), free(d); }
+void dfa_free(Dfa *d) { free(d->closures), free(d->known), free(d->stamps), free(d); }
 
-i32 dfa_freedom(const Dfa *d, i32 s) { return d->freedom[s]; }
+/* How many characters of the classes in `in` can be read from s, whatever they are; a lower bound where many states
+   would have to be looked at. */
+static i32 reach(Dfa *d, i32 s, const u8 *in) {
+    i32 C = d->num_classes, todo[MAX_LOOKED_AT], count = 1, level = 0;
+    d->stamps[s] = ++d->stamp;
+    todo[0] = s;
+    for (i32 depth = 0; depth < UNBOUNDED; depth++) {
+        i32 end = count;
+        for (; level < end; level++) {
+            const i32 *row = d->delta + (i64)todo[level] * C;
+            for (i32 x = 1; x < C; x++) {
+                if (!in[x]) continue;
+                if (!row[x]) return depth;
+                if (d->stamps[row[x]] == d->stamp) continue;
+                if (count == MAX_LOOKED_AT) return depth;
+                d->stamps[row[x]] = d->stamp;
+                todo[count++] = row[x];
+            }
+        }
+        if (count == end) return UNBOUNDED;
+    }
+    return UNBOUNDED;
+}
+
+/* The same for all classes. */
+i32 dfa_freedom(Dfa *d, i32 s) {
+    u8 *in = malloc(d->num_classes);
+    memset(in, 1, d->num_classes);
+    i32 found = d->num_classes > 1 ? reach(d, s, in) : 0;
+    free(in);
+    return found;
+}
 
 static inline i64 dfa_step(const Dfa *d, i64 leaf, u8 b) {
     i32 s = (i32)(leaf / d->width), k = (i32)(leaf % d->width), entry = d->table[k * 256 + b];
@@ -207,57 +250,54 @@ static inline i64 dfa_step(const Dfa *d, i64 leaf, u8 b) {
     return d->live[after] ? after : DEAD;
 }
 
-/* All classes, where any text of some length over them can be read; or those that keep state s, any number of times; or,
-   where there are none, the live ones if each leads to the same state, as long as that goes on. */
-static const Closure *closure_of(Dfa *d, i32 s) {
-    Closure *c = &d->closures[s];
-    if (c->known) return c;
-    i32 C = d->num_classes;
-    const i32 *row = d->delta + (i64)s * C;
-    u8 *in = calloc(C, 1);
-    int any = 0, length = UNBOUNDED;
-    for (i32 x = 1; x < C; x++) any |= in[x] = row[x] == s;
-    if (d->freedom[s] == UNBOUNDED || (!any && d->freedom[s])) {
-        length = d->freedom[s];
-        for (i32 x = 1; x < C; x++) any = in[x] = 1;
-    }
-    if (!any) {
-        i32 at = s;
-        for (i32 x = 1; x < C; x++) any |= in[x] = row[x] != 0;
-        for (length = 0; any && length < UNBOUNDED; length++) {
-            i32 target = 0;
-            for (i32 x = 1; x < C && target != DEAD; x++) {
-                if (!in[x]) continue;
-                i32 next = d->delta[(i64)at * C + x];
-                target = !next || (target && target != next) ? DEAD : next;
-            }
-            if (target == DEAD) { /* the last step may lead to different states */
-                int alive = 1;
-                for (i32 x = 1; x < C; x++) alive &= !in[x] || d->delta[(i64)at * C + x] != 0;
-                length += alive;
-                break;
-            }
-            if (target == at) { length = UNBOUNDED; break; }
-            at = target;
-        }
-    }
-    Ascii ascii = {0, 0};
+static Closure of_classes(const Dfa *d, const u8 *in, i32 length) {
+    Closure c = {{0, 0}, NON_ASCII | SPACES, (u8)length};
     for (int b = 0; b < 128; b++) {
         i32 entry = d->table[b];
-        if (entry < 0 && in[~entry]) b < 64 ? (ascii.low |= 1ull << b) : (ascii.high |= 1ull << (b - 64));
+        if (entry < 0 && in[~entry]) b < 64 ? (c.ascii.low |= 1ull << b) : (c.ascii.high |= 1ull << (b - 64));
     }
-    int non_ascii = d->wide_complete;
-    for (i32 i = 0; i < d->num_wide; i++) non_ascii &= in[d->wide[i]];
-    free(in);
-    *c = (Closure){ascii, 1, (u8)non_ascii, (u8)(length > UNBOUNDED ? UNBOUNDED : length)};
+    for (i32 i = 0; i < d->num_wide; i++)
+        if (!in[d->wide[i]]) c.flags &= ~NON_ASCII;
+    for (i32 i = 0; i < d->num_spaces; i++)
+        if (!in[d->spaces[i]]) c.flags &= ~SPACES;
     return c;
 }
 
-static inline int covers(const Closure *c, const Trie *t, i32 i) {
-    const Node *n = &t->nodes[i];
-    return n->length <= c->length && !(n->flags & INVALID) && (c->non_ascii || !(n->flags & NON_ASCII)) &&
-           !(t->below[i].low & ~c->ascii.low) && !(t->below[i].high & ~c->ascii.high);
+static i32 worth(const Closure *c) {
+    i32 bytes = __builtin_popcountll(c->ascii.low) + __builtin_popcountll(c->ascii.high);
+    return (c->length < 24 ? c->length : 24) * (bytes + (c->flags & NON_ASCII ? 64 : 0));
 }
+
+/* The best of some sets of texts that can be read from s: over the classes that keep the state; over those that may come
+   here; over those that may come here and behind any of them; and so on. */
+static const Closure *closure_of(Dfa *d, i32 s) {
+    Closure *best = &d->closures[s];
+    if (d->known[s]) return best;
+    d->known[s] = 1;
+    i32 C = d->num_classes;
+    const i32 *row = d->delta + (i64)s * C;
+    u8 *in = calloc(2 * C, 1), *next = in + C;
+    for (i32 x = 1; x < C; x++) in[x] = row[x] == s;
+    *best = of_classes(d, in, UNBOUNDED);
+    for (i32 x = 1; x < C; x++) in[x] = row[x] != 0;
+    for (int turn = 0; turn < 3; turn++) {
+        Closure c = of_classes(d, in, reach(d, s, in));
+        if (worth(&c) > worth(best)) *best = c;
+        if (c.length >= 64) break;
+        memcpy(next, in, C);
+        for (i32 x = 1; x < C; x++)
+            for (i32 y = 1; in[x] && y < C; y++) {
+                i32 two = d->delta[(i64)row[x] * C + y];
+                next[y] &= two != 0;
+                for (i32 z = 1; turn && two && in[y] && z < C; z++) next[z] &= d->delta[(i64)two * C + z] != 0;
+            }
+        memcpy(in, next, C);
+    }
+    free(in);
+    return best;
+}
+
+void dfa_closure(Dfa *d, i32 s, Closure *out) { *out = *closure_of(d, s); }
 
 /* Declared names as a tree: children of node n are [first[n], first[n + 1]). In the tree's order, the names below a node
    are consecutive: [low[n], high[n]). */
@@ -441,6 +481,7 @@ i64 machine_explore(Machine *m, i64 state, i64 limit) {
             i64 target;
             if (c.kind == MOVES || c.kind == TEXT) target = c.targets[k];
             else if (c.kind == NAME ? c.outcomes[k + 1] == c.outcomes[k] : !k || !c.outcomes[k]) continue;
+            else if (c.kind == OPEN_NAME && k == 1) continue; /* below a name that nobody declared there is no end */
             else if ((target = leave(m, number, (i32)k)) == FAILED) {
                 free(todo), free(seen);
                 return FAILED;
@@ -535,81 +576,111 @@ static inline const Closure *closure_at(const Machine *m, i64 state) {
     return leaf < 0 || leaf % c->dfa->width ? 0 : closure_of(c->dfa, (i32)(leaf / c->dfa->width));
 }
 
-static inline i32 mark(const Trie *t, i32 from, i32 to, i32 *row, i32 *words, i32 count) {
+/* Where masks are put together: `row` is zero between calls. */
+typedef struct {
+    Trie *whole, *quoted;
+    i32 *row, *values;
+    i64 *words;
+    const i32 *ends;
+    i32 num_ends;
+} Scratch;
+
+enum { QUOTED = 1, WITH_ENDS = 2 };
+
+static inline i32 mark(const Trie *t, i32 from, i32 to, const Scratch *at, i32 count) {
     for (i32 k = from; k < to; k++) {
         i32 token = t->tokens[k], word = token >> 5;
-        if (!row[word]) words[count++] = word;
-        row[word] |= (i32)(1u << (token & 31));
+        if (!at->row[word]) at->words[count++] = word;
+        at->row[word] |= (i32)(1u << (token & 31));
     }
     return count;
 }
 
-static i32 gather(i32 *row, const i32 *words, i32 *values, i32 count) {
-    for (i32 i = 0; i < count; i++) values[i] = row[words[i]], row[words[i]] = 0;
+static i32 gather(const Scratch *at, i32 count) {
+    for (i32 i = 0; i < count; i++) at->values[i] = at->row[at->words[i]], at->row[at->words[i]] = 0;
     return count;
 }
 
-/* The words of the tokens that can be read from `state`, and `num_ends` more. `row` is zero before and after.
+/* The words of the tokens that can be read from `state`, but for some of those in `known` (NULL: none).
    Returns the number of words, or FAILED. */
-i32 machine_mask(Machine *m, const Trie *t, i64 state, i32 num_ends, const i32 *ends, i32 *row, i32 *words, i32 *values) {
-    i64 at[MAX_DEPTH + 2];
-    i32 count = 0, n = t->num_nodes;
-    at[0] = state;
-    for (i32 i = 0; i < n;) {
-        const Node *node = &t->nodes[i];
-        i64 after = step(m, at[node->depth], node->byte);
-        if (after == DEAD) { i = node->skip; continue; }
-        if (after < 0) { gather(row, words, values, count); return FAILED; }
-        const Closure *c = closure_at(m, after);
-        if (c && covers(c, t, i)) {
-            count = mark(t, node->first_token, t->nodes[node->skip].first_token, row, words, count);
-            i = node->skip;
-            continue;
+i32 machine_mask(Machine *m, const Scratch *at, i64 state, int flags, const Closure *known) {
+    const Trie *t = flags & QUOTED ? at->quoted : at->whole;
+    i32 count = 0, top = 1;
+    t->nodes[0] = 0, t->states[0] = state;
+    while (top) {
+        i32 node = t->nodes[--top];
+        state = t->states[top];
+        i32 i = t->children[node], last = t->children[node + 1];
+        if (state >> 32 < m->num_contexts && m->contexts[state >> 32].kind == TEXT) { /* one byte: look for it */
+            const Context *c = &m->contexts[state >> 32];
+            const u8 *found = memchr(t->bytes + i, c->bytes[state & 0xFFFFFFFFll], last - i);
+            i = found ? (i32)(found - t->bytes) : last;
+            last = found ? i + 1 : last;
         }
-        at[node->depth + 1] = after;
-        count = mark(t, node->first_token, t->nodes[i + 1].first_token, row, words, count);
-        i++;
+        for (; i < last; i++) {
+            if (known && covers(known, &t->contents[i])) continue;
+            i64 after = step(m, state, t->bytes[i]);
+            if (after == DEAD) continue;
+            if (after < 0) {
+                gather(at, count);
+                return FAILED;
+            }
+            const Span *s = &t->spans[i];
+            if (s->own == s->below) {
+                count = mark(t, s->tokens, s->own, at, count);
+                continue;
+            }
+            const Closure *c = closure_at(m, after);
+            if (c && covers(c, &t->contents[i])) {
+                count = mark(t, s->tokens, s->below, at, count);
+                continue;
+            }
+            count = mark(t, s->tokens, s->own, at, count);
+            t->nodes[top] = i, t->states[top++] = after;
+        }
     }
-    for (i32 k = 0; k < num_ends; k++) {
-        i32 word = ends[k] >> 5;
-        if (!row[word]) words[count++] = word;
-        row[word] |= (i32)(1u << (ends[k] & 31));
+    for (i32 k = 0; flags & WITH_ENDS && k < at->num_ends; k++) {
+        i32 word = at->ends[k] >> 5;
+        if (!at->row[word]) at->words[count++] = word;
+        at->row[word] |= (i32)(1u << (at->ends[k] & 31));
     }
-    return gather(row, words, values, count);
+    return gather(at, count);
 }
 
 /* The same for a character automaton alone. */
-i32 dfa_mask(Dfa *d, const Trie *t, i64 state, i32 *row, i32 *words, i32 *values) {
-    i64 at[MAX_DEPTH + 2];
-    i32 count = 0, n = t->num_nodes;
-    at[0] = state;
-    for (i32 i = 0; i < n;) {
-        const Node *node = &t->nodes[i];
-        i64 after = dfa_step(d, at[node->depth], node->byte);
-        if (after < 0) { i = node->skip; continue; }
-        if (after % d->width == 0 && covers(closure_of(d, (i32)(after / d->width)), t, i)) {
-            count = mark(t, node->first_token, t->nodes[node->skip].first_token, row, words, count);
-            i = node->skip;
-            continue;
+i32 dfa_mask(Dfa *d, const Scratch *at, i64 state) {
+    const Trie *t = at->whole;
+    i32 count = 0, top = 1;
+    t->nodes[0] = 0, t->states[0] = state;
+    while (top) {
+        i32 node = t->nodes[--top];
+        state = t->states[top];
+        for (i32 i = t->children[node]; i < t->children[node + 1]; i++) {
+            i64 after = dfa_step(d, state, t->bytes[i]);
+            if (after < 0) continue;
+            const Span *s = &t->spans[i];
+            int all = s->own == s->below ||
+                      (after % d->width == 0 && covers(closure_of(d, (i32)(after / d->width)), &t->contents[i]));
+            count = mark(t, s->tokens, all ? s->below : s->own, at, count);
+            if (!all) t->nodes[top] = i, t->states[top++] = after;
         }
-        at[node->depth + 1] = after;
-        count = mark(t, node->first_token, t->nodes[i + 1].first_token, row, words, count);
-        i++;
     }
-    return gather(row, words, values, count);
+    return gather(at, count);
 }
 
-/* For each token the state it leads to, DEAD if it cannot be read. */
+/* For each token the state it leads to; `out` holds what it is where the token cannot be read. */
 void dfa_states(Dfa *d, const Trie *t, i64 state, i64 *out) {
-    i64 at[MAX_DEPTH + 2];
-    at[0] = state;
-    for (i32 i = 0; i < t->num_nodes;) {
-        const Node *node = &t->nodes[i];
-        i64 after = dfa_step(d, at[node->depth], node->byte);
-        if (after < 0) { i = node->skip; continue; }
-        at[node->depth + 1] = after;
-        for (i32 k = node->first_token; k < t->nodes[i + 1].first_token; k++) out[t->tokens[k]] = after;
-        i++;
+    i32 top = 1;
+    t->nodes[0] = 0, t->states[0] = state;
+    while (top) {
+        i32 node = t->nodes[--top];
+        state = t->states[top];
+        for (i32 i = t->children[node]; i < t->children[node + 1]; i++) {
+            i64 after = dfa_step(d, state, t->bytes[i]);
+            if (after < 0) continue;
+            for (i32 k = t->spans[i].tokens; k < t->spans[i].own; k++) out[t->tokens[k]] = after;
+            if (t->spans[i].own < t->spans[i].below) t->nodes[top] = i, t->states[top++] = after;
+        }
     }
 }
 

@@ -13,6 +13,7 @@ import numpy as np
 from .char_dfa import CharDfa
 from .interface import MaskRow
 from .minimise import CYCLIC, distances
+from .native_walk import Closure, unquoted
 from .token_trie import TokenTrie
 
 if TYPE_CHECKING:
@@ -24,6 +25,33 @@ ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
 _NEVER = 255
 _MAX_MAPPED = 2000  # states of an automaton that is mapped to that of its beginnings
 _MAX_LENGTH = 250  # of tokens that are counted by characters
+_MANY_BYTES = 10
+_FREE_ENOUGH = 4  # characters; with fewer to come, most tokens would be looked at
+
+
+def inside_base(dfa: ByteDfa, state: int, trie: TokenTrie) -> tuple[MaskRow | None, Closure | None]:
+    """A shared row of tokens that can be read from `state`, which is between two characters, for the compiled walk.
+
+    The second says what it leaves out: with None no token without a double quote; else none in that set. No row: there
+    is none that would be worth it.
+    """
+    native, s = dfa.native, state // dfa.width
+    assert native is not None and trie.native is not None
+    freedom = native.freedom(s)
+    if (freedom >= trie.max_token_len or is_chain(dfa.chars)) and dfa.alphabet in trie.pinned:
+        return _length_row(dfa, freedom, trie), None
+    if freedom >= _FREE_ENOUGH and dfa.alphabet in trie.pinned:
+        return _length_row(dfa, freedom, trie), unquoted(freedom)
+    closure = native.closure(s)
+    if closure.length < _FREE_ENOUGH or (closure.low | closure.high << 64).bit_count() < _MANY_BYTES:
+        return None, None
+    row: MaskRow = trie.remember(closure.key, lambda: _sized(_closure_row(closure, trie)))
+    return row, closure
+
+
+def _closure_row(closure: Closure, trie: TokenTrie) -> MaskRow:
+    assert trie.native is not None
+    return trie.native.closure_row(closure)
 
 
 def inside_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:

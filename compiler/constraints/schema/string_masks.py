@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .machine import SchemaMachine
     from .readers import Reader
 
+CUT_TOKENS = "cut tokens"
 _NO_WORDS = np.zeros(0, np.int64)
 
 
@@ -70,7 +71,7 @@ def cut_tokens(trie: TokenTrie) -> CutTokens:
         made = CutTokens(trie)
         return made, made.num_bytes
 
-    cut: CutTokens = trie.remember("cut tokens", make)
+    cut: CutTokens = trie.remember(CUT_TOKENS, make)
     return cut
 
 
