@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib.util
 import sys
@@ -98,6 +99,30 @@ def split_target(target: str) -> tuple[Path, str]:
     if colon and file and all(part.isidentifier() for part in name.split(".")) and not Path(target).exists():
         return Path(file), name
     return Path(target), ""
+
+
+def host_names(program: Program) -> list[str]:
+    """The names of functions and values of the user's process that a program needs, in order, each once."""
+    from .compiler.ir import Expr, Host, walk
+
+    names: list[Any] = []
+    for op in walk(program.body):
+        if isinstance(op, Host):
+            names += [op.function, *op.catches]
+        elif isinstance(op, Expr) and op.fn == "captured":
+            names.append(op.args[0])
+    apart = ("()", ".", "expr:", "state:")
+    return [name for name in dict.fromkeys(names) if isinstance(name, str) and not name.startswith(apart)]
+
+
+def host_objects(path: Path) -> dict[str, Any]:
+    """What the names in a plan may stand for: what a Python file defines or imports, and Python's builtins."""
+    found: dict[str, Any] = {f"builtins:{name}": value for name, value in vars(builtins).items()}
+    for name, value in vars(_load(path)).items():
+        found[f"{MODULE_NAME}:{name}"] = value
+        if callable(value) and hasattr(value, "__qualname__"):
+            found[f"{value.__module__}:{value.__qualname__}"] = value
+    return found
 
 
 def _load(path: Path) -> types.ModuleType:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_programs import CliError, one_function, placed, split_target
+from .cli_programs import CliError, placed, split_target
 from .core.config import EngineConfig
 from .core.errors import ArgumentError, DslcError
 
 if TYPE_CHECKING:
-    from .compiler.plan import Plan
-    from .lang.function import Function
-    from .lang.hub import Hub, Task
+    from .cli_results import Results
+    from .cli_runnable import Kept, Launched, Runnable
+    from .core.backend import Backend
     from .lang.state import ProgramState
     from .runtime.engine import Engine
 
@@ -49,7 +48,22 @@ def add_run(verbs: Any) -> None:
         help="a sampling option of the run, as in SGLang",
     )
     add("--model", metavar="PATH", help="a model folder or hub name (default: the built-in model)")
+    add("--tools", type=Path, metavar="FILE", help="the Python file whose functions a .plan may call")
     add("--json", action="store_true", help="print one JSON object: text, variables, ret_value")
+    add("--trace", action="store_true", help="print what was measured of each gen, to the standard error")
+    add("--timeline", type=Path, metavar="FILE", help="write the run's requests over time as an HTML page")
+    add(
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help="keep each finished gen and host result there; what it holds of an interrupted run is not made again",
+    )
+    add(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="use again the gens of that journal whose prompt, sampling and seed are the same, as after an edit",
+    )
     group = parser.add_argument_group("engine options", "as in dslc.Engine(...)")
     for option in dataclasses.fields(EngineConfig):
         if option.name != "model_path":
@@ -67,7 +81,9 @@ def _add_engine_option(group: Any, option: dataclasses.Field[Any]) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    runnable = _runnable(arguments.program)
+    from .cli_runnable import Runnable
+
+    runnable = Runnable.of(arguments.program, arguments.tools)
     values: dict[str, Any] = dict(_pair(text, "--arg") for text in arguments.arg)
     values.update(_json_pair(text, "--arg-json") for text in arguments.arg_json)
     sampling = dict(_json_pair(text, "--sampling") for text in arguments.sampling)
@@ -75,31 +91,94 @@ def _run(arguments: argparse.Namespace) -> int:
     if (arguments.args is None) != (arguments.out is None):
         raise CliError("--args FILE and --out FILE go together: one line of results for each line of arguments")
     rows = [values] if arguments.args is None else _rows(arguments.args, values)
-    bound = []
-    for number, row in enumerate(rows):
-        try:
-            bound.append(runnable.arguments(row))  # before a model is loaded
-        except ArgumentError as error:
-            place = f"{arguments.args}:{number + 1}: " if arguments.args is not None else f"{runnable.where}: "
-            raise CliError(place + error.message) from None
+    bound = _bound(runnable, rows, arguments.args)  # before a model is loaded
     from . import Engine
 
     engine = Engine(model_path=arguments.model, **options)
     try:
-        if arguments.args is not None:
-            return _run_rows(runnable, engine, bound, sampling, arguments.out)
-        (state,) = runnable.states(engine, bound, [0], sampling)
-        failure = state.error()
-        if failure is not None:
-            raise failure
-        _print_state(state, arguments.json)
+        return _run_on(engine, runnable, bound, sampling, arguments)
     except DslcError:
+        raise
+    except CliError:
         raise
     except Exception as error:
         raise placed(error, split_target(arguments.program)[0]) from error
     finally:
         engine.close()
-    return 0
+
+
+def _bound(runnable: Runnable, rows: list[dict[str, Any]], file: Path | None) -> list[dict[str, Any]]:
+    """All arguments of each row. Raises CliError with the row's line."""
+    bound = []
+    for number, row in enumerate(rows):
+        try:
+            bound.append(runnable.arguments(row))
+        except ArgumentError as error:
+            place = f"{file}:{number + 1}: " if file is not None else f"{runnable.where}: "
+            raise CliError(place + error.message) from None
+    return bound
+
+
+def _run_on(
+    engine: Engine,
+    runnable: Runnable,
+    rows: list[dict[str, Any]],
+    sampling: dict[str, Any],
+    arguments: argparse.Namespace,
+) -> int:
+    """Run the rows, with what the command wants to be watched, kept and reported."""
+    from .cli_results import Results, run_name
+    from .cli_runnable import Kept
+
+    results = None
+    if arguments.out is not None:
+        results = Results(arguments.out, run_name(runnable.fingerprint, arguments.model, sampling))
+        results.check_rows(rows, arguments.args)
+    kept = Kept.of(engine, arguments.journal, arguments.replay)
+    try:
+        sampling["seed"] = _seed(sampling, results, kept)
+        backend: Backend = kept.around(engine, sampling["seed"]) if kept is not None else engine
+        watched = None
+        if arguments.trace or arguments.timeline is not None:
+            from .cli_trace import watch
+
+            backend = watched = watch(engine, backend, arguments.timeline is not None)
+        launched = runnable.on(backend, sampling, kept)
+        if results is not None:
+            code = _run_rows(launched, rows, sampling["seed"], results)
+        else:
+            (state,) = launched.states(rows, [0])
+            failure = state.error()
+            if failure is not None:
+                raise failure
+            _print_state(state, arguments.json)
+            code = 0
+        if kept is not None:
+            kept.report(launched.plan)
+        if watched is not None:
+            from .cli_trace import report
+
+            report(watched, launched.plan, arguments.trace, arguments.timeline)
+        return code
+    finally:
+        if kept is not None:
+            kept.close()
+        if results is not None:
+            results.close()
+
+
+def _seed(sampling: dict[str, Any], results: Results | None, kept: Kept | None) -> int:
+    """The run's seed: as given, or as a file that the run goes on with says; otherwise drawn."""
+    known = [(results.path, results.seed)] if results is not None else []
+    known += kept.seeds if kept is not None else []
+    given = sampling.get("seed")
+    for path, seed in known:
+        if seed is not None and given is not None and seed != given:
+            raise CliError(f"{path}: holds results of a run with the seed {seed}, not {given}")
+        given = seed if given is None else given
+    if given is None and kept is not None and kept.replayed_seed is not None:
+        given = kept.replayed_seed
+    return given if given is not None else int.from_bytes(os.urandom(7), "little")
 
 
 def _print_state(state: ProgramState, as_json: bool) -> None:
@@ -140,132 +219,18 @@ def _rows(path: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _run_rows(
-    runnable: _Runnable, engine: Engine, rows: list[dict[str, Any]], sampling: dict[str, Any], out: Path
-) -> int:
-    """A result line for each row, as it ends. Rows that `out` holds already are not run again."""
-    done, seed = _results_so_far(out)
-    if seed is not None and sampling.setdefault("seed", seed) != seed:
-        raise CliError(f"{out}: holds results of a run with the seed {seed}, not {sampling['seed']}")
-    sampling.setdefault("seed", int.from_bytes(os.urandom(7), "little"))
+def _run_rows(launched: Launched, rows: list[dict[str, Any]], seed: int, results: Results) -> int:
+    """A result line for each row, as it ends. Rows whose results are there already are not run again."""
     num_failed = 0
-    todo = [i for i in range(len(rows)) if i not in done]
-    with out.open("a", encoding="utf-8") as file:
-        for state in runnable.states(engine, rows, todo, sampling):
-            error = state.error()
-            num_failed += error is not None
-            found = (
-                _result(state) if error is None else {"error": {"kind": type(error).__name__, "message": str(error)}}
-            )
-            line = {"index": state.index, "seed": sampling["seed"], "arguments": rows[state.index], **found}
-            file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
-            file.flush()
-    print(f"{len(todo)} run, {len(done)} there before, {num_failed} failed: {out}", file=sys.stderr)
+    todo = [i for i in range(len(rows)) if i not in results.done]
+    for state in launched.states(rows, todo):
+        error = state.error()
+        num_failed += error is not None
+        found = _result(state) if error is None else {"error": {"kind": type(error).__name__, "message": str(error)}}
+        results.write(state.index, seed, rows[state.index], found)
+    there = len(rows) - len(todo)
+    print(f"{len(todo)} run, {there} there before, {num_failed} failed: {results.path}", file=sys.stderr)
     return 1 if num_failed else 0
-
-
-def _results_so_far(out: Path) -> tuple[set[int], int | None]:
-    """The rows whose results a file holds, and their run seed. A line cut off by an interruption is taken away."""
-    if not out.exists():
-        return set(), None
-    data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    done: set[int] = set()
-    seed: int | None = None
-    for number, line in enumerate(whole.decode("utf-8").splitlines()):
-        try:
-            found = json.loads(line)
-            done.add(found["index"])
-            seed = found["seed"]
-        except (ValueError, KeyError, TypeError):
-            raise CliError(f"{out}:{number + 1}: not a result line of dslc run; name another file") from None
-    if len(whole) < len(data):
-        with out.open("r+b") as file:
-            file.truncate(len(whole))
-    return done, seed
-
-
-class _Runnable:
-    """A program to run: a function of a Python file, or a saved plan, which needs no Python body."""
-
-    def __init__(self, function: Function | None = None, plan: Plan | None = None) -> None:
-        """Exactly one of the two."""
-        self.function = function
-        self.plan = plan
-        self.where = function.where if function is not None else plan.program.where if plan is not None else None
-
-    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """All arguments by name. Raises ArgumentError."""
-        if self.function is not None:
-            return self.function.arguments((), given)
-        assert self.plan is not None
-        title, params = self.plan.program.title, self.plan.program.params
-        for name in given:
-            if name not in {param.name for param in params}:
-                takes = ", ".join(param.name for param in params) or "none"
-                raise ArgumentError(f"{title} has no argument {name!r}; it takes {takes}")
-        values = {**{param.name: param.default for param in params if param.has_default}, **given}
-        missing = [param.name for param in params if param.name not in values]
-        if missing:
-            raise ArgumentError(f"{title} is missing the argument {', '.join(map(repr, missing))}")
-        return values
-
-    def states(
-        self, engine: Engine, rows: list[dict[str, Any]], todo: list[int], sampling: dict[str, Any]
-    ) -> Iterator[ProgramState]:
-        """The states of the rows in `todo`, each as it ends, under its row's number (which its seed depends on)."""
-        from .compiler.schedule import Instance, Workload, schedule
-        from .lang.hub import Hub
-        from .lang.state import ProgramState
-
-        hub = Hub(engine)
-        make, plan = self._maker(hub, engine, sampling)
-        order: Sequence[int] = todo
-        if plan is not None and len(todo) > 1:
-            workload = Workload(tuple(Instance(plan, rows[i]) for i in todo))
-            order = [todo[i] for i in schedule(workload, engine.tokenizer).order]
-        for task in hub.run(make(rows[i], i) for i in order):
-            yield ProgramState(task.executor)
-
-    def _maker(
-        self, hub: Hub, engine: Engine, sampling: dict[str, Any]
-    ) -> tuple[Callable[[dict[str, Any], int], Task], Plan | None]:
-        """What makes the task of one instance, and the plan that it walks, if it does."""
-        from .lang.executor import Executor
-        from .lang.hub import Task
-        from .lang.options import run_options
-        from .lang.running import Running
-        from .lang.walker import walk_plan
-
-        if self.function is not None:
-            running = Running.of(self.function, {"backend": engine, **sampling}, self.function.where)
-            return functools.partial(running.task, hub), running.plan
-        assert self.plan is not None
-        plan, options = self.plan, run_options(sampling, self.where)
-        plan.check_tokenizer(engine.tokenizer.hash if engine.tokenizer is not None else None)
-
-        def walk(arguments: dict[str, Any], instance: int) -> Task:
-            executor = Executor(hub, plan.program.title, options, instance, plan)
-            return Task(executor, lambda: walk_plan(executor, plan, arguments))
-
-        return walk, plan
-
-
-def _runnable(target: str) -> _Runnable:
-    path, _ = split_target(target)
-    if path.suffix != ".plan":
-        return _Runnable(function=one_function(target))
-    from .compiler.plan import Plan
-
-    try:
-        plan = Plan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"{path}: {error}") from None
-    except DslcError as error:
-        raise CliError(f"{path}: {error.message}") from None
-    if not plan.is_whole:
-        raise CliError(f"{path}: the plan has a break, so it needs its Python body: run the Python file")
-    return _Runnable(plan=plan)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

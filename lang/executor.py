@@ -31,6 +31,7 @@ from .reasoning_format import REASONING_SUFFIX
 from .stream import Slot, Step, Stream
 
 if TYPE_CHECKING:
+    from ..compiler.journal import HostJournal
     from ..compiler.plan import Plan
     from .feed import Feed
     from .gens import GenExpr
@@ -56,6 +57,7 @@ class Executor:
         self.slots: dict[int, Slot] = {}  # by value id
         self.types: Mapping[str, TypeSpec] = {}  # of variables, where a plan is walked: it holds no types
         self.hosts: Mapping[str, Any] = {}  # objects of the user's process that a plan names
+        self.journal: HostJournal | None = None  # results of the plan's host calls, kept for a run that goes on later
         self.feed: Feed | None = None  # for readers outside, while the program streams
         self.ret_value: Any = None
         self.failure: BaseException | None = None

@@ -211,7 +211,11 @@ class _Walker:
             return getattr(args[0], op.function[1:])(*args[1:], **kwargs)
         if op.function == "()":
             return args[0](*args[1:], **kwargs)
-        return self.captured(op.function)(*args, **kwargs)
+        function = self.captured(op.function)
+        journal = self.executor.journal
+        if journal is None or op.is_pure or op.function.startswith("expr:"):
+            return function(*args, **kwargs)
+        return journal.call(op.function, args, kwargs, lambda: function(*args, **kwargs))
 
     def captured(self, name: Any) -> Any:
         """The object of the user's process that the program calls by this name."""

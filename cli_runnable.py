@@ -1,0 +1,223 @@
+"""What `dslc run` runs (a function of a Python file, or a saved plan), and what it keeps of the run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_programs import CliError, host_names, host_objects, one_function, split_target
+from .compiler.journal import HostJournal, Journal, JournalFile, Record
+from .core.errors import ArgumentError, DslcError
+
+if TYPE_CHECKING:
+    from .compiler.plan import Plan
+    from .core.backend import Backend
+    from .lang.function import Function
+    from .lang.hub import Hub, Task
+    from .lang.state import ProgramState
+    from .runtime.engine import Engine
+
+
+class Runnable:
+    """A program to run: a function of a Python file, or a saved plan, which needs no Python body."""
+
+    def __init__(
+        self, function: Function | None = None, plan: Plan | None = None, hosts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Either a function, or a plan with what the names in it stand for."""
+        self.function = function
+        self.plan = plan
+        self.hosts = hosts or {}
+        self.where = function.where if function is not None else plan.program.where if plan is not None else None
+
+    @classmethod
+    def of(cls, target: str, tools: Path | None = None) -> Runnable:
+        """What a target names; `tools` is the Python file whose functions a plan may call. Raises CliError."""
+        path, _ = split_target(target)
+        if path.suffix != ".plan":
+            if tools is not None:
+                raise CliError("--tools goes with a plan: a Python file has its functions with it")
+            return cls(function=one_function(target))
+        from .compiler.plan import Plan
+
+        try:
+            plan = Plan.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CliError(f"{path}: {error}") from None
+        except DslcError as error:
+            raise CliError(f"{path}: {error.message}") from None
+        if not plan.is_whole:
+            raise CliError(f"{path}: the plan has a break, so it needs its Python body: run the Python file")
+        hosts = host_objects(tools) if tools is not None else {}
+        missing = [name for name in host_names(plan.program) if name not in hosts]
+        if missing:
+            raise CliError(
+                f"{path}: the plan calls {', '.join(missing)}: name the Python file that defines it with --tools"
+            )
+        return cls(plan=plan, hosts=hosts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the program does: its IR, and the body's source. Lines do not count."""
+        from .compiler.printer import print_program
+
+        if self.function is None:
+            assert self.plan is not None
+            text = print_program(self.plan.program)
+        else:
+            try:
+                text = inspect.getsource(self.function.body) + print_program(self.function.compile())
+            except (DslcError, OSError, TypeError):
+                text = self.function.__qualname__
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """All arguments by name. Raises ArgumentError."""
+        if self.function is not None:
+            return self.function.arguments((), given)
+        assert self.plan is not None
+        title, params = self.plan.program.title, self.plan.program.params
+        for name in given:
+            if name not in {param.name for param in params}:
+                takes = ", ".join(param.name for param in params) or "none"
+                raise ArgumentError(f"{title} has no argument {name!r}; it takes {takes}")
+        values = {**{param.name: param.default for param in params if param.has_default}, **given}
+        missing = [param.name for param in params if param.name not in values]
+        if missing:
+            raise ArgumentError(f"{title} is missing the argument {', '.join(map(repr, missing))}")
+        return values
+
+    def on(self, backend: Backend, sampling: dict[str, Any], kept: Kept | None = None) -> Launched:
+        """The program on a backend, ready to run rows. Raises what is wrong with options or plan."""
+        from .lang.executor import Executor
+        from .lang.hub import Hub, Task
+        from .lang.options import run_options
+        from .lang.running import Running
+        from .lang.walker import walk_plan
+
+        hub = Hub(backend)
+        if self.function is not None:
+            running = Running.of(self.function, {"backend": backend, **sampling}, self.function.where)
+            return Launched(hub, functools.partial(running.task, hub), running.plan, kept)
+        assert self.plan is not None
+        plan, options = self.plan, run_options(sampling, self.where)
+        plan.check_tokenizer(backend.tokenizer.hash if backend.tokenizer is not None else None)
+
+        def walk(arguments: dict[str, Any], instance: int) -> Task:
+            executor = Executor(hub, plan.program.title, options, instance, plan)
+            executor.hosts = self.hosts
+            return Task(executor, lambda: walk_plan(executor, plan, arguments))
+
+        return Launched(hub, walk, plan, kept)
+
+
+@dataclass
+class Launched:
+    """A program on a backend. `plan` None: its body runs."""
+
+    hub: Hub
+    make: Callable[[dict[str, Any], int], Task]
+    plan: Plan | None
+    kept: Kept | None = None
+
+    def states(self, rows: list[dict[str, Any]], todo: list[int]) -> Iterator[ProgramState]:
+        """The states of the rows in `todo`, each as it ends, under its row's number (which its seed depends on)."""
+        from .compiler.schedule import Instance, Workload, schedule
+        from .lang.state import ProgramState
+
+        order: Sequence[int] = todo
+        if self.plan is not None and len(todo) > 1:
+            workload = Workload(tuple(Instance(self.plan, rows[i]) for i in todo))
+            order = [todo[i] for i in schedule(workload, self.hub.tokenizer).order]
+        for task in self.hub.run(self._task(rows[i], i) for i in order):
+            yield ProgramState(task.executor)
+
+    def _task(self, arguments: dict[str, Any], number: int) -> Task:
+        task = self.make(arguments, number)
+        if self.kept is not None and self.plan is not None:
+            task.executor.journal = self.kept.hosts(task.executor.title, number)
+        return task
+
+
+@dataclass
+class Kept:
+    """The journal of a run, and the record that it replays; see `compiler.journal`."""
+
+    made_for: dict[str, Any]
+    path: Path | None  # of the journal
+    record: Record  # of the journal so far
+    replayed: Record  # of --replay
+    file: JournalFile | None = None
+    journal: Journal | None = None
+    host_journals: list[HostJournal] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, engine: Engine, path: Path | None, replay: Path | None) -> Kept | None:
+        """None if the command asks for neither. Raises CliError, or ProgramError for a file of something else."""
+        if path is None and replay is None:
+            return None
+        if replay is not None and not replay.is_file():
+            raise CliError(f"--replay {replay}: there is no such file")
+        tokenizer, config = engine.tokenizer, engine.config
+        made_for = {
+            "model": config.model_path or "built-in",
+            "tokenizer": tokenizer.hash if tokenizer is not None else None,
+            "dtype": config.dtype,
+            "deterministic": config.deterministic,
+        }
+        records = []
+        for file in (path, replay):
+            record = Record.load(file) if file is not None else Record()
+            if file is not None:
+                record.check_made_for(made_for, file)
+            records.append(record)
+        return cls(made_for, path, records[0], records[1])
+
+    @property
+    def seeds(self) -> list[tuple[Path, int | None]]:
+        """The seed that the run has to have, by file."""
+        return [(self.path, self.record.seed)] if self.path is not None else []
+
+    @property
+    def replayed_seed(self) -> int | None:
+        return self.replayed.seed
+
+    def around(self, engine: Engine, seed: int) -> Journal:
+        """The engine, with what is recorded not made again."""
+        if self.path is not None:
+            self.file = JournalFile(self.path, self.record, seed, self.made_for)
+        known = Record(seed, self.made_for, {**self.replayed.gens, **self.record.gens})
+        self.journal = Journal(engine, known, self.file)
+        return self.journal
+
+    def hosts(self, program: str, instance: int) -> HostJournal:
+        """The host calls of an instance. Those of `--replay` are made again: an edit may have changed what they do."""
+        made = HostJournal(self.record, self.file, program, instance)
+        self.host_journals.append(made)
+        return made
+
+    def report(self, plan: Plan | None) -> None:
+        """Say to the standard error what was used again, and which gens were not."""
+        from .compiler.timeline import op_names
+
+        assert self.journal is not None
+        num_hosts = sum(calls.num_replayed for calls in self.host_journals)
+        print(
+            f"journal: {self.journal.num_replayed} gens and {num_hosts} host results used again, "
+            f"{self.journal.num_computed} gens computed",
+            file=sys.stderr,
+        )
+        if self.replayed.gens:
+            names = op_names(plan)
+            for (program, number), count in self.journal.computed_ops.items():
+                print(f"replay: {names.get((program, number), f'gen %{number}')}: {count} computed", file=sys.stderr)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
