@@ -1,7 +1,15 @@
-"""What the bookkeeping around a forward costs, without any model: `python benchmarks/scheduler.py [--quick]`.
+"""What the bookkeeping around a forward costs, without any model: `python benchmarks/scheduler.py [--quick] [PART]`.
 
+- `steps`: the scheduler with a stand-in model, each policy at 1, 16, 256 and 1,024 running requests: microseconds per
+  step of `schedule` (messages, admission, memory), `batch` (tensors, sampling parameters) and `resolve` (what tokens
+  mean, and the events). Outputs end after 32 to 96 tokens and others wait, so that each step finishes and admits about
+  1/64 of the requests, and all prompts share their first half. No arithmetic on logits: they and the draws are
+  constants;
+- `loads`: the same for simpler loads, and what a request costs more that streams its text or has stop strings;
+- `full`: steps of 256 decodes with 0 to 1,048,576 tokens in the cache;
+- `cost`: the share of throughput that the radix cache takes where nothing can hit, at 2 ms a forward;
 - `cache`: match + insert of a 1,024-token prompt (page size 16) while 100,000 sequences are cached, and eviction;
-- `policies`: one ordering of 1, 16, 256 and 1,024 waiting requests, look-up of their cached prefixes included;
+- `order`: one ordering of 1, 16, 256 and 1,024 waiting requests, look-up of their cached prefixes included;
 - `aging`: a simulated engine under more load than it can bear, a queue full of hot prefixes and a few cold requests:
   the cache's hit rate and how much later work went before the unluckiest request, each policy with and without the
   bound on overtaking, the bound printed beside it.
@@ -18,7 +26,21 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
+from standin_engine import (
+    PHASES,
+    VOCAB,
+    Phases,
+    fresh_prompts,
+    make_engine,
+    prompts,
+    run_all_prefilled,
+    submit,
+    timed_steps,
+)
 
+from dslc.core.text.load import load_tokenizer
+from dslc.runtime.loader import model_folder
 from dslc.runtime.memory.prefix_cache import slots_of_pages
 from dslc.runtime.memory.radix import RadixCache
 from dslc.runtime.scheduling.in_flight import PrefillTrie
@@ -33,12 +55,82 @@ from dslc.runtime.scheduling.policies import (
 
 PAGE = 16
 NEVER = 10**12
+RUNNING = (1, 16, 256, 1024)
 
 
 def microseconds(times):
     """Median and 99th percentile of seconds, in microseconds."""
     ordered = sorted(times)
     return 1e6 * statistics.median(ordered), 1e6 * ordered[len(ordered) * 99 // 100]
+
+
+def bench_steps(load, num_running, num_steps, policy="lpm"):
+    """{"step", "p99", and each phase: median}. Loads: decodes; streams, stops: decodes that stream their text, or have
+    stop strings; churn: outputs end and requests come; shared: churn, all prompts sharing their first half."""
+    text = {"streams": {"stream": True}, "stops": {"stop": ("\n\n\n", "never", "the end")}}.get(load, {})
+    tokenizer = load_tokenizer(model_folder(None, None)) if text else None
+    engine = make_engine(num_running, schedule_policy=policy, tokenizer=tokenizer)
+    with engine:
+        phases = Phases(engine)
+        if load in ("churn", "shared"):
+            shared = prompts(1, 64, seed=1 << 30)[0] if load == "shared" else ()
+            fresh = fresh_prompts(128 - len(shared))
+
+            def top_up():
+                missing = num_running // 8 + 1 - len(engine.scheduler.waiting)
+                submit(engine, [shared + next(fresh) for _ in range(max(missing, 0))], 32, spread=64)
+
+            submit(engine, [shared + next(fresh) for _ in range(num_running)], 1, spread=96)
+            timed_steps(engine, 150, top_up, phases)
+            times = timed_steps(engine, num_steps, top_up, phases)
+        else:
+            vocab_size = tokenizer.vocab_size if tokenizer else VOCAB
+            submit(engine, prompts(num_running, 128, vocab_size=vocab_size), 3000, **text)
+            run_all_prefilled(engine, num_running)
+            timed_steps(engine, 20, phases=phases)
+            times = timed_steps(engine, num_steps, phases=phases)
+    step, *parts = zip(*times, strict=True)
+    median, p99 = microseconds(step)
+    return {
+        "step": median,
+        "p99": p99,
+        **{name: microseconds(part)[0] for name, part in zip(PHASES, parts, strict=True)},
+    }
+
+
+def bench_full_cache(num_cached, num_steps):
+    """Steps of 256 decodes with that many tokens in the cache: (median, p99)."""
+    engine = make_engine(256, num_tokens=num_cached + (1 << 19))
+    with engine:
+        memory = engine.scheduler.memory
+        rng = np.random.default_rng(1)
+        for _ in range(num_cached // 1024):
+            memory.cache.insert(rng.integers(0, VOCAB, 1024).astype(np.int32), memory.allocator.alloc(1024))
+        submit(engine, prompts(256, 128), 3000)
+        run_all_prefilled(engine, 256)
+        timed_steps(engine, 20)
+        return microseconds([step for (step,) in timed_steps(engine, num_steps)])
+
+
+def bench_cache_cost(num_rounds, step_s=0.002):
+    """(share of time that the radix cache adds where no prompt repeats, microseconds per request): 64 running, prompts
+    of 256 tokens, outputs of 64, 2 ms a forward.
+
+    From processor time, which other load changes less than wall time, both kinds in turns; the least of all rounds.
+    """
+    ids = prompts(256, 256)
+    best = {True: 1e9, False: 1e9}
+    for disabled in (True, False) * num_rounds:
+        engine = make_engine(64, disable_radix_cache=disabled, num_tokens=1 << 16)
+        with engine:
+            submit(engine, ids, 64)
+            gc.collect()
+            begin = time.process_time()
+            while engine.step():
+                pass
+            forwards = engine.counters().forwards
+            best[disabled] = min(best[disabled], time.process_time() - begin + forwards * step_s)
+    return best[False] / best[True] - 1, 1e6 * (best[False] - best[True]) / len(ids)
 
 
 class Slots:
@@ -106,7 +198,7 @@ def bench_cache(num_sequences, repeats):
     return rows
 
 
-def bench_policies(repeats):
+def bench_order(repeats):
     cache, _, families, rng = filled_cache(10_000)
     rows = {}
     for count in (1, 16, 256, 1024):
@@ -253,34 +345,93 @@ def bench_aging(num_requests, bound):
     return rows
 
 
+PARTS = ("steps", "loads", "full", "cost", "cache", "order", "aging")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sequences and repeats")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, sequences and repeats")
     parser.add_argument("--aging-tokens", type=int, default=DEFAULT_AGING_TOKENS, help="bound on being overtaken")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
     args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(unknown)}; choices: {', '.join(PARTS)}")
     random.seed(0)
-    num_sequences, repeats = (10_000, 300) if args.quick else (100_000, 2000)
+    torch.set_num_threads(1)
     gc.collect()
-    results = {"cache": bench_cache(num_sequences, repeats)}
+    gc.freeze()
+    results = {}
+    for part in args.parts or PARTS:
+        results[part] = globals()[f"print_{part}"](args)
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1), "utf-8")
+
+
+def print_steps(args, loads=(("shared", tuple(SCHEDULE_POLICIES)),)):
+    print("load      policy       running   schedule    batch  resolve     step us    p99 us")
+    results = {}
+    for load, policies in loads:
+        for policy in policies:
+            for num in RUNNING:
+                row = bench_steps(load, num, 100 if args.quick else 300, policy)
+                results[f"{load}, {policy}, {num} running"] = row
+                parts = " ".join(f"{row[name]:8.1f}" for name in PHASES)
+                print(f"{load:<9} {policy:<12} {num:7}   {parts} {row['step']:11.1f} {row['p99']:9.1f}", flush=True)
+    return results
+
+
+def print_loads(args):
+    results = print_steps(args, tuple((load, ("lpm",)) for load in ("decodes", "streams", "stops", "churn")))
+    for load in ("streams", "stops"):
+        more = results[f"{load}, lpm, 256 running"]["step"] - results["decodes, lpm, 256 running"]["step"]
+        results[f"{load}: more per request"] = more / 256
+        print(f"{load}: {more / 256:.2f} us more per request at 256 running")
+    return results
+
+
+def print_full(args):
+    results = {}
+    for num_cached in (0, 1 << 18, 1 << 20):
+        results[num_cached] = median, p99 = bench_full_cache(num_cached, 100 if args.quick else 400)
+        print(f"decodes, 256 running, {num_cached:>9,} tokens cached: {median:8.1f} {p99:9.1f}")
+    return results
+
+
+def print_cost(args):
+    share, per_request = bench_cache_cost(5 if args.quick else 20)
+    print(f"radix cache where nothing hits, 2 ms a step: {100 * share:+.2f} % time, {per_request:.1f} us a request")
+    return {"share": share, "us per request": per_request}
+
+
+def print_cache(args):
+    num_sequences = 10_000 if args.quick else 100_000
+    results = bench_cache(num_sequences, 300 if args.quick else 2000)
     print(f"cache ({num_sequences:,} sequences cached, page size {PAGE})       median us   p99 us")
-    for name, (median, p99) in results["cache"].items():
+    for name, (median, p99) in results.items():
         print(f"  {name:<52} {median:9.1f} {p99:8.1f}")
-    results["policies"] = bench_policies(repeats // 20)
-    print("\npolicies                                      look-up us   order us")
-    for name, (look_up, order) in results["policies"].items():
+    return results
+
+
+def print_order(args):
+    results = bench_order(15 if args.quick else 100)
+    print("order                                         look-up us   order us")
+    for name, (look_up, order) in results.items():
         print(f"  {name:<42} {look_up:11.1f} {order:10.1f}")
-    results["aging"] = bench_aging(600 if args.quick else 1500, args.aging_tokens)
-    print(f"\naging after {args.aging_tokens:,} tokens: hit rate, share of the policy's own; most overtaken, its bound")
+    return results
+
+
+def print_aging(args):
+    results = bench_aging(600 if args.quick else 1500, args.aging_tokens)
+    print(f"aging after {args.aging_tokens:,} tokens: hit rate, share of the policy's own; most overtaken, its bound")
     print("  policy        hits   share   overtaken     bound   (no aging)   wait   (no aging)   ticks")
-    for name, row in results["aging"].items():
+    for name, row in results.items():
         print(
             f"  {name:<11} {row['hit rate']:6.1%} {row['of that without aging']:7.1%} {row['overtaken by at most']:11,}"
             f" {row['bound']:9,} {row['without aging']:12,} {row['longest wait, ticks']:6,}"
             f" {row['longest wait without aging, ticks']:12,} {row['ticks']:7,}"
         )
-    if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=1), "utf-8")
+    return results
 
 
 if __name__ == "__main__":

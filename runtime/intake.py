@@ -222,7 +222,11 @@ class Intake:
             if needs_text(params, source.stream) and self.tokenizer is not None:
                 seq.text = OutputText(self.tokenizer, params)
             seq.per_token = (
-                source.stream or seq.matcher is not None or seq.text is not None or source.logprobs is not None
+                source.stream
+                or seq.matcher is not None
+                or seq.text is not None
+                or source.logprobs is not None
+                or source.logit_processor is not None
             )
             request.sequences.append(seq)
             request.outputs.append(None)

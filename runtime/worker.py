@@ -93,11 +93,11 @@ class _Special:
 
     @classmethod
     def of(cls, seqs: list[Sequence]) -> _Special:
-        sources = [seq.request.source for seq in seqs]
+        some = [(i, seq, seq.request.source) for i, seq in enumerate(seqs) if seq.per_token]
         return cls(
-            [i for i, seq in enumerate(seqs) if seq.matcher is not None],
-            [i for i, source in enumerate(sources) if source.logprobs is not None],
-            [i for i, source in enumerate(sources) if source.logit_processor is not None],
+            [i for i, seq, _ in some if seq.matcher is not None],
+            [i for i, _, source in some if source.logprobs is not None],
+            [i for i, _, source in some if source.logit_processor is not None],
         )
 
 
@@ -116,6 +116,7 @@ class Worker:
         self.builder = BatchBuilder(runner.req_to_token.max_running_requests, runner.device)
         self._members: list[Sequence] = []
         self._special = _Special.of([])
+        self._prompt_lens = np.zeros(0, dtype=np.int64)  # of the members
         self._sampling = SamplingBatch(vocab_size, runner.device)
 
     @torch.inference_mode()
@@ -133,7 +134,7 @@ class Worker:
             try:
                 self._sample(in_flight, fb, logits, where)
             except BaseException:
-                self._members = []  # half changed: made anew by the next launch
+                self._members, self._prompt_lens = [], self._prompt_lens[:0]  # half changed: the next makes it anew
                 raise
         return in_flight
 
@@ -153,18 +154,21 @@ class Worker:
 
     def _keep_members(self, batch: Batch) -> None:
         """Bring the sampling parameters to the rows of this batch, leaving those that stay as they are."""
-        wanted = batch.sampled
-        if wanted == self._members:
+        wanted, members = batch.sampled, self._members
+        if wanted == members:
             return
-        place = {seq: i for i, seq in enumerate(self._members)}
-        stay = [seq for seq in wanted if seq in place]
-        if len(stay) < len(self._members):
-            self._sampling.filter([place[seq] for seq in stay])
-        new = [seq for seq in wanted if seq not in place]
-        if stay + new != wanted or not stay:
-            new = wanted
+        still = set(wanted)
+        stay = [place for place, seq in enumerate(members) if seq in still]
+        new = wanted[len(stay) :]
+        if not stay or [members[place] for place in stay] != wanted[: len(stay)]:  # another order
+            stay, new = [], wanted
             self._sampling = SamplingBatch(self.vocab_size, self.device)
-        self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.vocab_size, self.device))
+        elif len(stay) < len(members):
+            self._sampling.filter(stay)
+        if new:
+            self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.vocab_size, self.device))
+        lens = np.fromiter([seq.prompt_len for seq in new], np.int64, len(new))
+        self._prompt_lens = np.concatenate([self._prompt_lens[stay], lens])
         self._members = list(wanted)
         self._special = _Special.of(wanted)
 
@@ -175,8 +179,7 @@ class Worker:
         lens, rows = batch.lens, batch.rows
         if len(chosen) < len(lens):
             lens, rows = lens[chosen], rows[chosen]
-        steps = lens - np.fromiter((seq.prompt_len for seq in batch.sampled), np.int64, len(batch.sampled))
-        return to_device(steps, self.device), to_device(rows, self.device)
+        return to_device(lens - self._prompt_lens, self.device), to_device(rows, self.device)
 
     def _mask(self, batch: Batch) -> Tensor | None:
         """[S, W] int32: what constraints allow; all bits for a free row. None if nothing is constrained."""

@@ -274,8 +274,10 @@ class Scheduler:
     def _reserved_tokens(self) -> int:
         """Tokens that those admitted will still need: rest of the prompt, and expected output."""
         total = sum(seq.num_tokens - seq.kv_len + self._expected(seq) for seq in self.prefilling)
-        remaining = sum([min(seq.max_output - len(seq.output_ids), CLIP_NEW_TOKENS) for seq in self.decoding])
-        return total + int(remaining * self._ratio.value) + len(self.decoding) * self.config.page_size
+        left = [seq.max_output - len(seq.output_ids) for seq in self.decoding]
+        if max(left, default=0) > CLIP_NEW_TOKENS:
+            left = [min(tokens, CLIP_NEW_TOKENS) for tokens in left]
+        return total + int(sum(left) * self._ratio.value) + len(left) * self.config.page_size
 
     def _expected(self, seq: Sequence) -> int:
         """Further tokens it will need, with a page's worth of rounding."""
