@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_compile import Compiling, checks_kept, refuse_nameless, write_whole
 from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, program_makers, programs
 from .cli_run import add_run
 from .core.errors import DslcError
@@ -16,7 +17,6 @@ from .core.errors import DslcError
 if TYPE_CHECKING:
     from .compiler.ir import Program
     from .compiler.plan import Plan
-    from .core.text.tokenizer import Tokenizer
 
 EMITS = ("ir", "json", "lowered", "plan", "plan-json", "explain", "html", "dot")
 
@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.verb
     try:
-        return run(arguments)
+        with checks_kept():
+            return run(arguments)
     except (CliError, DslcError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -90,31 +91,30 @@ def _add_compile(verbs: Any) -> None:
 
 def _compile(arguments: argparse.Namespace) -> int:
     from .compiler.passes.base import CompileOptions
-    from .compiler.pipeline import check_pass_names, compile_program, plan_stats
-    from .compiler.verifier import verify
+    from .compiler.pipeline import check_pass_names
 
     emits = _emits(arguments)
     check_pass_names(tuple(arguments.no_pass))
-    options = CompileOptions(disabled=tuple(arguments.no_pass))
-    tell = _tell_pass if arguments.print_after_all else None
+    compiling = Compiling(arguments.model, CompileOptions(disabled=tuple(arguments.no_pass)))
+    needs_plan = arguments.stats or arguments.print_after_all or not {"ir", "json", "dot"}.issuperset(emits)
     texts: list[str] = []
-    tokenizer: Tokenizer | None = None
     for program in programs(arguments.program, arguments.strict):
         plan: Plan | None = None
-        if arguments.stats or arguments.print_after_all or not {"ir", "json", "dot"}.issuperset(emits):
-            tokenizer = tokenizer or load_tokenizer_of(arguments.model)
-            plan = compile_program(program, tokenizer, None, options, tell)
-        elif "verify" not in options.disabled:
-            verify(program)
-        texts += [_form(form, program, plan, tokenizer, arguments.lines) for form in emits]
+        if needs_plan:
+            plan = compiling.plan(program, _tell_pass if arguments.print_after_all else None)
+        else:
+            compiling.verify(program)
+        if "plan-json" in emits:
+            refuse_nameless(program)
+        texts += [_form(form, program, plan, compiling, arguments.lines) for form in emits]
         if arguments.stats and plan is not None:
-            for name, count in plan_stats(plan).items():
+            for name, count in compiling.stats(program, plan).items():
                 print(f"{program.title}: {name} {count}", file=sys.stderr)
         _tell_breaks(program)
     if arguments.output is None:
         sys.stdout.write("\n".join(texts))
     else:
-        arguments.output.write_text("\n".join(texts), encoding="utf-8")
+        write_whole(arguments.output, "\n".join(texts))
     return 0
 
 
@@ -127,23 +127,28 @@ def _emits(arguments: argparse.Namespace) -> list[str]:
     return emits
 
 
-def _form(form: str, program: Program, plan: Plan | None, tokenizer: Tokenizer | None, with_lines: bool) -> str:
-    from .compiler.explain import print_explanation
-    from .compiler.page import print_dot, print_page
+def _form(form: str, program: Program, plan: Plan | None, compiling: Compiling, with_lines: bool) -> str:
     from .compiler.plan import print_plan
     from .compiler.printer import print_program
-    from .compiler.serial import to_json
 
     if form == "json":
+        from .compiler.serial import to_json
+
         return to_json(program, indent=1) + "\n"
     if form == "dot":
+        from .compiler.page import print_dot
+
         return print_dot(program)
     if form == "ir" or plan is None:
         return print_program(program, with_lines)
     if form == "explain":
-        return print_explanation(plan, tokenizer)
+        from .compiler.explain import print_explanation
+
+        return print_explanation(plan, compiling.tokenizer)
     if form == "html":
-        return print_page(program, plan, tokenizer) + "\n"
+        from .compiler.page import print_page
+
+        return print_page(program, plan, compiling.tokenizer) + "\n"
     if form == "lowered":
         return print_program(plan.program, with_lines)
     return print_plan(plan) if form == "plan" else plan.to_json() + "\n"

@@ -16,7 +16,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from .store import cache_folder
+from ...core.cache_folder import cache_folder
 
 _SOURCE = Path(__file__).with_name("walk.c")
 _FLAGS = ("-O2", "-shared", "-fPIC", "-std=gnu11")

@@ -37,6 +37,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def program(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path / "cache"))
     path = tmp_path / "support_desk.py"
     path.write_text(PROGRAM)
     return str(path)
@@ -83,7 +84,7 @@ def test_a_plan_is_printed_and_written(program, capsys, tmp_path):
 def test_passes_can_be_watched_and_left_out(program, capsys):
     _, _, err = run(capsys, f"{program}:triage", "--print-after-all", "--no-pass", "fold-text", "--stats")
     shown = [line[8:] for line in err.splitlines() if line.startswith("# after ")]
-    assert shown[:3] == ["verify", "lower-chat-template", "tokenize-constants"]
+    assert shown[0] == "verify" and "fold-text" not in shown and "tokenize-constants" in shown
     assert "triage: selects_prepared 1\n" in err
 
 

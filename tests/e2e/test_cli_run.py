@@ -38,6 +38,7 @@ def broken(s, country):
 @pytest.fixture
 def program(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path / "cache"))
     path = tmp_path / "atlas.py"
     path.write_text(PROGRAM)
     return str(path)

@@ -66,6 +66,7 @@ while True:
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path / "cache"))
     torch.set_num_threads(1)
     calls = tmp_path / "calls.txt"
     (tmp_path / "story.py").write_text(PROGRAM.format(calls=str(calls)))
