@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from .char_dfa import MAX_CELLS, CharDfa, IntArray, class_map, from_regex, tidy
 from .charset import ANY
 from .minimise import LongArray
+from .native import library
 from .nfa import TooLarge
 from .regex_ast import ANY_TEXT, NEVER, Chars, repeat
 
@@ -113,6 +115,11 @@ def product(
     bounds, classes, delta_a, delta_b = _align(a, b)
     num_a, num_b = a.num_states, b.num_states
     width = delta_a.shape[1]
+    lib = library()
+    if lib is not None:
+        of_a, of_b, delta = _compiled_product(lib, delta_a, delta_b, a.start, b.start, need_a, need_b)
+        labels = _label_table(a, b, label)[a.labels[of_a], b.labels[of_b]]
+        return tidy(bounds, classes, delta, labels, 1 if len(of_a) > 1 else 0)
     if num_a * num_b * width <= 400_000:
         codes: LongArray = np.arange(num_a * num_b)
         delta = (delta_a[:, None, :].astype(np.int64) * num_b + delta_b[None, :, :]).reshape(-1, width)
@@ -128,6 +135,23 @@ def product(
         alive &= codes % num_b != 0
     renumber = np.where(alive, np.arange(len(codes)), 0)
     return tidy(bounds, classes, renumber[delta].astype(np.int32), labels, int(renumber[start]))
+
+
+def _compiled_product(
+    lib: ctypes.PyDLL, delta_a: IntArray, delta_b: IntArray, start_a: int, start_b: int, need_a: bool, need_b: bool
+) -> tuple[IntArray, IntArray, IntArray]:
+    """The states reached, as those of each part (0: both dead, 1: the start), and their table."""
+    width = delta_a.shape[1]
+    tables = [np.ascontiguousarray(delta, np.int32) for delta in (delta_a, delta_b)]
+    limit = min(MAX_PRODUCT_STATES, MAX_CELLS // width)
+    made = lib.product_new(width, *(t.ctypes.data for t in tables), start_a, start_b, need_a, need_b, limit)
+    if made is None:
+        raise TooLarge(f"more than {limit} states where two conditions meet")
+    count = lib.product_count(made)
+    parts = np.empty(count, np.int32), np.empty(count, np.int32), np.empty((count, width), np.int32)
+    lib.product_read(made, width, *(part.ctypes.data for part in parts))
+    lib.product_free(made)
+    return parts
 
 
 def _reachable_product(

@@ -8,6 +8,7 @@ that several languages can be decided in one reading.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from . import charset
 from .charset import MAX_CODE_POINT, Ranges
 from .minimise import CYCLIC, LongArray, distances, minimise, partition
+from .native import library
 from .nfa import Nfa, TooLarge, build_nfa
 from .regex_ast import Regex
 
@@ -28,6 +30,7 @@ BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 MAX_STATES = 50_000
 MAX_WORK = 4_000_000  # state-set members looked at while making sets of positions into states
 MAX_CELLS = 8_000_000  # states x classes
+_MAX_STEPS = 100_000_000  # of a compiled minimisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +287,35 @@ def class_map(parts: Sequence[Ranges]) -> tuple[IntArray, IntArray]:
 
 def tidy(bounds: IntArray, classes: IntArray, delta: IntArray, labels: IntArray, start: int) -> CharDfa:
     """Trim, minimise, merge equal classes and number everything in order of first use: the canonical form."""
+    lib = library()
+    made = None if lib is None else _compiled_form(lib, classes, delta, labels, start)
+    if made is not None:
+        new_class, table, new_labels = made
+        starts = np.flatnonzero(np.concatenate([[True], new_class[classes[1:]] != new_class[classes[:-1]]]))
+        merged = new_class[classes[starts]]
+        return CharDfa(bounds[starts].astype(np.int32), merged, table, new_labels, 1 if len(table) > 1 else 0)
+    return tidy_in_python(bounds, classes, delta, labels, start)
+
+
+def _compiled_form(
+    lib: ctypes.PyDLL, classes: IntArray, delta: IntArray, labels: IntArray, start: int
+) -> tuple[IntArray, IntArray, IntArray] | None:
+    """New class of each old one, table and labels; None if that would take too long."""
+    table = np.ascontiguousarray(delta, np.int32)
+    old_labels = np.ascontiguousarray(labels, np.int32)
+    order = np.array(list(dict.fromkeys(classes.tolist())), np.int32)
+    made, made_labels = np.empty(table.size + len(table), np.int32), np.empty(len(table) + 1, np.int32)
+    new_class, width = np.empty(table.shape[1], np.int32), np.zeros(1, np.int32)
+    inputs = (part.ctypes.data for part in (table, old_labels))
+    outputs = (part.ctypes.data for part in (made, made_labels, new_class, width))
+    count = lib.canonical(*table.shape, *inputs, start, len(order), order.ctypes.data, _MAX_STEPS, *outputs)
+    if count < 0:
+        return None
+    return new_class, made[: count * int(width[0])].reshape(count, -1).copy(), made_labels[:count].copy()
+
+
+def tidy_in_python(bounds: IntArray, classes: IntArray, delta: IntArray, labels: IntArray, start: int) -> CharDfa:
+    """`tidy` without the compiled form: what it is held against, and what is used where there is none."""
     delta, labels, start = minimise(delta, labels, start)
     # Classes with equal columns are one; the dead column becomes class 0.
     columns = {bytes(4 * delta.shape[0]): 0}

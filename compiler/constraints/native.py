@@ -1,4 +1,4 @@
-"""The compiled walk (`walk.c`): built once per machine with the C compiler that is there, and loaded.
+"""The compiled walk (`walk.c`) and what makes automata quickly (`automata.c`): built once per machine with the C compiler that is there, and loaded.
 
 It is an accelerator only. Without a compiler, or with DSLC_NATIVE=0, the Python walks do the same, slower; the tests
 hold the two against each other.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...core.cache_folder import cache_folder
 
-_SOURCE = Path(__file__).with_name("walk.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("walk.c", "automata.c")]
 _FLAGS = ("-O2", "-shared", "-fPIC", "-std=gnu11")
 
 _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -37,6 +37,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "dfa_states": (None, [_P, _P, _I64, _P]),
     "dfa_num_moves": (_I32, [_P, _I64]),
     "distances": (None, [_I32, _I32, _P, _P, _P, _P]),
+    "product_new": (_P, [_I32, _P, _P, _I32, _I32, ctypes.c_int, ctypes.c_int, _I64]),
+    "product_count": (_I64, [_P]),
+    "product_read": (None, [_P, _I32, _P, _P, _P]),
+    "product_free": (None, [_P]),
+    "canonical": (_I32, [_I32, _I32, _P, _P, _I32, _I32, _P, _I64, _P, _P, _P, _P]),
     "names_new": (_P, [_I32, _P, _P, _P, _P]),
     "names_free": (None, [_P]),
     "machine_new": (_P, [RESOLVE, STEP]),
@@ -91,7 +96,7 @@ def why_not() -> str | None:
 
 
 def _built() -> Path:
-    source = _SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in _SOURCES)
     which = compiler()
     if which is None:
         raise OSError("no C compiler found")
@@ -107,7 +112,7 @@ def _built() -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / path.name
             subprocess.run(
-                [which, *_FLAGS, "-o", str(made), str(_SOURCE)], check=True, capture_output=True, timeout=120
+                [which, *_FLAGS, "-o", str(made), *map(str, _SOURCES)], check=True, capture_output=True, timeout=120
             )
             made.replace(path)  # atomic: another process may be at the same
     return path

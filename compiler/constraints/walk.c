@@ -160,43 +160,6 @@ typedef struct {
     u8 *known;         /* [S] whether its closure is there */
 } Dfa;
 
-/* Per state the length of the shortest text to an accepting one (-1: none) and of the longest (-1: no bound, -2: none).
-   Every state but the dead one, 0, leads to an accepting one or is given -1 and -2. */
-void distances(i32 S, i32 C, const i32 *delta, const u8 *accept, i64 *shortest, i64 *longest) {
-    i32 *first = calloc(S + 2, sizeof(i32)), *from = malloc(sizeof(i32) * ((i64)S * C + 1));
-    i32 *todo = malloc(sizeof(i32) * (S + 1)), *degree = calloc(S + 1, sizeof(i32)), count = 0;
-    for (i64 e = 0; e < (i64)S * C; e++) first[delta[e] + 2]++;
-    for (i32 s = 0; s <= S; s++) first[s + 1] += first[s];
-    for (i64 e = 0; e < (i64)S * C; e++) from[first[delta[e] + 1]++] = (i32)(e / C);
-    for (i32 s = 0; s < S; s++) {
-        shortest[s] = accept[s] ? 0 : -1;
-        if (accept[s]) todo[count++] = s;
-    }
-    for (i32 i = 0; i < count; i++)
-        for (i32 s = todo[i], e = first[s]; e < first[s + 1]; e++)
-            if (shortest[from[e]] < 0) shortest[from[e]] = shortest[s] + 1, todo[count++] = from[e];
-    /* Longest: peel states whose live successors are all done, from the ends backwards. */
-    for (i32 s = 0; s < S; s++) {
-        longest[s] = shortest[s] < 0 ? -2 : -1;
-        if (shortest[s] >= 0)
-            for (i32 e = first[s]; e < first[s + 1]; e++) degree[from[e]]++;
-    }
-    count = 0;
-    i64 *height = calloc(S + 1, sizeof(i64));
-    for (i32 s = 0; s < S; s++)
-        if (shortest[s] >= 0 && !degree[s]) todo[count++] = s;
-    for (i32 i = 0; i < count; i++) {
-        i32 s = todo[i];
-        longest[s] = height[s];
-        for (i32 e = first[s]; e < first[s + 1]; e++) {
-            i32 p = from[e];
-            if (height[s] + 1 > height[p]) height[p] = height[s] + 1;
-            if (!--degree[p]) todo[count++] = p;
-        }
-    }
-    free(first), free(from), free(todo), free(degree), free(height);
-}
-
 Dfa *dfa_new(i32 num_states, i32 num_classes, i32 width, const i32 *table, const i32 *delta, const i32 *labels,
              const u8 *live, const i32 *wide, i32 num_wide, const i32 *spaces, i32 num_spaces) {
     Dfa *d = malloc(sizeof *d);
