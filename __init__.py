@@ -146,6 +146,7 @@ if TYPE_CHECKING:
     from .lang.tools import ToolCall as ToolCall
     from .lang.tools import ToolError as ToolError
     from .lang.tools import tool_of as tool_of
+    from .lang.unordered import unordered as unordered
     from .runtime.engine import Engine as Engine
 
     Runtime = Engine
@@ -171,6 +172,7 @@ _HOME = {
     ".lang.reasoning": ("separate_reasoning",),
     ".lang.tools": ("ToolCall", "ToolError", "tool_of"),
     ".lang.function": ("Function", "function"),
+    ".lang.unordered": ("unordered",),
     ".lang.state": ("ProgramState", "ProgramStateGroup"),
     ".runtime.engine": ("Engine",),
 }  # fmt: skip

@@ -101,7 +101,7 @@ def replay(jobs: list[Job], capacity: int, order: str) -> int:
     touched: dict[Edge, None] = {}
     for position, number in enumerate(places):
         more, grown = _compute(jobs[number], prompts[number], runs[number])
-        computed, held = computed + more, held + grown
+        computed, held = computed + more + max(0, len(jobs[number].outputs) - 1), held + grown
         touched.update(dict.fromkeys(runs[number]))
         held -= _evict(touched, held - capacity, lambda edge, now=position: edge.next_use(now))
     return computed
@@ -167,7 +167,7 @@ def _replay_lpm(jobs: list[Job], prompts: list[list[Edge]], runs: list[list[Edge
         left.remove(number)
         done.add(number)
         more, grown = _compute(jobs[number], prompts[number], runs[number])
-        computed, held = computed + more, held + grown
+        computed, held = computed + more + max(0, len(jobs[number].outputs) - 1), held + grown
         touched.update(dict.fromkeys(runs[number]))
         for edge in (*prompts[number], *runs[number]):
             users[edge].discard(number)

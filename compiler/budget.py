@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,14 @@ from ..core.sampling import SamplingParams
 from .expressions import FUNCTIONS, STATEFUL
 from .fields import new_streams
 from .ir import (
+    OP_CLASSES,
     AnyOp,
     Arg,
     Copy,
     Expr,
     Fork,
     Gen,
+    Host,
     Join,
     Media,
     Opaque,
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 INF = math.inf
 DEFAULT_NEW_TOKENS = SamplingParams().max_new_tokens
 CHUNK = 8192  # prompt tokens of one forward, unless the limits say otherwise
+MAX_ROUNDS = 64  # of a loop, walked one by one
+UNKNOWN_TOKENS = 256  # how long an unknown text is taken to be, in guesses
 ROLE_TOKENS = 64.0  # of the template's text around a turn that the executor renders, at most
 
 
@@ -95,7 +100,8 @@ class Site:
 class Budget:
     """Totals of one run from an empty cache, under the names of the engine's counters, and the sites that make them.
 
-    `computed` counts prompt tokens put through the model, `kv` what the run can hold at one time.
+    `computed` counts prompt tokens put through the model. `kv` is no bound but a guess: what the run leaves in the
+    cache if every output is as long as it may be and what is unknown is short.
     """
 
     requests: Span = ZERO
@@ -105,7 +111,7 @@ class Budget:
     scored_tokens: Span = ZERO
     forwards: Span = ZERO
     rows: Span = ZERO
-    kv: Span = ZERO
+    kv: float = 0
     sites: tuple[Site, ...] = ()
 
     def holds(self, usage: Any) -> dict[str, tuple[str, int]]:
@@ -130,7 +136,7 @@ def together(budgets: Sequence[Budget], num_distinct: int = 0) -> Budget:
     total = Budget()
     for one in budgets:
         spans = {name: _beside(getattr(total, name), getattr(one, name)) for name in _TOTALS}
-        total = Budget(**spans, sites=total.sites + one.sites)
+        total = Budget(**spans, kv=total.kv + one.kv, sites=total.sites + one.sites)
     least = max(total.computed.least, num_distinct)
     return replace(
         total, computed=Span(least, total.computed.most), rows=Span(max(total.rows.least, least), total.rows.most)
@@ -143,7 +149,7 @@ def _beside(one: Span, other: Span) -> Span:
 
 
 _TOTALS = (
-    "requests", "prompt_tokens", "computed", "generated_tokens", "scored_tokens", "forwards", "rows", "kv",
+    "requests", "prompt_tokens", "computed", "generated_tokens", "scored_tokens", "forwards", "rows",
 )  # fmt: skip
 
 
@@ -189,6 +195,8 @@ class _Stream:
     known: str | None = ""  # the pending text, where it is known
     depth: float = 0  # requests so far, one after the other, at least
     asked: float = 0  # their prompts' tokens, at least
+    guess: float = 0  # tokens, if what is unknown is short
+    kept: float = 0  # of them, those in the cache
     all_bytes: Span = ZERO
     variables: dict[str, _Value] = field(default_factory=dict)
 
@@ -199,7 +207,8 @@ class _Stream:
         merged = _Stream(
             self.tokens.hull(other.tokens), self.text.hull(other.text),
             self.known if self.known == other.known else None,
-            min(self.depth, other.depth), min(self.asked, other.asked), self.all_bytes.hull(other.all_bytes),
+            min(self.depth, other.depth), min(self.asked, other.asked), max(self.guess, other.guess),
+            min(self.kept, other.kept), self.all_bytes.hull(other.all_bytes),
         )  # fmt: skip
         for var in self.variables.keys() | other.variables.keys():
             a, b = self.variables.get(var, _Value()), other.variables.get(var, _Value())
@@ -222,6 +231,7 @@ class _State:
     rows: Span = ZERO
     deepest: float = 0  # requests of the longest chain, at least: what stands beside it may be in common with it
     asked: float = 0  # prompt tokens of such a chain
+    kv: float = 0
 
     def copy(self) -> _State:
         return replace(self, streams={number: stream.copy() for number, stream in self.streams.items()})
@@ -233,11 +243,29 @@ class _State:
             self.requests.hull(other.requests), self.prompts.hull(other.prompts), self.computed.hull(other.computed),
             self.generated.hull(other.generated), self.scored.hull(other.scored), self.forwards.hull(other.forwards),
             self.rows.hull(other.rows), min(self.deepest, other.deepest), min(self.asked, other.asked),
+            max(self.kv, other.kv),
         )  # fmt: skip
 
 
+def _hull_of(states: Sequence[_State]) -> _State | None:
+    merged = None
+    for state in states:
+        merged = state if merged is None else merged.hull(state)
+    return merged
+
+
+def _widen(state: _State) -> None:
+    """Nothing bounds any more what comes."""
+    for name in ("requests", "prompts", "computed", "generated", "scored", "forwards", "rows"):
+        setattr(state, name, Span(getattr(state, name).least, INF))
+    for stream in state.streams.values():
+        stream.tokens, stream.text = Span(stream.tokens.least, INF), Span(stream.text.least, INF)
+        stream.known, stream.all_bytes = None, ANY
+        stream.variables = dict.fromkeys(stream.variables, _Value())
+
+
 class _Ended(Exception):
-    """The path met a return or a break."""
+    """The path met a return, a break, or the end of a round."""
 
 
 class _Walker:
@@ -252,6 +280,8 @@ class _Walker:
         self.values: dict[int, _Value] = {}
         self.sites: dict[int, Site] = {}
         self.ends: list[_State] = []
+        self.nexts: list[_State] = []  # of the innermost loop
+        self.breaks: list[_State] = []
         self.longest = 1
         if tokenizer is not None:
             start = len(tokenizer.encode_prompt(""))  # a BOS, unless the program begins with template text
@@ -259,24 +289,17 @@ class _Walker:
             self.longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
 
     def result(self) -> Budget:
-        total = self.ends[0] if self.ends else _State()
-        for state in self.ends[1:]:
-            total = total.hull(state)
+        total = _hull_of(self.ends) or _State()
         least = total.deepest
-        kv = total.computed.most + total.generated.most + total.scored.most
         return Budget(
             Span(least, total.requests.most), Span(total.asked, total.prompts.most), Span(least, total.computed.most),
-            total.generated, total.scored, Span(least, total.forwards.most), Span(least, total.rows.most), Span(0, kv),
+            total.generated, total.scored, Span(least, total.forwards.most), Span(least, total.rows.most), total.kv,
             tuple(self.sites.values()),
         )  # fmt: skip
 
     def region(self, body: tuple[AnyOp, ...]) -> None:
         for op in body:
-            rule = _RULES.get(type(op))
-            if rule is not None:
-                rule(self, op)
-            elif (out := getattr(op, "out", None)) is not None:
-                self.values[out.id] = _Value()
+            _RULES[op.name](self, op)
 
     # Values
 
@@ -310,7 +333,11 @@ class _Walker:
 
     def settle(self, stream: _Stream, more: int = 0) -> None:
         """The pending text ends here."""
-        stream.tokens = stream.tokens + self.tokens_of(stream.text, stream.known) + Span(more, more)
+        text = self.tokens_of(stream.text, stream.known)
+        stream.tokens = stream.tokens + text + Span(more, more)
+        stream.guess += more + (
+            text.most if stream.known is not None else min(text.most / self.longest, UNKNOWN_TOKENS)
+        )
         stream.text, stream.known = ZERO, ""
 
     def text(self, op: Text) -> None:
@@ -364,6 +391,9 @@ class _Walker:
         stream = state.streams[op.stream]
         self.deepen(stream, 1, prompt.least)
         stream.tokens += Span(0, most)
+        state.kv += stream.guess - stream.kept + num * most
+        stream.guess += most
+        stream.kept = stream.guess
         size = Span(0, most * self.longest)
         stream.text, stream.known = Span(0, self.longest), None  # a stop may leave a piece of a token's text behind
         stream.all_bytes += size
@@ -397,6 +427,8 @@ class _Walker:
         parts = math.ceil(scored.most / 512) + 2 if scored.most < INF else INF
         state.forwards += Span(twice, (self.pieces(new) + parts) * twice)
         self.deepen(stream, twice, prompt.least)
+        state.kv += stream.guess - stream.kept
+        stream.kept = stream.guess
         known = texts[0] if texts is not None and len(texts) == 1 else UNKNOWN
         value = _Value(known, one)
         self.append(stream, value)
@@ -451,6 +483,9 @@ class _Walker:
         known = self.arguments.get(op.param, UNKNOWN)
         self.values[op.out.id] = _known(known) if known is not UNKNOWN else _Value()
 
+    def host(self, op: Host) -> None:
+        self.values[op.out.id] = _Value()
+
     def set(self, op: Set) -> None:
         self.state.streams[op.stream].variables[op.var] = self.value(op.value)
 
@@ -458,6 +493,11 @@ class _Walker:
         stream = self.state.streams[op.stream]
         if op.fn == "text":
             self.values[op.out.id] = _Value(size=Span(0, stream.all_bytes.most))
+        elif op.fn == "unordered":
+            separator, parts = self.value(op.args[0]), self.value(op.args[1])
+            num = len(parts.known) if isinstance(parts.known, list) else INF
+            extra = separator.size.most * max(0, num - 1) if separator.size.most else 0.0
+            self.values[op.out.id] = _Value(size=parts.size + Span(extra if num < INF else 0, extra))
         elif op.fn in STATEFUL:
             self.values[op.out.id] = stream.variables.get(str(op.args[0]), _Value()) if op.fn == "get" else _Value()
         else:
@@ -538,16 +578,48 @@ class _Walker:
             afters.append(self.state)
         if not afters:
             raise _Ended
-        merged = afters[0]
-        for after in afters[1:]:
-            merged = merged.hull(after)
+        merged = _hull_of(afters)
+        assert merged is not None
         self.state = merged
+
+    def loop(self, op: Any) -> None:
+        """Round by round where the number of rounds is known; otherwise once, and unbounded from there."""
+        over = self.value(op.over).known if op.over is not None else UNKNOWN
+        items = over if isinstance(over, list) and len(over) <= MAX_ROUNDS else None
+        outer = self.nexts, self.breaks
+        done: list[_State] = [self.state.copy()] if items is None and op.over is not None else []
+        current: _State | None = self.state
+        for item in items if items is not None else (UNKNOWN,):
+            assert current is not None
+            self.nexts, self.breaks, self.state = [], [], current.copy()
+            for i, param in enumerate(op.params):
+                self.values[param.id] = _known(item) if i == 0 and op.over is not None else _Value()
+            with suppress(_Ended):
+                self.region(op.body)
+            done += self.breaks
+            current = _hull_of(self.nexts)
+            if current is None:
+                break
+        if current is not None:
+            done.append(current)
+        if items is None:
+            for state in done:
+                _widen(state)
+        self.nexts, self.breaks = outer
+        merged = _hull_of(done)
+        if merged is None:
+            raise _Ended
+        self.state = merged
+        for out in op.outs:
+            self.values[out.id] = _Value()
+
+    def round_ends(self, op: Any) -> None:
+        (self.nexts if op.name == "next" else self.breaks).append(self.state)
+        raise _Ended
 
     def end(self, op: Opaque | Return) -> None:
         if isinstance(op, Opaque):  # the body goes on by itself: nothing bounds what it does
-            state = self.state
-            for name in ("requests", "prompts", "computed", "generated", "scored", "forwards", "rows"):
-                setattr(state, name, Span(getattr(state, name).least, INF))
+            _widen(self.state)
         self.ends.append(self.state)
         raise _Ended
 
@@ -575,12 +647,15 @@ def _sum(spans: Any) -> Span:
     return total
 
 
-_RULES: dict[type[Any], Callable[[_Walker, Any], None]] = {
-    Text: _Walker.text, Tokens: _Walker.fixed, Special: _Walker.special, Media: _Walker.media, Arg: _Walker.arg,
-    Gen: _Walker.gen, Select: _Walker.select, Role: _Walker.role, Scope: _Walker.scope, Fork: _Walker.fork,
-    Copy: _Walker.fork, Join: _Walker.join, Set: _Walker.set, Expr: _Walker.expr, Switch: _Walker.switch,
-    Opaque: _Walker.end, Return: _Walker.end,
+_RULES: dict[str, Callable[[_Walker, Any], None]] = {
+    "text": _Walker.text, "tokens": _Walker.fixed, "special": _Walker.special, "media": _Walker.media,
+    "arg": _Walker.arg, "gen": _Walker.gen, "select": _Walker.select, "role": _Walker.role, "scope": _Walker.scope,
+    "fork": _Walker.fork, "copy": _Walker.fork, "join": _Walker.join, "set": _Walker.set, "expr": _Walker.expr,
+    "host": _Walker.host, "switch": _Walker.switch, "loop": _Walker.loop, "next": _Walker.round_ends,
+    "break": _Walker.round_ends, "opaque": _Walker.end, "return": _Walker.end,
 }  # fmt: skip
+if missing := OP_CLASSES.keys() - _RULES.keys():
+    raise TypeError(f"budget: no rule for {', '.join(sorted(missing))}")
 
 
 def print_budget(found: Budget) -> str:

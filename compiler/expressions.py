@@ -16,7 +16,7 @@ from .ir import EXPR_FUNCTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-STATEFUL: frozenset[str] = frozenset({"get", "has", "text", "typed", "captured"})
+STATEFUL: frozenset[str] = frozenset({"get", "has", "text", "typed", "captured", "unordered"})
 # Their value is True or False, whatever the operands give.
 BOOLEAN: frozenset[str] = frozenset(
     {
@@ -188,6 +188,7 @@ FUNCTIONS: dict[str, Function] = {
     "range": Function(1, 3, range),
     "captured": Function(1, 1, None, is_total=True),
     "typed": Function(1, 1, None),
+    "unordered": Function(2, 2, None),
     "error_of": Function(1, 1, lambda outcome: outcome.error),
     "result_of": Function(1, 1, lambda outcome: outcome.result),
 }

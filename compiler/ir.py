@@ -219,6 +219,7 @@ EXPR_FUNCTIONS: frozenset[str] = frozenset(
         "tuple", "dict", "range",  # tuple(args); dict of args[0], args[1], args[2], ... as key, value, key, ...
         "captured",  # the object of the user's process that the host table has under the name args[0]
         "typed",  # variable args[0] of the op's stream, as the type its gen was given
+        "unordered",  # args[1] joined with args[0], in the order that the schedule chose (else as given)
         "error_of", "result_of",  # of the outcome of a Host with `catches`
     }
 )  # fmt: skip

@@ -16,6 +16,7 @@ from .lower import lower
 from .passes.base import ChatFragments, CompileOptions, Context, Pass, PlanPass, ProgramPass
 from .passes.chat_template import LOWER_CHAT_TEMPLATE
 from .passes.constraint_cache import CONSTRAINT_CACHE
+from .passes.drop_unobserved import DROP_UNOBSERVED
 from .passes.fold_text import FOLD_TEXT
 from .passes.select_to_trie import SELECT_TO_TRIE
 from .passes.static_prefixes import STATIC_PREFIXES
@@ -34,6 +35,7 @@ VERIFY = ProgramPass(
 )
 PASSES: tuple[Pass, ...] = (
     VERIFY,
+    DROP_UNOBSERVED,
     LOWER_CHAT_TEMPLATE,
     FOLD_TEXT,
     TOKENIZE_CONSTANTS,
@@ -42,6 +44,8 @@ PASSES: tuple[Pass, ...] = (
     SELECT_TO_TRIE,
 )
 PASS_NAMES = tuple(item.name for item in PASSES)
+# Those of a workload (`scheduling.make`): named here so that compiling a program need not load them.
+SCHEDULE_PASS_NAMES = ("order-free", "depth-first", "kv-pressure", "common-gens", "next-use")
 
 
 def compile_program(
@@ -79,9 +83,10 @@ def compile_program(
 def check_pass_names(names: tuple[str, ...]) -> None:
     """Raise ConfigError for a name that no pass has."""
     for name in names:
-        if name not in PASS_NAMES:
-            near = difflib.get_close_matches(name, PASS_NAMES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the passes are {', '.join(PASS_NAMES)}"
+        known = (*PASS_NAMES, *SCHEDULE_PASS_NAMES)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the passes are {', '.join(known)}"
             raise ConfigError(f"there is no pass {name!r}; {hint}", field="disabled")
 
 

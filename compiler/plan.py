@@ -12,6 +12,9 @@ from typing import Any
 
 from ..core.constraint import Constraint
 from ..core.errors import IRSyntaxError, ProgramError
+from ..core.request import Hints
+from .fields import new_streams
+from .hints import hints_of
 from .ir import Program, Ref, walk
 from .parser import CONSTRAINT_KINDS
 from .printer import print_program, string_text
@@ -109,6 +112,16 @@ class Plan:
     def constraint(self, key: str) -> Constraint:
         """The constraint of that key. Raises KeyError if the plan has none."""
         return self._constraints[key]
+
+    @cached_property
+    def hints(self) -> dict[int, Hints]:
+        """By the value's number: what each gen and select can tell a backend of the future."""
+        return hints_of(self)
+
+    @cached_property
+    def has_branches(self) -> bool:
+        """Whether streams of the program run beside each other."""
+        return any(new_streams(op) for op in walk(self.program.body))
 
     @property
     def facts(self) -> tuple[GenFacts | SelectFacts, ...]:

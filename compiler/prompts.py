@@ -86,23 +86,46 @@ class _Ended(Exception):
 
 
 def prompts(
-    program: Program, tokenizer: Tokenizer | None = None, arguments: Mapping[str, Any] | None = None
+    program: Program,
+    tokenizer: Tokenizer | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    orders: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Iterator[Prompt]:
     """The prompts of all gens and selects that may be reached, in program order.
 
-    `arguments` gives parameters values (those left out are unknown). Without a tokenizer nothing is settled.
+    `arguments` gives parameters values (those left out are unknown), `orders` those of order-free parts that are chosen
+    already. Without a tokenizer nothing is settled.
     """
-    walker = _Walker(tokenizer, arguments or {})
+    walker = _Walker(tokenizer, arguments or {}, orders or {})
     try:
         yield from walker.region(program.body)
     except _Ended:
         return
 
 
+def order_free_parts(
+    program: Program, tokenizer: Tokenizer | None, arguments: Mapping[str, Any]
+) -> dict[str, tuple[str, ...]]:
+    """The parts of each `unordered` on the program's own stream that the arguments tell, by "path/occurrence"."""
+    walker = _Walker(tokenizer, arguments, {})
+    try:
+        for _ in walker.region(program.body):
+            pass
+    except _Ended:
+        pass
+    return walker.unordered
+
+
 class _Walker:
-    def __init__(self, tokenizer: Tokenizer | None, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, arguments: Mapping[str, Any], orders: Mapping[str, tuple[int, ...]]
+    ) -> None:
         self.tokenizer = tokenizer
         self.arguments = arguments
+        self.orders = orders
+        self.num_unordered = 0  # on the program's own stream
+        self.is_certain = True  # no branch or loop so far whose way is not known
+        self.unordered: dict[str, tuple[str, ...]] = {}
         self.values: dict[int, Any] = {}
         self.streams: dict[int, _Stream] = {0: _Stream()}
 
@@ -215,6 +238,8 @@ class _Walker:
         stream = self.streams[op.stream]
         if op.fn == "text":
             return UNKNOWN if stream.text is None else stream.text
+        if op.fn == "unordered":
+            return self.arranged(op)
         if op.fn in ("typed", "captured"):
             return UNKNOWN
         if op.fn in STATEFUL:
@@ -228,6 +253,20 @@ class _Walker:
             return compute(*args)
         except Exception:
             return UNKNOWN  # the run raises it, at its place
+
+    def arranged(self, op: Expr) -> Any:
+        """Order-free parts, joined in the order that is chosen for them."""
+        separator, parts = self.value(op.args[0]), self.value(op.args[1])
+        key = f"0/{self.num_unordered}"
+        if op.stream == 0:
+            self.num_unordered += 1
+        if separator is UNKNOWN or parts is UNKNOWN or not all(isinstance(part, str) for part in parts):
+            return UNKNOWN
+        order = None
+        if op.stream == 0 and self.is_certain:
+            self.unordered[key] = tuple(parts)
+            order = self.orders.get(key)
+        return separator.join(parts if order is None else [parts[i] for i in order])
 
     # Generations
 
@@ -286,6 +325,7 @@ class _Walker:
                     yield from self.region(case.body)
                     return
             return
+        self.is_certain = False
         before = self.streams
         afters = [] if op.is_exhaustive else [before]
         for case in op.cases:

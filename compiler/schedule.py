@@ -76,13 +76,31 @@ def schedule(workload: Workload, tokenizer: Tokenizer | None) -> Schedule:
     return schedule_prompts(known)
 
 
-def first_prompt(instance: Instance, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The ids of the first gen's or select's prompt, as far as the arguments tell."""
-    for prompt in prompts(instance.plan.program, tokenizer, instance.arguments):
+def first_prompt(
+    instance: Instance, tokenizer: Tokenizer | None, orders: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[int, ...]:
+    """The ids of the first gen's or select's prompt, as far as the arguments tell. `orders`: of order-free parts."""
+    for prompt in prompts(instance.plan.program, tokenizer, instance.arguments, orders):
         if prompt.is_whole and tokenizer is not None and prompt.pending:
             return (*prompt.ids, *tokenizer.encode(prompt.pending))
         return prompt.ids
     return ()
+
+
+def first_text(
+    instance: Instance, tokenizer: Tokenizer, orders: Mapping[str, tuple[int, ...]] | None, *, as_text: bool
+) -> Sequence[Any]:
+    """The same to sort by. With `as_text` the text after the settled ids stays characters: that costs no tokenising."""
+    if not as_text:
+        return first_prompt(instance, tokenizer, orders)
+    for prompt in prompts(instance.plan.program, tokenizer, instance.arguments, orders):
+        return (*prompt.ids, *(-1 - ord(char) for char in prompt.pending or ""))
+    return ()
+
+
+def depth_first_order(known: Sequence[Sequence[Any]]) -> tuple[int, ...]:
+    """The order of a depth-first walk through the trie of these sequences, children as they first come."""
+    return _node([tuple(ids) for ids in known], tuple(range(len(known))), 0, ()).instances
 
 
 def schedule_prompts(known: Sequence[tuple[int, ...]]) -> Schedule:
@@ -136,16 +154,18 @@ def _finish(drafts: list[_Draft]) -> Node:
 
 
 def _agreed(known: Sequence[tuple[int, ...]], group: list[int], depth: int) -> int:
-    """How far the group, which agrees beyond `depth`, agrees."""
-    first = known[group[0]]
-    stop = min(len(known[i]) for i in group)
-    for i in group[1:]:
-        other = known[i]
-        at = depth
-        while at < stop and other[at] == first[at]:
-            at += 1
-        stop = at
-    return stop
+    """How far the group, which agrees beyond `depth`, agrees: as far as its least and its greatest do."""
+    if len(group) == 1:
+        return len(known[group[0]])
+    least, greatest = min(known[i] for i in group), max(known[i] for i in group)
+    low, high = depth, min(len(least), len(greatest)) + 1  # they agree up to low, and not up to high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if least[low:middle] == greatest[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _walk(root: Node) -> list[tuple[Node, int]]:

@@ -46,6 +46,9 @@ class Sink(Protocol):
     def value_of(self, ref: Ref, where: SourceLoc | None) -> Any:
         """The value of one op's `out`; may suspend the body."""
 
+    def unordered(self, stream: int, separator: str, parts: Any, where: SourceLoc | None) -> Any:
+        """Order-free parts joined with `separator`, in the order that the schedule chose for this place."""
+
     def opaque(self, reason: str, where: SourceLoc | None) -> None:
         """The body does something that only Python can follow (meta info, a sync point, ...): a tracer stops here, an
         executor does nothing."""

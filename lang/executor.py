@@ -29,6 +29,7 @@ from .generate import generate
 from .options import RunOptions
 from .reasoning_format import REASONING_SUFFIX
 from .stream import Slot, Step, Stream
+from .unordered import arranged
 
 if TYPE_CHECKING:
     from ..compiler.journal import HostJournal
@@ -65,6 +66,9 @@ class Executor:
         self.num_in_flight = 0
         self.num_generated_tokens = 0
         self._next_ref = 0
+        self.orders: Mapping[str, tuple[int, ...]] = {}  # of order-free parts, by "stream path/occurrence"
+        self.outputs: frozenset[str] | None = None  # the variables that can be read after the end; None: all
+        self._num_unordered: dict[int, int] = {}  # by stream
         self._next_stream = 1
         self._delivered: list[BaseException] = []
 
@@ -167,6 +171,8 @@ class Executor:
     def variable(self, number: int, var: str, where: SourceLoc | None) -> Slot:
         """The slot of a variable. Raises UndefinedVariable where no op has set it, or it is read in its own scope."""
         stream = self.streams[number]
+        if self.is_finished and self.outputs is not None and var not in self.outputs:
+            raise ProgramError(f"{var!r} is none of the outputs of this run: {sorted(self.outputs)}", where=where)
         for op in stream.regions:
             if isinstance(op, Scope) and op.var == var:
                 raise UndefinedVariable(f"{var!r} is read inside its own scope", where=where)
@@ -181,12 +187,24 @@ class Executor:
 
     def text(self, stream: int, where: SourceLoc | None) -> str:
         known = self.streams[stream]
+        if self.is_finished and self.outputs is not None:
+            raise ProgramError(f"a run with outputs={sorted(self.outputs)} has no text to read", where=where)
         if known.is_idle and known.error is None:
             return known.text()
         return str(self.read(self.mark(known, known.text), where))
 
     def value_of(self, ref: Ref, where: SourceLoc | None) -> Any:
         return self.read(self.slots[ref.id], where)
+
+    def unordered(self, stream: int, separator: str, parts: Any, where: SourceLoc | None) -> str:
+        return arranged(separator, parts, self.next_order(stream, where))
+
+    def next_order(self, number: int, where: SourceLoc | None) -> tuple[int, ...] | None:
+        """The order of the next order-free parts on this stream; None: as given. What is used is remembered."""
+        stream = self.streams[number]
+        key = f"{stream.path}/{self._num_unordered.get(number, 0)}"
+        self._num_unordered[number] = self._num_unordered.get(number, 0) + 1
+        return self.orders.get(key)
 
     def opaque(self, reason: str, where: SourceLoc | None) -> None:
         return None
@@ -215,7 +233,10 @@ class Executor:
 
     def names(self, stream: int) -> list[str]:
         """The names of the stream's variables."""
-        return list(self.streams[stream].variables)
+        known = list(self.streams[stream].variables)
+        if self.is_finished and self.outputs is not None:
+            return [name for name in known if name in self.outputs]
+        return known
 
     def error(self) -> BaseException | None:
         """What made the program fail, so far."""

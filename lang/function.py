@@ -19,7 +19,7 @@ from ..core.backend import Backend
 from ..core.errors import ArgumentError, DslcError, ProgramError, RequestError, SourceLoc, TraceError, VerifyError
 from .defaults import default_backend
 from .locate import caller
-from .options import RUN_NAMES, History
+from .options import RUN_NAMES, History, checked_outputs
 from .prefix import cache_prefix
 from .running import Running
 from .signature import Signature
@@ -46,8 +46,10 @@ class Function:
         body: types.FunctionType,
         num_api_spec_tokens: int | None = None,
         bound: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> None:
         self.body = body
+        self.outputs = checked_outputs(outputs, location(body))
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bound = dict(bound or {})
         self.where = location(body)
@@ -86,7 +88,7 @@ class Function:
     def bind(self, **kwargs: Any) -> Function:
         """The program with some arguments given; a call may still give them anew."""
         self.signature.refuse_unknown(kwargs, caller())
-        return type(self)(self.body, self.num_api_spec_tokens, {**self.bound, **kwargs})
+        return type(self)(self.body, self.num_api_spec_tokens, {**self.bound, **kwargs}, self.outputs)
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments by name, bound ones and defaults included. Raises ArgumentError naming what is wrong."""
@@ -238,6 +240,8 @@ class Function:
         history: History | None = None,
         compiled: bool | None = None,
         compile_options: CompileOptions | None = None,
+        outputs: Sequence[str] | None = None,
+        orders: Mapping[str, Sequence[int]] | None = None,
         **options: Any,
     ) -> ProgramState:
         """Run once. `options` are the program's arguments and defaults for its gens (temperature=, stop=, n=, ...).
@@ -245,13 +249,14 @@ class Function:
         A name that is both goes to the program. With `stream` the state is there at once and is read while a thread
         runs the program (`use_thread=False`: when it has run in this one). `seed` makes sampling reproducible;
         `timeout` (seconds) and `token_budget` (generated tokens) bound the run. `compiled` False interprets the body op
-        by op; True raises TraceError where the program cannot run from its plan; None decides. Raises what failed, at
-        its line.
+        by op; True raises TraceError where the program cannot run from its plan; None decides. `outputs` names the
+        variables that will be read: what no other can observe need not run. `orders` replays those of another run's
+        `state.orders()`. Raises what failed, at its line.
         """
         named = {
             "backend": backend, "stream": stream or None, "use_thread": None if use_thread else False, "seed": seed,
             "timeout": timeout, "token_budget": token_budget, "history": history, "compiled": compiled,
-            "compile_options": compile_options,
+            "compile_options": compile_options, "outputs": outputs, "orders": orders,
         }  # fmt: skip
         own, others = self._split(options, named)
         arguments = self.arguments(args, own)
@@ -299,6 +304,8 @@ class Function:
         history: History | None = None,
         compiled: bool | None = None,
         compile_options: CompileOptions | None = None,
+        outputs: Sequence[str] | None = None,
+        orders: Sequence[Mapping[str, Sequence[int]]] | None = None,
         **options: Any,
     ) -> Any:
         """Run once for each set of arguments (dicts, or tuples in the order of the parameters), all in flight at once.
@@ -319,7 +326,7 @@ class Function:
             raise ArgumentError(f"num_threads must be 'auto' or at least 1, not {num_threads!r}", where=where)
         named = {
             "backend": backend, "seed": seed, "timeout": timeout, "token_budget": token_budget, "history": history,
-            "compiled": compiled, "compile_options": compile_options,
+            "compiled": compiled, "compile_options": compile_options, "outputs": outputs, "orders": orders,
         }  # fmt: skip
         own, others = self._split(options, named)
         rows = [self._row(i, row, own, where) for i, row in enumerate(batch_kwargs)]
@@ -349,7 +356,9 @@ class Function:
             return self
         names = {name for args, kwargs in given for name in (*self.signature.names[: len(args)], *kwargs)}
         rest = {name: value for name, value in self.bound.items() if name not in names}
-        return self if len(rest) == len(self.bound) else type(self)(self.body, self.num_api_spec_tokens, rest)
+        if len(rest) == len(self.bound):
+            return self
+        return type(self)(self.body, self.num_api_spec_tokens, rest, self.outputs)
 
     def _split(self, options: Mapping[str, Any], named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The program's own arguments, and the run's options; a parameter of the program goes before an option."""
@@ -409,18 +418,28 @@ def _source_line(where: SourceLoc | None) -> str:
 
 
 @overload
-def function(func: Callable[..., Any], num_api_spec_tokens: int | None = None) -> Function: ...
+def function(
+    func: Callable[..., Any], num_api_spec_tokens: int | None = None, outputs: Sequence[str] | None = None
+) -> Function: ...
 @overload
-def function(func: None = None, num_api_spec_tokens: int | None = None) -> Callable[[Callable[..., Any]], Function]: ...
+def function(
+    func: None = None, num_api_spec_tokens: int | None = None, outputs: Sequence[str] | None = None
+) -> Callable[[Callable[..., Any]], Function]: ...
 
 
-def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None) -> Any:
+def function(
+    func: Callable[..., Any] | None = None,
+    num_api_spec_tokens: int | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Any:
     """Make a program of a function whose first parameter is `s`: `@function` or `@function(num_api_spec_tokens=k)`.
+
+    `outputs` names the variables that are read after a run: what no other can observe need not run.
 
     Raises ProgramError at the function's line if it cannot be a program.
     """
     if func is None:
-        return lambda f: function(f, num_api_spec_tokens)
+        return lambda f: function(f, num_api_spec_tokens, outputs)
     if not isinstance(func, types.FunctionType):
         raise ProgramError(f"@function takes a plain function, not {func!r}", where=caller())
-    return Function(func, num_api_spec_tokens)
+    return Function(func, num_api_spec_tokens, outputs=outputs)

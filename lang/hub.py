@@ -17,6 +17,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import greenlet
@@ -94,6 +95,7 @@ class Hub:
         self._main: Any = None  # the greenlet that drives
         self.common: CommonGens | None = None  # where equal requests in flight are made once
         self.pressure: Pressure | None = None  # where not all programs of a batch may be in flight
+        self.sends_hints = False  # requests say which KV their plan needs again
         self.num_requests = 0
         self.num_holds = 0  # how often a body has kept the thread for longer than HOLD_S
 
@@ -107,6 +109,8 @@ class Hub:
         progress: Callable[[Tokens], None] | None = None,
     ) -> None:
         """Submit a request with the next batch; `done` gets its last event, `progress` its tokens, in this thread."""
+        if self.sends_hints and executor.plan is not None and request.origin is not None:
+            request = replace(request, hints=executor.plan.hints.get(request.origin.op))
         if self.common is None or not self.common.joins(request):
             self._outbox.append(request)
         self._in_flight[request.id] = _InFlight(executor, done, progress)

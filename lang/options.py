@@ -73,9 +73,18 @@ SAMPLING_NAMES = frozenset(
 RUN_NAMES = frozenset(
     {
         *SAMPLING_NAMES, *LOGPROB_NAMES, "backend", "stream", "use_thread", "seed", "timeout", "token_budget",
-        "history", "compiled", "compile_options",
+        "history", "compiled", "compile_options", "outputs", "orders",
     }
 )  # fmt: skip
+
+
+def checked_outputs(outputs: Any, where: SourceLoc | None) -> tuple[str, ...] | None:
+    """The names of `outputs=`. Raises ArgumentError for what is no list of names."""
+    if outputs is None:
+        return None
+    if isinstance(outputs, str) or not all(isinstance(name, str) for name in outputs):
+        raise ArgumentError(f"outputs must be a list of variables' names, not {outputs!r}", where=where)
+    return tuple(dict.fromkeys(outputs))
 
 
 def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..compiler.ir import AnyOp, Ref, Role, Scope
@@ -27,6 +27,10 @@ class Outside:
         self.instance = task.executor.instance
 
     # -- reading
+
+    @property
+    def orders(self) -> Mapping[str, tuple[int, ...]]:
+        return self._task.executor.orders
 
     def get(self, stream: int, var: str, where: SourceLoc | None) -> Any:
         self._feed.value(var)

@@ -7,18 +7,20 @@ import contextlib
 import functools
 import queue
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..compiler.passes.base import CompileOptions
 from ..core.backend import Backend
 from ..core.errors import Aborted, ArgumentError, SourceLoc
+from . import together
 from .aio import LoopHub
 from .carrier import CarrierHub, carriers_of
 from .defaults import default_backend
 from .executor import Executor
 from .feed import Feed
 from .hub import Hub, Task
-from .options import RunOptions, run_options
+from .options import RunOptions, checked_outputs, run_options
 from .outside import Outside
 from .prefix import pinned, static_prefix
 from .state import ProgramState
@@ -26,6 +28,7 @@ from .walker import walk_plan
 
 if TYPE_CHECKING:
     from ..compiler.plan import Plan
+    from ..compiler.scheduling.base import Orders
     from .function import Function
 
 
@@ -40,6 +43,9 @@ class Running:
     backend: Backend
     options: RunOptions
     plan: Plan | None
+    disabled: tuple[str, ...] = ()  # passes left out
+    outputs: tuple[str, ...] | None = None
+    orders: Any = None  # of order-free parts, to be replayed: a mapping, or one for each row
 
     @classmethod
     def of(cls, function: Function, options: Mapping[str, Any], where: SourceLoc | None) -> Running:
@@ -49,14 +55,26 @@ class Running:
             raise ArgumentError(f"{function.__name__} is async: it cannot run with stream=True", where=where)
         backend = rest.pop("backend", None)
         compiled, compile_options = rest.pop("compiled", None), rest.pop("compile_options", None)
+        orders, outputs = rest.pop("orders", None), checked_outputs(rest.pop("outputs", None), where)
+        outputs = function.outputs if outputs is None else outputs
+        if outputs is not None:
+            compile_options = replace(compile_options or CompileOptions(), outputs=outputs)
         run = run_options(rest, where)
         target = backend if backend is not None else default_backend()
-        return cls(function, target, run, function.plan_to_run(target, compiled, compile_options, run.history))
+        plan = function.plan_to_run(target, compiled, compile_options, run.history)
+        disabled = compile_options.disabled if compile_options is not None else ()
+        return cls(function, target, run, plan, disabled, outputs, orders)
 
-    def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0) -> Task:
-        """One instance: its plan walked, or its body run."""
+    def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None) -> Task:
+        """One instance: its plan walked, or its body run. `orders`: of order-free parts, as the schedule has them."""
         plan = self.plan
         executor = Executor(hub, self.function.__name__, self.options, instance, plan)
+        if self.orders is not None:
+            orders = self.orders if isinstance(self.orders, Mapping) else self.orders[instance]
+        if orders:
+            executor.orders = orders
+        if self.outputs is not None:
+            executor.outputs = frozenset(self.outputs)
         if plan is not None:
             executor.types, executor.hosts = self.function.types, self.function.hosts
             return Task(executor, lambda: walk_plan(executor, plan, arguments))
@@ -64,8 +82,11 @@ class Running:
 
     def run(self, arguments: dict[str, Any]) -> ProgramState:
         """Run to the end; raises what failed."""
-        hub = Hub.here(self.backend) or Hub(self.backend)
+        nested = Hub.here(self.backend)
+        hub = nested or Hub(self.backend)
         task = self.task(hub, arguments)
+        if self.plan is not None and nested is None:
+            together.prepare_one(hub, self.plan, self.disabled)
         hub.run_here(task)
         if task.executor.failure is not None:
             raise task.executor.failure
@@ -126,7 +147,8 @@ class Running:
         on_error: str,
     ) -> Iterator[ProgramState]:
         """The states of all instances, in order or as they end."""
-        order = self._order(rows)
+        draft = together.draft_of([(self, row) for row in rows])
+        order = draft.order if draft is not None else range(len(rows))
         threads = MAX_CARRIERS if num_threads == "auto" else num_threads
         if self.may_block and min(threads, len(rows)) > 1:
             ended = self._spread(rows, order, threads)
@@ -134,7 +156,11 @@ class Running:
             nested = Hub.here(self.backend)
             hub = nested or Hub(self.backend)
             run = hub.run if nested is None else hub.run_nested
-            ended = self._noting_holds(hub, run(self.task(hub, rows[i], i) for i in order))
+            if draft is not None and nested is None:
+                together.prepare(hub, draft)
+            chosen = draft.orders if draft is not None and draft.orders else None
+            tasks = (self.task(hub, rows[i], i, chosen[i] if chosen else None) for i in order)
+            ended = self._noting_holds(hub, run(tasks))
         if self.plan is not None and len(rows) > 1 and self.backend.tokenizer is not None:
             prefix = static_prefix(self.plan.static_prefix, self.backend.tokenizer.encode_prompt(""))
             ended = pinned(self.backend, prefix, ended)
@@ -178,15 +204,6 @@ class Running:
                 hub.post(functools.partial(hub.cancel, task, error))
             while running:
                 running.pop(ended.get(), None)
-
-    def _order(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-        """The order of submission: depth first through what the prompts share, as far as the plan knows it."""
-        if self.plan is None or len(rows) < 2:
-            return range(len(rows))
-        from ..compiler.schedule import Instance, Workload, schedule
-
-        plan = self.plan
-        return schedule(Workload(tuple(Instance(plan, row) for row in rows)), self.backend.tokenizer).order
 
 
 def _with_progress(ended: Iterator[Task], total: int, is_shown: bool) -> Iterator[Task]:

@@ -122,6 +122,11 @@ class ProgramState:
             )
         )
 
+    def orders(self) -> dict[str, tuple[int, ...]]:
+        """How the parts of `dslc.unordered` stood in this run, where not as given; `run(orders=...)` replays it."""
+        self.sink.opaque("reading the orders of order-free parts", caller())
+        return dict(self.sink.orders)  # type: ignore[attr-defined]
+
     def forget_types(self) -> None:
         """After a join a tracer cannot tell a typed value from a list of such."""
         if self._types is not None:

@@ -41,6 +41,7 @@ from .checks import check_constraint
 from .executor import Executor
 from .steps import check_text
 from .stream import Slot
+from .unordered import arranged
 
 
 class _Returned(Exception):
@@ -273,6 +274,10 @@ class _Walker:
             return executor.variable(op.stream, str(op.args[0]), op.where)
         if op.fn == "has":
             return Slot(executor.has(op.stream, str(op.args[0]), op.where), is_done=True)
+        if op.fn == "unordered":
+            order = executor.next_order(op.stream, op.where)
+            join = lambda: arranged(*map(self.value, op.args), order)  # noqa: E731
+            return self.when_done(op, self.pending(*op.args), join)
         if op.fn == "captured":
             return Slot(self.captured(op.args[0]), is_done=True)
         if op.fn == "typed":

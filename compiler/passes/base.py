@@ -26,10 +26,14 @@ class ChatFragments(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """How to compile. `disabled` names passes to leave out; `warm_constraints` compiles constant constraints now."""
+    """How to compile. `disabled` names passes to leave out; `warm_constraints` compiles constant constraints now.
+
+    `outputs` are the variables that will be read after a run; None: everything is observable.
+    """
 
     disabled: tuple[str, ...] = ()
     warm_constraints: bool = False
+    outputs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ MAX_DEPTH = 64  # functions followed into one another
 MAX_DECISIONS = 64  # of one path: they nest in the IR, and everything that reads it goes down into them
 
 # Exprs that read the state: never shared between two places.
-_STATEFUL = frozenset({"get", "has", "text", "typed"})
+_STATEFUL = frozenset({"get", "has", "text", "typed", "unordered"})
 
 
 TEXT_FUNCTIONS = frozenset(
@@ -538,6 +538,10 @@ class PathTracer:
 
     def text(self, stream: int, where: SourceLoc | None) -> Any:
         return self._stateful("text", stream)
+
+    def unordered(self, stream: int, separator: str, parts: Any, where: SourceLoc | None) -> Any:
+        """Order-free parts, joined: in which order is for the schedule to say."""
+        return self._stateful("unordered", stream, separator, operand(parts))
 
     def _stateful(self, fn: str, stream: int, *args: Any) -> Symbol:
         if self._catches_failures and fn != "has":

@@ -98,7 +98,13 @@ def test_interpreted_equals_what_run_chooses(classic):
     a = program.run(**arguments, backend=chosen, seed=3)
     b = program.run(**arguments, backend=interpreted, seed=3, compiled=False)
     assert a.text() == b.text() and a.ret_value == b.ret_value and a.variables() == b.variables()
-    assert request_ids_and_seeds(chosen) == request_ids_and_seeds(interpreted)
+    # A plan may send the requests of its branches in another order, and equal ones of two branches once.
+    assert asked(chosen) == asked(interpreted)
+
+
+def asked(backend):
+    """What was asked for: prompt, sampling, choices; not by which branch."""
+    return {request[:-2] for request in request_ids_and_seeds(backend)}
 
 
 def test_an_error_at_each_request_surfaces_with_its_line(classic):

@@ -1,0 +1,34 @@
+"""depth-first: instances whose prompts begin alike are submitted next to each other.
+
+So what they share is computed once and can go once they are through. Where everything fits into the cache anyway the
+given order stays: sorting would cost time and gain nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..schedule import depth_first_order, first_text
+from .base import Draft, SchedulePass, plans_of
+
+
+def run(draft: Draft) -> Draft:
+    """The draft with `order` depth first through the trie of the known first prompts."""
+    instances = draft.workload.instances
+    if len(instances) < 2 or draft.fits:
+        return draft
+    tokenizer = draft.machine.tokenizer
+    if tokenizer is None:
+        return draft
+    as_text = len(plans_of(draft.workload)) == 1  # of one program: texts share what their ids share
+    orders = draft.orders or ({},) * len(instances)
+    known = [first_text(item, tokenizer, order, as_text=as_text) for item, order in zip(instances, orders, strict=True)]
+    return replace(draft, order=depth_first_order(known))
+
+
+DEPTH_FIRST = SchedulePass(
+    "depth-first",
+    "Submits instances depth first through the trie of their known prompts, across programs; keeps the given order "
+    "where the cache holds everything.",
+    run,
+)

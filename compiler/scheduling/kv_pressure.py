@@ -1,0 +1,31 @@
+"""kv-pressure: no more programs in flight than the pool can hold between their turns.
+
+A program that waits for its next turn with its KV evicted computes it again. So programs are begun while those in
+flight fit, the rest as others end. The first guess is from the budgets; the executor corrects it by what programs that
+have ended held (`lang.pressure`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .base import Draft, SchedulePass
+
+SHARE = 0.9  # of the pool for programs in flight; the rest holds what they share with those to come
+
+
+def run(draft: Draft) -> Draft:
+    """The draft with `limit` set where not all instances fit at once."""
+    kv_tokens, num = draft.machine.kv_tokens, len(draft.workload.instances)
+    if kv_tokens is None or draft.fits or num < 2:
+        return draft
+    each = draft.need / num
+    limit = max(1, int(kv_tokens * SHARE / each)) if each < float("inf") else None
+    return replace(draft, limit=limit, instance_tokens=each if each < float("inf") else 0)
+
+
+KV_PRESSURE = SchedulePass(
+    "kv-pressure",
+    "Begins no more programs than whose KV the pool holds between their turns; all of them where everything fits.",
+    run,
+)

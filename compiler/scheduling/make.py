@@ -1,0 +1,61 @@
+"""From a workload to the decisions about it: the schedule passes in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..budget import budget
+from .base import Draft, Machine, SchedulePass
+from .common_gens import COMMON_GENS
+from .depth_first import DEPTH_FIRST
+from .kv_pressure import KV_PRESSURE
+from .next_use import NEXT_USE
+from .order_free import ORDER_FREE
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..schedule import Workload
+
+SCHEDULE_PASSES: tuple[SchedulePass, ...] = (ORDER_FREE, DEPTH_FIRST, KV_PRESSURE, COMMON_GENS, NEXT_USE)
+SCHEDULE_PASS_NAMES = tuple(item.name for item in SCHEDULE_PASSES)
+
+
+def make_draft(workload: Workload, machine: Machine, disabled: Iterable[str] = ()) -> Draft:
+    """The decisions of all schedule passes but those left out. No output depends on any of them."""
+    draft = Draft(workload, machine, _need(workload, machine), tuple(range(len(workload.instances))))
+    left_out = frozenset(disabled)
+    for item in SCHEDULE_PASSES:
+        if item.name not in left_out:
+            draft = item.run(draft)
+    return draft
+
+
+def _need(workload: Workload, machine: Machine) -> float:
+    """A guess of the KV that all instances take: of each program one is worked out, the others by their size."""
+    if machine.kv_tokens is None:
+        return float("inf")
+    each: dict[int, tuple[float, int]] = {}
+    total = 0.0
+    for instance in workload.instances:
+        size = 1 + _size(instance.arguments)
+        known = each.get(id(instance.plan))
+        if known is None:
+            known = each[id(instance.plan)] = _kv_of(instance.plan, instance.arguments, machine), size
+        total += known[0] * max(1.0, size / known[1])
+    return total
+
+
+def _kv_of(plan: Plan, arguments: Mapping[str, Any], machine: Machine) -> float:
+    return budget(plan.program, machine.tokenizer, arguments, machine.defaults).kv
+
+
+def _size(value: Any) -> int:
+    """How much text an argument brings, roughly."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_size, value))
+    return 4
