@@ -224,7 +224,7 @@ class Worker:
             parents = [edge.parent + offset if edge.parent >= 0 else 0 for edge in trie.edges]
             at = to_device(np.array(parents, dtype=np.int64), logits.device)
             ids = to_device(np.array([edge.token_id for edge in trie.edges], dtype=np.int64), logits.device)
-            in_flight.edges[number] = rows[at, ids] - logsumexp(rows, self.deterministic)[at]
+            in_flight.edges[number] = rows[at, ids] - logsumexp(rows, self.sampler.works_row_by_row(rows))[at]
 
 
 def _row(seq: Sequence) -> SamplingRow:

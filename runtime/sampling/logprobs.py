@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +71,36 @@ def logsumexp(logits: Tensor, row_by_row: bool = False) -> Tensor:
     if row_by_row and logits.shape[0] > 1:
         return torch.cat([logits[i : i + 1].clone().logsumexp(dim=1) for i in range(logits.shape[0])])
     return logits.logsumexp(dim=1)
+
+
+@cache
+def rows_keep_bits(vocab_size: int, num_threads: int) -> bool:
+    """Whether a row of logits has the same bits among others as alone, in all that the sampler does along rows.
+
+    True on one CPU thread wherever a trial finds it so; with more threads rows are shared out by their number, and that
+    changes the order of sums. Elementwise steps and orders of comparison are not in question.
+    """
+    if num_threads > 1:
+        return False
+    logits = torch.randn(9, vocab_size, generator=torch.Generator().manual_seed(0)) * 4
+    logits[3] = 0.0
+
+    def along_rows(x: Tensor) -> tuple[Tensor, ...]:
+        weights = (x - x.amax(dim=1, keepdim=True)).div_(0.7).exp_()
+        return (
+            weights,
+            torch.log1p(-0.5 * weights),
+            weights.sum(dim=1, dtype=torch.float64),
+            weights.flip(1).cumsum(dim=1, dtype=torch.float64),
+            x.logsumexp(dim=1),
+        )
+
+    together = along_rows(logits.clone())
+    return all(
+        torch.equal(one[0], many[i])
+        for i in range(len(logits))
+        for one, many in zip(along_rows(logits[i : i + 1].clone()), together, strict=True)
+    )
 
 
 def top_logits(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...kernels.token_bitmask import apply_token_mask_
 from .filters import candidates
-from .logprobs import Logprobs, token_logprobs
+from .logprobs import Logprobs, rows_keep_bits, token_logprobs
 from .random import argmax_rows, race
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Sampler:
     """Draws tokens. Has no state: what a row needs to remember is in the SamplingBatch."""
 
     def __init__(self, deterministic: bool = False) -> None:
-        self.deterministic = deterministic  # each row on its own, so that its bits do not depend on the batch
+        self.deterministic = deterministic
 
     @torch.inference_mode()
     def sample(
@@ -73,7 +73,13 @@ class Sampler:
 
         For a prompt's: logits of the row at position i with the id at i + 1, known whatever the chunks.
         """
-        return token_logprobs(logits, ids, top, given, row_by_row=self.deterministic)
+        return token_logprobs(logits, ids, top, given, row_by_row=self.works_row_by_row(logits))
+
+    def works_row_by_row(self, logits: Tensor) -> bool:
+        """Whether each row must be done alone, so that its bits do not depend on the others."""
+        if not self.deterministic or logits.shape[0] == 1:
+            return False
+        return logits.device.type != "cpu" or not rows_keep_bits(logits.shape[1], torch.get_num_threads())
 
     def _draw_all(self, logits: Tensor, batch: SamplingBatch, steps: Tensor) -> Tensor:
         if batch.all_greedy:
@@ -90,7 +96,7 @@ class Sampler:
         return ids
 
     def _draw(self, draw: Draw, logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
-        if not self.deterministic or logits.shape[0] == 1:
+        if not self.works_row_by_row(logits):
             return draw(logits, kind, steps)
         rows = range(logits.shape[0])
         return torch.cat([draw(logits[i : i + 1].clone(), kind.row(i), steps[i : i + 1]) for i in rows])

@@ -6,8 +6,11 @@ from support.batches import Slots, make_batch
 from support.tiny_models import VOCAB_SIZE, reference_model, tiny_checkpoint
 
 from dslc.core.config import EngineConfig
+from dslc.core.sampling import SamplingParams
 from dslc.runtime.model_runner import ModelRunner
-from dslc.runtime.sampling.logprobs import token_logprobs
+from dslc.runtime.sampling import sampler
+from dslc.runtime.sampling.batch import SamplingBatch, SamplingRow
+from dslc.runtime.sampling.logprobs import rows_keep_bits, token_logprobs
 from dslc.runtime.sampling.sampler import Sampler
 
 torch.set_num_threads(1)
@@ -53,3 +56,22 @@ def test_alone_and_among_others_have_equal_bits_row_by_row():
     alone = torch.cat([token_logprobs(logits[i : i + 1], ids[i : i + 1], row_by_row=True).chosen for i in range(16)])
     assert torch.equal(together, alone)
     assert token_logprobs(logits[:0], ids[:0], 3, []).rows() == []
+
+
+def test_rows_are_done_together_only_where_that_leaves_their_bits(monkeypatch):
+    """Whatever the trial says, a row's draw and log-prob are those it has alone."""
+    logits = torch.randn(12, 700, generator=torch.Generator().manual_seed(4)) * 3
+    params = [
+        SamplingParams(temperature=0.8, top_p=0.9), SamplingParams(top_k=7), SamplingParams(min_p=0.05),
+        SamplingParams(),
+    ]  # fmt: skip
+    rows = [SamplingRow(params[i % 4], seed=i) for i in range(12)]
+    ids = torch.arange(12)
+    results = []
+    for together in (True, False):
+        monkeypatch.setattr(sampler, "rows_keep_bits", lambda *shape, answer=together: answer)
+        drawing = Sampler(deterministic=True)
+        assert drawing.works_row_by_row(logits) is not together
+        results.append((drawing.sample(logits, SamplingBatch.of(rows, 700)), drawing.logprobs(logits, ids).chosen))
+    assert rows_keep_bits(700, 1) and not rows_keep_bits(700, 2)
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
