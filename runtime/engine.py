@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..compiler.constraints.engines import constraint_engine
 from ..core.backend import Capabilities, Counters, EventSink
 from ..core.config import EngineConfig
 from ..core.errors import Aborted, EngineClosed, EngineError, ErrorInfo, RequestError
@@ -250,7 +251,7 @@ class Engine(GenerateAPI):
         has_text = self._tokenizer is not None and self.config.grammar_backend != "none"
         return Capabilities(
             name="dslc",
-            constraints=frozenset(("regex", "json_schema")) if has_text else frozenset(),
+            constraints=constraint_engine(self.config.grammar_backend).kinds if has_text else frozenset(),
             scoring=True,
             logprobs=True,
             streaming=True,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..compiler.constraints.compile import BACKENDS, cache_counters, compile_constraint
-from ..core.errors import ConfigError, ConstraintError, ContextOverflow, RequestError
+from ..compiler.constraints.compile import cache_counters, compile_constraint
+from ..compiler.constraints.engines import constraint_engine
+from ..core.errors import ConstraintError, ContextOverflow, RequestError
 from ..core.sampling import MAX_TOP_LOGPROBS
 from ..core.text.stops import stop_set
 from ..kernels.token_bitmask import mask_words
@@ -58,11 +59,9 @@ class Intake:
         grammar_backend: str,
         takes_processors: bool = False,
     ) -> Intake:
-        """Raises ConfigError for an unknown grammar backend."""
-        if grammar_backend not in (*BACKENDS, "none"):
-            raise ConfigError(
-                f"unknown backend {grammar_backend!r}; choices: {', '.join(BACKENDS)}, none", field="grammar_backend"
-            )
+        """Raises ConfigError for an unknown grammar backend, and for one that is not installed."""
+        if grammar_backend != "none":
+            constraint_engine(grammar_backend)
         longest = 1
         if tokenizer is not None:
             longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)

@@ -12,9 +12,11 @@ from ...core.errors import ConstraintError
 from .char_dfa import CharDfa, from_regex
 from .ebnf.machine import GrammarMachine
 from .ebnf.reader import networks_of
+from .engines import OWN, ConstraintEngine, constraint_engine
 from .interface import CompiledConstraint
 from .matcher import AutomatonConstraint
 from .nfa import TooLarge
+from .options import chosen_options
 from .regex_syntax import RegexError, parse_regex
 from .schema.document import Document
 from .schema.lower import Lowering, SchemaOptions
@@ -24,7 +26,6 @@ from .schema.universe import Universe
 from .spelling import ByteDfa
 from .token_index import Automaton, Encode
 
-BACKENDS = ("auto", "automaton")
 MAX_SOURCE_CHARS = 4 * 2**20
 DEFAULT_CACHE_BYTES = 512 * 2**20
 
@@ -48,7 +49,7 @@ class ConstraintCache:
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[object, ...], AutomatonConstraint] = OrderedDict()
+        self._entries: OrderedDict[tuple[object, ...], CompiledConstraint] = OrderedDict()
         self._building: dict[tuple[object, ...], threading.Lock] = {}
         self._lock = threading.Lock()
         self._compiled = self._hits = self._evicted = 0
@@ -56,10 +57,14 @@ class ConstraintCache:
     def get(
         self, constraint: Constraint, vocabulary: Vocabulary, *, encode: Encode | None = None, backend: str = "auto"
     ) -> CompiledConstraint:
-        """The compiled constraint, from the cache if it is there. Raises ConstraintError."""
-        if backend not in BACKENDS:
-            raise ConstraintError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}", field="grammar_backend")
-        key = (constraint, vocabulary.hash, encode is None)
+        """The compiled constraint, from the cache if it is there.
+
+        Raises ConstraintError, and ConfigError for an unknown backend.
+        """
+        engine = constraint_engine(backend)
+        if constraint.kind not in engine.kinds:
+            raise ConstraintError(f"the engine {engine.name!r} does not serve it", field=constraint.kind)
+        key = (constraint, vocabulary.hash, encode is None, engine.name)
         with self._lock:
             building = self._building.setdefault(key, threading.Lock())
         try:
@@ -70,8 +75,7 @@ class ConstraintCache:
                         self._entries.move_to_end(key)
                         self._hits += 1
                         return found
-                started = time.perf_counter()
-                made = AutomatonConstraint(constraint, vocabulary, build_automaton(constraint), encode, started)
+                made = engine.compile(constraint, vocabulary, encode)
                 with self._lock:
                     self._compiled += 1
                     self._entries[key] = made
@@ -82,16 +86,16 @@ class ConstraintCache:
                 self._building.pop(key, None)
 
     def _shrink(self) -> None:
-        total = sum(e.num_bytes for e in self._entries.values())
+        total = sum(e.stats.num_bytes for e in self._entries.values())
         while total > self.max_bytes and len(self._entries) > 1:
-            total -= self._entries.popitem(last=False)[1].num_bytes
+            total -= self._entries.popitem(last=False)[1].stats.num_bytes
             self._evicted += 1
 
     @property
     def counters(self) -> CacheCounters:
         with self._lock:
             return CacheCounters(
-                self._compiled, self._hits, self._evicted, sum(e.num_bytes for e in self._entries.values())
+                self._compiled, self._hits, self._evicted, sum(e.stats.num_bytes for e in self._entries.values())
             )
 
     def clear(self) -> None:
@@ -114,6 +118,17 @@ def compile_constraint(
     return _cache.get(constraint, vocabulary, encode=encode, backend=backend)
 
 
+def compile_automaton(constraint: Constraint, vocabulary: Vocabulary, encode: Encode | None) -> AutomatonConstraint:
+    """The compile function of our own engine, the one that "auto" takes."""
+    started = time.perf_counter()
+    return AutomatonConstraint(constraint, vocabulary, build_automaton(constraint), encode, started)
+
+
+def engine() -> ConstraintEngine:
+    """Our own engine, for `engines`."""
+    return ConstraintEngine(OWN, compile_automaton)
+
+
 def cache_counters() -> CacheCounters:
     """What this process's cache has compiled, found and dropped."""
     return _cache.counters
@@ -131,38 +146,24 @@ def build_automaton(constraint: Constraint) -> Automaton:
             f"the source has {len(constraint.source)} characters, more than {MAX_SOURCE_CHARS}", field=constraint.kind
         )
     if constraint.kind == "regex":
-        _options(constraint, {})
+        chosen_options(constraint, {})
         return ByteDfa(_regex(constraint.source), "utf8")
     if constraint.kind == "json_schema":
         return _schema(constraint)
     if constraint.kind == "ebnf":
-        _options(constraint, {})
+        chosen_options(constraint, {})
         return GrammarMachine(networks_of(constraint.source))
     raise ConstraintError(f"{constraint.kind} is not supported", field=constraint.kind)
 
 
 def _schema(constraint: Constraint) -> SchemaMachine:
-    options = _options(constraint, {"whitespace": tuple(STYLES), "format": ("assert", "annotate")})
+    options = chosen_options(constraint, {"whitespace": tuple(STYLES), "format": ("assert", "annotate")})
     document = Document(constraint.source)
     lowering = Lowering(document, SchemaOptions(assert_formats=options["format"] == "assert"))
     universe = Universe(lowering, lowering.formulas.node(document.root))
     if not universe.inhabited(universe.root):
         raise ConstraintError("no value meets the schema", field="json_schema", pointer="")
     return SchemaMachine(universe, STYLES[options["whitespace"]])
-
-
-def _options(constraint: Constraint, known: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """The options with defaults: the first value of each. Raises ConstraintError for unknown ones."""
-    chosen = {name: values[0] for name, values in known.items()}
-    for name, value in constraint.options:
-        if name not in known:
-            raise ConstraintError(f"unknown option {name!r}; known: {', '.join(known)}", field=constraint.kind)
-        if value not in known[name]:
-            raise ConstraintError(
-                f"{name} must be one of {', '.join(known[name])}, not {value!r}", field=constraint.kind
-            )
-        chosen[name] = value
-    return chosen
 
 
 def _regex(pattern: str) -> CharDfa:
