@@ -117,9 +117,9 @@ def product(
     width = delta_a.shape[1]
     lib = library()
     if lib is not None:
-        of_a, of_b, delta = _compiled_product(lib, delta_a, delta_b, a.start, b.start, need_a, need_b)
-        labels = _label_table(a, b, label)[a.labels[of_a], b.labels[of_b]]
-        return tidy(bounds, classes, delta, labels, 1 if len(of_a) > 1 else 0)
+        of_a, of_b, reached = _compiled_product(lib, delta_a, delta_b, a.start, b.start, need_a, need_b)
+        found = _label_table(a, b, label)[a.labels[of_a], b.labels[of_b]]
+        return tidy(bounds, classes, reached, found, 1 if len(of_a) > 1 else 0)
     if num_a * num_b * width <= 400_000:
         codes: LongArray = np.arange(num_a * num_b)
         delta = (delta_a[:, None, :].astype(np.int64) * num_b + delta_b[None, :, :]).reshape(-1, width)

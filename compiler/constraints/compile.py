@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
+from .automata import Automata, AutomataCounters
+from .char_algebra import from_texts
 from .char_dfa import CharDfa, from_regex
 from .ebnf.machine import GrammarMachine
 from .ebnf.reader import networks_of
@@ -121,7 +124,7 @@ def compile_constraint(
 def compile_automaton(constraint: Constraint, vocabulary: Vocabulary, encode: Encode | None) -> AutomatonConstraint:
     """The compile function of our own engine, the one that "auto" takes."""
     started = time.perf_counter()
-    return AutomatonConstraint(constraint, vocabulary, build_automaton(constraint), encode, started)
+    return AutomatonConstraint(constraint, vocabulary, automata.get(constraint), encode, started)
 
 
 def engine() -> ConstraintEngine:
@@ -136,11 +139,23 @@ def cache_counters() -> CacheCounters:
 
 def check_constraint(constraint: Constraint) -> None:
     """Raise ConstraintError if `constraint` cannot be compiled, whatever the vocabulary. Compiles the automaton."""
-    build_automaton(constraint)
+    automata.get(constraint)
+
+
+def automata_counters() -> AutomataCounters:
+    """How many automata this process has built, loaded from disk, and found still there."""
+    return automata.counters
 
 
 def build_automaton(constraint: Constraint) -> Automaton:
-    """The automaton over bytes of a constraint. Raises ConstraintError."""
+    """Build the automaton over bytes of a constraint, here and now. Raises ConstraintError."""
+    try:
+        return _build(constraint)
+    except RecursionError:
+        raise ConstraintError("nested too deeply", field=constraint.kind) from None
+
+
+def _build(constraint: Constraint) -> Automaton:
     if len(constraint.source) > MAX_SOURCE_CHARS:
         raise ConstraintError(
             f"the source has {len(constraint.source)} characters, more than {MAX_SOURCE_CHARS}", field=constraint.kind
@@ -156,6 +171,9 @@ def build_automaton(constraint: Constraint) -> Automaton:
     raise ConstraintError(f"{constraint.kind} is not supported", field=constraint.kind)
 
 
+automata = Automata(build_automaton)
+
+
 def _schema(constraint: Constraint) -> SchemaMachine:
     options = chosen_options(constraint, {"whitespace": tuple(STYLES), "format": ("assert", "annotate")})
     document = Document(constraint.source)
@@ -168,7 +186,8 @@ def _schema(constraint: Constraint) -> SchemaMachine:
 
 def _regex(pattern: str) -> CharDfa:
     try:
-        dfa = from_regex(parse_regex(pattern))
+        texts = _literals(pattern)
+        dfa = from_texts(texts) if texts is not None else from_regex(parse_regex(pattern))
     except RegexError as error:
         raise ConstraintError(f"{_shown(pattern)}: {error}", field="regex") from None
     except TooLarge as error:
@@ -178,6 +197,18 @@ def _regex(pattern: str) -> CharDfa:
     if dfa.is_empty:
         raise ConstraintError(f"{_shown(pattern)} matches no text", field="regex")
     return dfa
+
+
+_PLAIN = r"(?:[^\\^$.|?*+()\[\]{}\ud800-\udfff]|\\[^A-Za-z0-9])"
+_LITERALS = re.compile(rf"{_PLAIN}+(?:\|{_PLAIN}+)+")
+_MANY_CHARS = 1000
+
+
+def _literals(pattern: str) -> list[str] | None:
+    """The texts of a long list of literal ones, `a|b|c`, which need no regex; None for other patterns."""
+    if len(pattern) < _MANY_CHARS or not _LITERALS.fullmatch(pattern):
+        return None
+    return [re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for text in re.findall(rf"{_PLAIN}+", pattern)]
 
 
 def _shown(pattern: str) -> str:

@@ -1,7 +1,7 @@
-"""The compiled walk (`walk.c`) and what makes automata quickly (`automata.c`): built once per machine with the C compiler that is there, and loaded.
+"""What is written in C: the walk over the vocabulary (`walk.c`) and what makes automata (`automata.c`).
 
-It is an accelerator only. Without a compiler, or with DSLC_NATIVE=0, the Python walks do the same, slower; the tests
-hold the two against each other.
+Built once per machine with the C compiler that is there, and loaded. It is an accelerator only: without a compiler, or
+with DSLC_NATIVE=0, Python does the same, slower; the tests hold the two against each other.
 """
 
 from __future__ import annotations

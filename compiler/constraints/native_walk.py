@@ -204,7 +204,7 @@ class NativeDfa:
         self._kept = [np.ascontiguousarray(a) for a in (
             speller.table, chars.delta, chars.labels.astype(np.int32), dfa.live.view(np.uint8),
             _wide_classes(chars.bounds, chars.classes), spaces.astype(np.int32))]  # fmt: skip
-        *tables, wide, of_spaces = map(_pointer, self._kept)
+        *tables, wide, of_spaces = [_pointer(part) for part in self._kept]
         self.handle: int = lib.dfa_new(
             *chars.delta.shape, dfa.width, *tables, wide, len(self._kept[-2]), of_spaces, len(self._kept[-1])
         )

@@ -17,7 +17,7 @@ from ..nfa import TooLarge
 from ..regex_syntax import parse_regex
 
 MAX_DIGITS = 400  # of a bound; the largest double has 309
-MAX_MODULUS = 20_000
+MAX_MODULUS = 3_000  # automata of that many states are joined one behind the other: about a second
 
 _DIGITS = "0123456789"
 
