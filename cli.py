@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_compile import Compiling, checks_kept, refuse_nameless, write_whole
-from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, program_makers, programs
+from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, outputs_of, program_makers, programs
 from .cli_run import add_run
 from .core.errors import DslcError
 
 if TYPE_CHECKING:
     from .compiler.ir import Program
     from .compiler.plan import Plan
+    from .core.backend import Capabilities
 
 EMITS = ("ir", "json", "lowered", "plan", "plan-json", "explain", "html", "dot")
 
@@ -189,13 +190,14 @@ def _check(arguments: argparse.Namespace) -> int:
     from .compiler.check import Finding, Model, check
 
     tokenizer = load_tokenizer_of(arguments.model)
-    model = Model(tokenizer, arguments.context_length or _context_length(arguments.model))
+    context_length = arguments.context_length or _context_length(arguments.model)
+    model = Model(tokenizer, context_length, engine_capabilities())
     counts = dict.fromkeys(("error", "warning", "note"), 0)
     for target in arguments.program:
         findings: list[Finding] = []
         for make in program_makers(target):
             try:
-                findings += check(make(), model)
+                findings += check(make(), model, outputs_of(make))
             except DslcError as error:
                 findings.append(Finding("error", "program", error.message, error.where))
         for finding in dict.fromkeys(findings):
@@ -204,6 +206,14 @@ def _check(arguments: argparse.Namespace) -> int:
     if counts["error"] or counts["warning"]:
         print(f"{counts['error']} errors, {counts['warning']} warnings", file=sys.stderr)
     return 1 if counts["error"] or (arguments.strict and counts["warning"]) else 0
+
+
+def engine_capabilities() -> Capabilities:
+    """What the engine can do, known without loading one: of `Engine.capabilities` what programs can ask for."""
+    from .compiler.constraints.engines import constraint_engine
+    from .core.backend import Capabilities
+
+    return Capabilities("dslc", constraint_engine("auto").kinds, scoring=True, logprobs=True)
 
 
 def _context_length(model: str | None) -> int | None:

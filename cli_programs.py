@@ -40,6 +40,12 @@ def program_makers(target: str, strict: bool = False) -> list[Callable[[], Progr
     return [functools.partial(function.compile, strict=strict) for function in functions_of(target)]
 
 
+def outputs_of(make: Callable[[], Program]) -> tuple[str, ...] | None:
+    """The outputs that the program declares, which this makes; None if it declares none."""
+    function = getattr(getattr(make, "func", None), "__self__", None)
+    return getattr(function, "outputs", None)
+
+
 def _read_program(path: Path) -> Program:
     from .compiler.parser import parse_program
     from .compiler.serial import from_json

@@ -39,6 +39,7 @@ from .prompts import prompts
 from .verifier import diagnose
 
 if TYPE_CHECKING:
+    from ..core.backend import Capabilities
     from ..core.text.tokenizer import Tokenizer
     from .constraints.char_dfa import CharDfa
 
@@ -61,10 +62,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is known of the model the program is for; None: not known, and rules that need it say nothing."""
+    """What is known of the model the program is for; None: not known, and rules that need it say nothing.
+
+    `backend` is what serves it can do.
+    """
 
     tokenizer: Tokenizer | None = None
     context_len: int | None = None
+    backend: Capabilities | None = None
 
 
 @dataclass
@@ -78,6 +83,7 @@ class _Subject:
     makers: dict[int, AnyOp] = field(default_factory=dict)
     setters: dict[str, list[AnyOp]] = field(default_factory=dict)  # variable -> ops that set it
     languages: dict[str, Any] = field(default_factory=dict)  # regex -> its automaton
+    outputs: tuple[str, ...] | None = None  # the variables that are read after a run; None: everything may be
 
     def language(self, op: AnyOp) -> CharDfa | None:
         """The language of a gen's constant regex."""
@@ -115,12 +121,16 @@ def _rule(name: str, level: str, promise: str) -> Callable[[Callable[[_Subject],
     return register
 
 
-def check(program: Program, model: Model | None = None) -> list[Finding]:
-    """Everything found, by line. With broken laws only those are reported: the other rules build on them."""
+def check(program: Program, model: Model | None = None, outputs: tuple[str, ...] | None = None) -> list[Finding]:
+    """Everything found, by line. With broken laws only those are reported: the other rules build on them.
+
+    `outputs` are those that the program declares.
+    """
     broken = diagnose(program)
     if broken:
         return [finding_of(error) for error in broken]
     subject = _subject(program, model or Model())
+    subject.outputs = outputs
     found = [Finding(rule.level, rule.name, message, where) for rule in RULES for message, where in rule.find(subject)]
     return sorted(found, key=lambda finding: (finding.where is None, finding.where or SourceLoc("", 0)))
 
@@ -147,15 +157,21 @@ def _subject(program: Program, model: Model) -> _Subject:
 @_rule("break", "note", "Where the compiler cannot follow, and the rest runs in Python.")
 def _breaks(subject: _Subject) -> Found:
     for op in subject.ops:
-        if isinstance(op, Opaque):
+        if isinstance(op, Opaque) and not op.reason.endswith(_UNSET):
             yield f"the rest of {subject.program.title!r} runs in Python: {op.reason}", op.where
 
 
 # Variables
 
+_UNSET = " is read where this path has not set it"  # the tracer's reason to end a path that would fail there
+
 
 @_rule("maybe-unset", "warning", "A variable read where some path to the reader has not set it.")
 def _maybe_unset(subject: _Subject) -> Found:
+    for op in subject.ops:
+        if isinstance(op, Opaque) and op.reason.endswith(_UNSET):
+            name = op.reason.removesuffix(_UNSET)
+            yield f"{name} is read here, but a path comes here that has not set it", op.where
     yield from _sure_region(subject.program.body, {0: set()})
 
 
@@ -447,9 +463,15 @@ def _context(subject: _Subject) -> Found:
     limit, tokenizer = subject.model.context_len, subject.model.tokenizer
     if limit is None or tokenizer is None:
         return
+    from .budget import budget
+
+    least: dict[int, int] = {}
+    for site in budget(subject.program, tokenizer).sites:
+        least[site.op.out.id] = min(int(site.prompt.least), least.get(site.op.out.id, limit))
     for prompt in prompts(subject.program, tokenizer):
         op = subject.makers[prompt.out.id]
         known = len(prompt.ids) + (len(tokenizer.encode(prompt.pending)) if prompt.is_whole and prompt.pending else 0)
+        known = max(known, least.get(prompt.out.id, 0))
         wanted = dict(op.sampling).get("max_new_tokens", 0) if isinstance(op, Gen) else 0
         if known >= limit:
             yield f"its prompt has at least {known} tokens, and the model's context only {limit}", op.where
@@ -460,3 +482,6 @@ def _context(subject: _Subject) -> Found:
 def _strings(operand: Operand) -> tuple[str, ...]:
     items = operand if isinstance(operand, tuple) else (operand,)
     return tuple(item for item in items if isinstance(item, str))
+
+
+from . import check_options as check_options  # noqa: E402  its rules enter RULES after these
