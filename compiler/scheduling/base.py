@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..cost import CostModel
 from ..fields import new_streams
 from ..ir import Expr, Fork, walk
 
@@ -24,12 +25,14 @@ UNORDERED = "unordered"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is known of where the workload runs: its tokenizer, the tokens its KV pool holds (None: unknown), and the
-    sampling defaults of the run."""
+    """What is known of where the workload runs: its tokenizer, the tokens its KV pool holds (None: unknown), the
+    sampling defaults of the run, and what things cost. `compares`: choices are made by that, not by rule."""
 
     tokenizer: Tokenizer | None = None
     kv_tokens: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    cost: CostModel = field(default_factory=CostModel)
+    compares: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """depth-first: instances whose prompts begin alike are submitted next to each other.
 
-So what they share is computed once and can go once they are through. Where everything fits into the cache anyway the
-given order stays: sorting would cost time and gain nothing.
+So what they share is computed once and can go once they are through. The cost model compares the order with the given
+one on the known prompts and the pool there is; the given one stays where it is as good. Where everything fits into the
+cache anyway nothing is compared: that would cost time and gain nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from ..cost import tokens_with
 from ..schedule import depth_first_order, first_text
 from .base import Draft, SchedulePass, plans_of
 
@@ -23,7 +25,12 @@ def run(draft: Draft) -> Draft:
     as_text = len(plans_of(draft.workload)) == 1  # of one program: texts share what their ids share
     orders = draft.orders or ({},) * len(instances)
     known = [first_text(item, tokenizer, order, as_text=as_text) for item, order in zip(instances, orders, strict=True)]
-    return replace(draft, order=depth_first_order(known))
+    order = depth_first_order(known)
+    if not draft.machine.compares:
+        return replace(draft, order=order)
+    capacity = draft.machine.kv_tokens or 0
+    choices = [(one, float(tokens_with(known, one, capacity)), 0.0) for one in (draft.order, order)]
+    return replace(draft, order=draft.machine.cost.cheapest(choices))
 
 
 DEPTH_FIRST = SchedulePass(

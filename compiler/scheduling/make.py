@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..budget import budget
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
     from ..schedule import Workload
 
 SCHEDULE_PASSES: tuple[SchedulePass, ...] = (ORDER_FREE, DEPTH_FIRST, KV_PRESSURE, COMMON_GENS, NEXT_USE)
-SCHEDULE_PASS_NAMES = tuple(item.name for item in SCHEDULE_PASSES)
+COST_MODEL = "cost-model"  # off: passes decide by rule, without comparing costs
+SCHEDULE_PASS_NAMES = (*(item.name for item in SCHEDULE_PASSES), COST_MODEL)
 
 
 def make_draft(workload: Workload, machine: Machine, disabled: Iterable[str] = ()) -> Draft:
     """The decisions of all schedule passes but those left out. No output depends on any of them."""
     draft = Draft(workload, machine, _need(workload, machine), tuple(range(len(workload.instances))))
     left_out = frozenset(disabled)
+    if COST_MODEL in left_out:
+        draft = replace(draft, machine=replace(machine, compares=False))
     for item in SCHEDULE_PASSES:
         if item.name not in left_out:
             draft = item.run(draft)
