@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from ..compiler.constraints.engines import constraint_engine
 from ..core.backend import Capabilities, Counters, EventSink
 from ..core.config import EngineConfig
 from ..core.errors import Aborted, EngineClosed, EngineError, ErrorInfo, RequestError
-from ..core.events import Failed
+from ..core.events import Event, Failed
 from .generate import GenerateAPI
+from .grammar_queue import GrammarQueue
 from .intake import Intake, constraints_compiled
 from .mailbox import Mailbox
 from .memory.allocator import PageAllocator
@@ -130,6 +132,7 @@ class Engine(GenerateAPI):
         self._thread: threading.Thread | None = None
         self._num_unseeded = 0
         self._compiled_before = constraints_compiled()
+        self._grammars = GrammarQueue()
         self._is_closed = False
         self._broken: ErrorInfo | None = None
 
@@ -275,7 +278,11 @@ class Engine(GenerateAPI):
         return self._tokenizer.encode_prompt(text)
 
     def submit(self, requests: Sequence[GenRequest], sink: EventSink) -> None:
-        """Check and queue requests; see `Backend.submit`. Tokenising and compiling is done in the calling thread."""
+        """Check and queue requests; see `Backend.submit`.
+
+        Tokenising is done in the calling thread, and compiling too if it is quick; other constraints are compiled
+        elsewhere, and their requests come to the scheduler when that is done.
+        """
         for source in requests:
             if self._is_closed:
                 raise EngineClosed("the engine is closed")
@@ -283,11 +290,24 @@ class Engine(GenerateAPI):
             try:
                 if self._broken is not None:
                     raise self._broken.exception()
-                request = self.intake.admit(source, self._draw_seed(source), sink, now)
+                seed = self._draw_seed(source)
+                if self.intake.takes_long(source):
+                    prepare = partial(self._prepare, source, seed, sink, now)
+                    self._grammars.put(source.id, prepare, partial(self._tell, sink))
+                    continue
+                self._prepare(source, seed, sink, now)()
             except Exception as error:
                 sink(Failed(source.id, ErrorInfo.of(error)))
-                continue
-            self._mailbox.put(Submit(request), deadline=request.deadline)
+
+    def _prepare(self, source: GenRequest, seed: int, sink: EventSink, now: float) -> Callable[[], None]:
+        """Check a request and compile its constraint; what is returned hands it to the scheduler."""
+        request = self.intake.admit(source, seed, sink, now)
+        return lambda: self._mailbox.put(Submit(request), deadline=request.deadline)
+
+    def _tell(self, sink: EventSink, event: Event) -> None:
+        """An event from outside the loop; whoever waits for it looks again."""
+        sink(event)
+        self._mailbox.notify()
 
     def _draw_seed(self, source: GenRequest) -> int:
         """Unseeded requests draw theirs from the run's seed, one after the other."""
@@ -300,7 +320,9 @@ class Engine(GenerateAPI):
     def abort(self, request_ids: Sequence[str]) -> None:
         """End these requests with `Failed(Aborted)`; unknown and finished ids are ignored."""
         for request_id in request_ids:
-            self._mailbox.put(Cancel(request_id, ErrorInfo.of(Aborted("aborted by its owner"))))
+            error = ErrorInfo.of(Aborted("aborted by its owner"))
+            if not self._grammars.fail(request_id, error):
+                self._mailbox.put(Cancel(request_id, error))
         if self._drive.acquire(blocking=False):  # nobody drives: free their memory now
             try:
                 self._take_messages()
@@ -431,6 +453,7 @@ class Engine(GenerateAPI):
             self._is_closed = True
             thread = self._thread
         atexit.unregister(self.close)
+        self._grammars.close(ErrorInfo.of(EngineClosed("the engine was closed")))
         self._mailbox.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..compiler.constraints.compile import cache_counters, compile_constraint
+from ..compiler.constraints.compile import cache_counters, compile_constraint, is_quick
 from ..compiler.constraints.engines import constraint_engine
 from ..core.errors import ConstraintError, ContextOverflow, RequestError
 from ..core.sampling import MAX_TOP_LOGPROBS
@@ -92,6 +92,14 @@ class Intake:
         else:
             self._add_choices(request)
         return request
+
+    def takes_long(self, source: GenRequest) -> bool:
+        """Whether the request's constraint is yet to be compiled, and that may take a while."""
+        if source.constraint is None or self.tokenizer is None or self.grammar_backend == "none":
+            return False
+        return not is_quick(
+            source.constraint, self.tokenizer.vocabulary, encode=self.tokenizer.encode, backend=self.grammar_backend
+        )
 
     def _check(self, source: GenRequest) -> None:
         if source.adapter is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
 from .automata import Automata, AutomataCounters
+from .bounds import INLINE_WORK, work_of
 from .char_algebra import from_texts
 from .char_dfa import CharDfa, from_regex
 from .ebnf.machine import GrammarMachine
@@ -30,6 +31,7 @@ from .spelling import ByteDfa
 from .token_index import Automaton, Encode
 
 MAX_SOURCE_CHARS = 4 * 2**20
+SCHEMA_OPTIONS = {"whitespace": tuple(STYLES), "format": ("assert", "annotate"), "key_order": ("schema", "any")}
 DEFAULT_CACHE_BYTES = 512 * 2**20
 
 
@@ -88,6 +90,12 @@ class ConstraintCache:
             with self._lock:
                 self._building.pop(key, None)
 
+    def has(self, constraint: Constraint, vocabulary: Vocabulary, *, encode: Encode | None, backend: str) -> bool:
+        """Whether `get` would find it. Raises ConfigError for an unknown backend."""
+        key = (constraint, vocabulary.hash, encode is None, constraint_engine(backend).name)
+        with self._lock:
+            return key in self._entries
+
     def _shrink(self) -> None:
         total = sum(e.stats.num_bytes for e in self._entries.values())
         while total > self.max_bytes and len(self._entries) > 1:
@@ -119,6 +127,13 @@ def compile_constraint(
     ConstraintError for a constraint that is invalid, unsupported, unsatisfiable or too large.
     """
     return _cache.get(constraint, vocabulary, encode=encode, backend=backend)
+
+
+def is_quick(
+    constraint: Constraint, vocabulary: Vocabulary, *, encode: Encode | None = None, backend: str = "auto"
+) -> bool:
+    """Whether `compile_constraint` is quick: it is done already, or a bound on the work is small."""
+    return _cache.has(constraint, vocabulary, encode=encode, backend=backend) or work_of(constraint) <= INLINE_WORK
 
 
 def compile_automaton(constraint: Constraint, vocabulary: Vocabulary, encode: Encode | None) -> AutomatonConstraint:
@@ -175,9 +190,9 @@ automata = Automata(build_automaton)
 
 
 def _schema(constraint: Constraint) -> SchemaMachine:
-    options = chosen_options(constraint, {"whitespace": tuple(STYLES), "format": ("assert", "annotate")})
+    options = chosen_options(constraint, SCHEMA_OPTIONS)
     document = Document(constraint.source)
-    lowering = Lowering(document, SchemaOptions(assert_formats=options["format"] == "assert"))
+    lowering = Lowering(document, SchemaOptions(options["format"] == "assert", options["key_order"] == "any"))
     universe = Universe(lowering, lowering.formulas.node(document.root))
     if not universe.inhabited(universe.root):
         raise ConstraintError("no value meets the schema", field="json_schema", pointer="")

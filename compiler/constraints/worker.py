@@ -87,12 +87,12 @@ class Worker:
                     pipe.close()
 
 
-def compile_apart(
-    constraint: Constraint, seconds: float = COMPILE_SECONDS, max_bytes: int = COMPILE_BYTES
-) -> Automaton:
-    """The automaton of a constraint, made in another process. Raises ConstraintError, also for what takes too long."""
+def compile_apart(constraint: Constraint, seconds: float | None = None, max_bytes: int | None = None) -> Automaton:
+    """The automaton of a constraint, made in another process. Raises ConstraintError, also beyond the limits."""
     from .persist import automaton_from_bytes
 
+    seconds = COMPILE_SECONDS if seconds is None else seconds
+    max_bytes = COMPILE_BYTES if max_bytes is None else max_bytes
     with _slots:
         with _lock:
             worker = next((w for w in _idle if w.max_bytes == max_bytes), None)
