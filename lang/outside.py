@@ -123,6 +123,9 @@ class Outside:
     def new_stream(self) -> int:
         self._refuse(None)
 
+    def unordered(self, stream: int, separator: str, parts: Any, where: SourceLoc | None) -> Any:
+        self._refuse(where)
+
     def opaque(self, reason: str, where: SourceLoc | None) -> None:
         return None
 
