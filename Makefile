@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint typecheck bench clean
+.PHONY: help install demo test test-slow test-browser lint typecheck bench clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(STAMP) ## Run the default suite (no GPU, no network)
 
 test-slow: $(STAMP) ## Run the slow tests too
 	$(BIN)/python -m pytest -q -m 'not gpu and not browser' $(PYTEST_ARGS)
+
+test-browser: $(STAMP) ## Run the tests of HTML pages in chromium (Debian: apt-get install chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check .
