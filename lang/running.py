@@ -149,16 +149,16 @@ class Running:
         """The states of all instances, in order or as they end."""
         draft = together.draft_of([(self, row) for row in rows])
         order = draft.order if draft is not None else range(len(rows))
+        chosen = draft.orders if draft is not None and draft.orders else None
         threads = MAX_CARRIERS if num_threads == "auto" else num_threads
         if self.may_block and min(threads, len(rows)) > 1:
-            ended = self._spread(rows, order, threads)
+            ended = self._spread(rows, order, threads, chosen)
         else:
             nested = Hub.here(self.backend)
             hub = nested or Hub(self.backend)
             run = hub.run if nested is None else hub.run_nested
             if draft is not None and nested is None:
                 together.prepare(hub, draft)
-            chosen = draft.orders if draft is not None and draft.orders else None
             tasks = (self.task(hub, rows[i], i, chosen[i] if chosen else None) for i in order)
             ended = self._noting_holds(hub, run(tasks))
         if self.plan is not None and len(rows) > 1 and self.backend.tokenizer is not None:
@@ -176,7 +176,13 @@ class Running:
         if self.plan is None or self.function.hosts:
             self.function.note_holds(hub.num_holds, num)
 
-    def _spread(self, rows: Sequence[dict[str, Any]], order: Sequence[int], threads: int) -> Iterator[Task]:
+    def _spread(
+        self,
+        rows: Sequence[dict[str, Any]],
+        order: Sequence[int],
+        threads: int,
+        chosen: Sequence[Orders] | None,
+    ) -> Iterator[Task]:
         """Bodies that may block, over carriers: one that sleeps holds up only those of its own carrier."""
         ended: queue.SimpleQueue[Task] = queue.SimpleQueue()
         carriers = carriers_of(self.backend)
@@ -185,7 +191,7 @@ class Running:
         for i in order:
 
             def make(hub: CarrierHub, i: int = i) -> Task:
-                task = self.task(hub, rows[i], i)
+                task = self.task(hub, rows[i], i, chosen[i] if chosen else None)
                 task.on_end = ended.put
                 return task
 
