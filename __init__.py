@@ -78,6 +78,18 @@ if TYPE_CHECKING:
     from .lang.compat import (
         read_jsonl as read_jsonl,
     )
+    from .lang.constraints import (
+        choice as choice,
+    )
+    from .lang.constraints import (
+        ebnf as ebnf,
+    )
+    from .lang.constraints import (
+        json as json,
+    )
+    from .lang.constraints import (
+        regex as regex,
+    )
     from .lang.defaults import (
         flush_cache as flush_cache,
     )
@@ -163,6 +175,7 @@ _HOME = {
         "unconditional_likelihood_normalized",
     ),
     ".lang.compat": ("dump_state_text", "global_config", "read_jsonl"),
+    ".lang.constraints": ("choice", "ebnf", "json", "regex"),
     ".lang.defaults": ("flush_cache", "get_server_info", "set_default_backend"),
     ".lang.exprs": (
         "assistant", "assistant_begin", "assistant_end", "image", "special", "system", "system_begin", "system_end",

@@ -22,6 +22,10 @@ class Constraint:
     source: str
     options: tuple[tuple[str, str], ...] = ()
 
+    def __repr__(self) -> str:
+        maker = {"json_schema": "json"}.get(self.kind, self.kind)
+        return f"dslc.{maker}({', '.join([repr(self.source), *(f'{name}={value!r}' for name, value in self.options)])})"
+
     @property
     def key(self) -> str:
         """A stable name of the constraint: 16 hex digits, equal for equal constraints in every process."""

@@ -152,7 +152,7 @@ def logprob_wish(
 
 
 def constraint_of(given: Mapping[str, Any], where: SourceLoc | None) -> tuple[TypeSpec | None, ConstraintSpec | None]:
-    """The type and the constraint of a gen from its options type, dtype, regex, json_schema, grammar and ebnf.
+    """The type and the constraint of a gen from its options constraint, type, dtype, regex, json_schema, grammar...
 
     Raises RequestError or ConstraintError.
     """
@@ -164,6 +164,8 @@ def constraint_of(given: Mapping[str, Any], where: SourceLoc | None) -> tuple[Ty
     (name,) = names
     source = given[name]
     kind: ConstraintKind = "regex"
+    if name == "constraint":
+        return None, _of_value(source, where)
     if name == "type":
         return _of_type(source, where)
     if name == "tools":
@@ -175,7 +177,7 @@ def constraint_of(given: Mapping[str, Any], where: SourceLoc | None) -> tuple[Ty
     elif name == "json_schema":
         kind = "json_schema"
         if not isinstance(source, Symbol):
-            source = _schema_text(source, where)
+            source = schema_text(source, where)
     if isinstance(source, Symbol):
         return None, ConstraintSpec(kind, operand(source))
     if not isinstance(source, str):
@@ -184,9 +186,24 @@ def constraint_of(given: Mapping[str, Any], where: SourceLoc | None) -> tuple[Ty
     return None, ConstraintSpec(kind, source)
 
 
+def _of_value(value: Any, where: SourceLoc | None) -> ConstraintSpec:
+    if isinstance(value, ConstraintSpec):
+        return value
+    if isinstance(value, Symbol):
+        value.recorder.break_here("a constraint that is not known yet")
+    if not isinstance(value, Constraint):
+        raise RequestError(
+            f"must be made by dslc.regex, json, ebnf or choice, not {value!r}", field="constraint", where=where
+        )
+    check_constraint(value, where)
+    return ConstraintSpec(value.kind, value.source, value.options)
+
+
 def _of_type(kind: Any, where: SourceLoc | None) -> tuple[TypeSpec, ConstraintSpec | None]:
     from .types import type_spec
 
+    if isinstance(kind, Symbol):
+        kind.recorder.break_here("a type that is not known yet")
     try:
         spec = type_spec(kind)
     except (TypeError, NameError) as error:
@@ -216,7 +233,7 @@ def _dtype_regex(dtype: Any, where: SourceLoc | None) -> str:
     raise RequestError(f"must be int, float, str or bool, not {dtype!r}", field="dtype", where=where)
 
 
-def _schema_text(schema: Any, where: SourceLoc | None) -> str:
+def schema_text(schema: Any, where: SourceLoc | None) -> str:
     from ..compiler.constraints import source_of_schema
 
     try:

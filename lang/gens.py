@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from ..compiler.ir import ConstraintSpec
 from ..compiler.tracing.symbols import Symbol
+from ..core.constraint import Constraint
 from ..core.errors import ProgramError, RequestError, SourceLoc
 from ..core.request import LogprobWish
 from .checks import (
@@ -120,6 +121,8 @@ class SelectExpr(Expression):
 @overload
 def gen(name: str | None, max_tokens: type[T], /, **options: Unpack[GenNames]) -> GenExpr[T]: ...
 @overload
+def gen(name: str | None, max_tokens: Constraint, /, **options: Unpack[GenNames]) -> GenExpr[str]: ...
+@overload
 def gen(name: str | None = None, *, type: type[T], **options: Unpack[GenNames]) -> GenExpr[T]: ...
 @overload
 def gen(
@@ -151,6 +154,7 @@ def gen(
     tools: Sequence[Callable[..., Any]] | None = None,
     ebnf: str | None = None,
     grammar: str | None = None,
+    constraint: Constraint | None = None,
     repetition_penalty: float | None = None,
     logit_bias: dict[int, float] | None = None,
     seed: int | None = None,
@@ -162,7 +166,7 @@ def gen(
 @traceable
 def gen(
     name: str | None = None,
-    max_tokens: Any = None,
+    second: Any = None,
     min_tokens: int | None = None,
     n: int | None = None,
     stop: str | Sequence[str] | None = None,
@@ -185,10 +189,12 @@ def gen(
     regex: str | None = None,
     json_schema: Any = None,
     *,
+    max_tokens: Any = None,
     type: Any = None,
     tools: Sequence[Callable[..., Any]] | None = None,
     ebnf: str | None = None,
     grammar: str | None = None,
+    constraint: Constraint | None = None,
     repetition_penalty: float | None = None,
     logit_bias: dict[int, float] | None = None,
     seed: int | None = None,
@@ -199,23 +205,31 @@ def gen(
 ) -> Any:
     """Generate text into the variable `name` and append it (positional order and names as in SGLang).
 
+    `second` is `max_tokens`, or a type or constraint: `gen("x", 16)`, `gen("x", int)`, `gen("x", int, max_tokens=16)`.
+
     Options not given come from `run(...)`. At most one of these constrains the text: `type` (also in second place: int,
     Literal, an enum, a dataclass, a pydantic model, ...; `s[name]` is then a value of that type, `s.raw(name)` its
     text), `dtype` (SGLang's int, float, str, bool: the value stays text), `regex`, `json_schema` (a dict, its JSON
-    text, or a pydantic model), `grammar` (EBNF; also called `ebnf`), `tools` (functions: the value is a `ToolCall` of
-    one of them). With `choices` this is `select`.
+    text, or a pydantic model), `grammar` (EBNF; also called `ebnf`), `constraint` (also in second place: a value of
+    `dslc.regex`, `json`, `ebnf` or `choice`), `tools` (functions: the value is a `ToolCall` of one of them). With
+    `choices` this is `select`.
 
     Raises RequestError or ConstraintError naming the option, with the user's line.
     """
     where = caller()
     if name is not None and name.__class__ is not str:
         _check_name(name, where)
+    if second is not None:
+        if max_tokens is None:
+            max_tokens = second
+        else:
+            type, constraint = _second_place(second, type, constraint, where)
     given = (
         max_tokens, min_tokens, n, stop, stop_token_ids, stop_regex, temperature, top_p, top_k, min_p,
         frequency_penalty, presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num,
         return_text_in_logprobs, dtype, choices, choices_method, regex, json_schema, type, tools, ebnf, grammar,
-        repetition_penalty, logit_bias, seed, skip_special_tokens, spaces_between_special_tokens, no_stop_trim,
-        token_ids_logprob,
+        constraint, repetition_penalty, logit_bias, seed, skip_special_tokens, spaces_between_special_tokens,
+        no_stop_trim, token_ids_logprob,
     )  # fmt: skip
     if choices is not None or choices_method is not None:
         return _select_by_gen(name, dict(zip(GEN_OPTIONS, given, strict=True)), where)
@@ -231,23 +245,36 @@ def gen(
     return GenExpr(name, options, where)
 
 
+def _second_place(second: Any, type: Any, constraint: Any, where: SourceLoc | None) -> tuple[Any, Any]:
+    """The type and the constraint, one of which stands in second place beside max_tokens."""
+    if isinstance(second, (Constraint, ConstraintSpec)) and constraint is None:
+        return type, second
+    if is_type(second) and type is None:
+        return second, constraint
+    field = "constraint" if constraint is not None else "type" if type is not None else "max_tokens"
+    raise RequestError("is given twice", field=field, where=where)
+
+
 # The options of gen() after its name, in order.
 GEN_OPTIONS = (
     "max_tokens", "min_tokens", "n", "stop", "stop_token_ids", "stop_regex", "temperature", "top_p", "top_k", "min_p",
     "frequency_penalty", "presence_penalty", "ignore_eos", "return_logprob", "logprob_start_len", "top_logprobs_num",
     "return_text_in_logprobs", "dtype", "choices", "choices_method", "regex", "json_schema", "type", "tools", "ebnf",
-    "grammar", "repetition_penalty", "logit_bias", "seed", "skip_special_tokens", "spaces_between_special_tokens",
-    "no_stop_trim", "token_ids_logprob",
+    "grammar", "constraint", "repetition_penalty", "logit_bias", "seed", "skip_special_tokens",
+    "spaces_between_special_tokens", "no_stop_trim", "token_ids_logprob",
 )  # fmt: skip
-_NOT_SAMPLING = frozenset(
-    {*LOGPROB_NAMES, "dtype", "choices", "choices_method", "regex", "json_schema", "type", "tools", "ebnf", "grammar"}
-)
+CONSTRAINT_OPTIONS = ("constraint", "type", "tools", "dtype", "regex", "json_schema", "grammar", "ebnf")
+_NOT_SAMPLING = frozenset({*LOGPROB_NAMES, *CONSTRAINT_OPTIONS, "choices", "choices_method"})
 _MAX_KNOWN = 4096
 _known: dict[Any, tuple[tuple[Any, ...], GenOptions]] = {}
 
 
 def _gen_options(given: dict[str, Any], where: SourceLoc | None) -> GenOptions:
     """The options of a gen by name, checked."""
+    if isinstance(given["max_tokens"], (Constraint, ConstraintSpec)):
+        if given["constraint"] is not None:
+            raise RequestError("is given twice", field="constraint", where=where)
+        given["constraint"], given["max_tokens"] = given["max_tokens"], None
     if is_type(given["max_tokens"]):
         if given["type"] is not None:
             raise RequestError("is given twice", field="type", where=where)
@@ -257,7 +284,7 @@ def _gen_options(given: dict[str, Any], where: SourceLoc | None) -> GenOptions:
         for name, value in given.items()
         if value is not None and name not in _NOT_SAMPLING
     }
-    constraints = {name: given[name] for name in ("type", "tools", "dtype", "regex", "json_schema", "grammar", "ebnf")}
+    constraints = {name: given[name] for name in CONSTRAINT_OPTIONS}
     spec, constraint = constraint_of(constraints, where)
     asked, start, top, with_text, token_ids = (given[name] for name in LOGPROB_NAMES)
     wish = logprob_wish(asked, start, top, with_text, token_ids, where)

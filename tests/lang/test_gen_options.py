@@ -57,7 +57,8 @@ def test_the_table_is_complete():
 
 def test_positional_order_is_sglangs():
     names = [p.name for p in inspect.signature(dslc.gen).parameters.values() if p.kind != p.KEYWORD_ONLY]
-    assert names == SGLANG_ORDER
+    # A type or constraint may stand where max_tokens does, and max_tokens beside it: that place has a name of its own.
+    assert ["max_tokens" if name == "second" else name for name in names] == SGLANG_ORDER
 
 
 @pytest.mark.parametrize(("name", "field", "value", "stored"), OPTIONS)

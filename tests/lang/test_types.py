@@ -103,11 +103,13 @@ def test_second_place_recognises_a_type():
     @dslc.function
     def program(s):
         s += "x: " + dslc.gen("v", int, stop=".") + " y: " + dslc.gen("w", 5)
+        s += dslc.gen("u", int, max_tokens=7)
 
     backend = ScriptedBackend("12")
     state = program.run(backend=backend)
     assert state["v"] == 12 and state["w"] == "12"
     assert backend.requests[0].sampling.max_new_tokens == 128 and backend.requests[1].sampling.max_new_tokens == 5
+    assert state["u"] == 12 and backend.requests[2].sampling.max_new_tokens == 7
 
 
 def test_a_gen_reads_its_own_value(compiled):

@@ -24,9 +24,10 @@ REFUSED = ("$recursiveRef",)
 
 @dataclass(frozen=True, slots=True)
 class SchemaOptions:
-    """How schemas are read. `assert_formats`: `format` is checked, not only a note."""
+    """How schemas are read. `assert_formats`: `format` is checked, not only a note. `any_order`: keys come in any."""
 
     assert_formats: bool = True
+    any_order: bool = False
 
 
 class Lowering(ShapeAlgebra):

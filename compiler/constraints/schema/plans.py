@@ -21,6 +21,7 @@ from .shape import ArrayAtom, ObjectAtom, Shape, Unsupported
 MAX_COUNTED = 3
 MAX_COUNT_STATES = 20_000
 MAX_FREE_NAMES = 12  # beyond that they have an order too
+MAX_ANY_ORDER = 16  # properties of an object whose keys may come in any order
 
 Inhabited = Callable[[Formula], bool]
 
@@ -210,17 +211,21 @@ class ObjectPlan:
     """How to read one `ObjectAtom` whose witnesses, if any, are undeclared properties.
 
     Declared properties come first, in order; then, in any order, names that are only required somewhere (or spoken of
-    by a condition) and undeclared ones.
+    by a condition) and undeclared ones. With `any_order` all names may come in any order.
     """
 
-    def __init__(self, atom: ObjectAtom, formulas: Formulas) -> None:
+    def __init__(self, atom: ObjectAtom, formulas: Formulas, any_order: bool = False) -> None:
         if len(atom.witnesses) > MAX_COUNTED:
             raise Unsupported(f"more than {MAX_COUNTED} conditions on the presence of undeclared properties")
         self.atom = atom
         self.formulas = formulas
         ordered = [name for name, p in atom.properties.items() if p.declared]
         free = [name for name, p in atom.properties.items() if not p.declared]
-        if len(free) > MAX_FREE_NAMES:
+        if any_order:
+            if len(atom.properties) > MAX_ANY_ORDER:
+                raise Unsupported(f"key_order='any' with more than {MAX_ANY_ORDER} properties of one object")
+            ordered, free = [], [*ordered, *free]
+        elif len(free) > MAX_FREE_NAMES:
             ordered, free = [*ordered, *free], []
         self.names = [*ordered, *free]
         self.num_ordered = len(ordered)

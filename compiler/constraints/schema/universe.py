@@ -54,7 +54,9 @@ class Universe:
         formulas = self.lowering.formulas
         arrays = self.arrays[formula] = [ArrayPlan(atom, formulas, self.lowering.shape) for atom in shape.arrays]
         objects = self.objects[formula] = [
-            ObjectPlan(part, formulas) for atom in shape.objects for part in split_witnesses(atom, formulas)
+            ObjectPlan(part, formulas, self.lowering.options.any_order)
+            for atom in shape.objects
+            for part in split_witnesses(atom, formulas)
         ]
         children: dict[Formula, None] = {}
         for array in arrays:
