@@ -58,19 +58,27 @@ class Job:
     """One request and what came of it.
 
     `outputs` holds the ids of each choice, sampled and forced, a trimmed end included. `spans` says for each choice how
-    many ids each of its forwards gave (empty: one each). It comes when the results of the jobs `after` are in, and
+    many ids each of its forwards gave (empty: one each); `num_forced_first` ids were there before the first of them,
+    and a job whose outputs were all forced runs no forward. It comes when the results of the jobs `after` are in, and
     `wave` results in all; or, with `arrival` not -1, after that many forwards. `namespace` keeps caches apart.
     """
 
     prompt: Ids
     outputs: tuple[Ids, ...] = ()
     spans: tuple[tuple[int, ...], ...] = ()
+    num_forced_first: int = 0
     score: ScoreTrie | None = None
     prompt_logprobs_from: int = -1
+    has_logprobs: bool = False
     namespace: str = ""
     after: tuple[int, ...] = ()
     wave: int = 0
     arrival: int = -1
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether its outputs were forced from beginning to end, without a forward."""
+        return self.num_forced_first > 0 and not any(self.spans) and self.num_forced_first == len(self.outputs[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +251,7 @@ class _Loop:
         jobs, totals = self.jobs, self.totals
         return Usage(
             requests=len(jobs),
-            prompt_tokens=sum(len(job.prompt) for job in jobs),
+            prompt_tokens=sum(len(job.prompt) for job in jobs if not job.is_forced),
             cached_tokens=totals.cached,
             prefilled_tokens=totals.prefilled,
             recomputed_tokens=totals.recomputed,
@@ -261,6 +269,9 @@ class _Loop:
             job = self.jobs[number]
             if not self._is_due(job):
                 later.append(number)
+                continue
+            if job.is_forced:
+                self.finished.add(number)
                 continue
             seqs = sequences_of(number, job)
             self.open[number] = len(seqs)
@@ -362,8 +373,9 @@ class _Loop:
             self.totals.recomputed += seq.num_tokens - seq.kv_len
         else:
             self.admitted.add(seq.job)
-            self.totals.cached += seq.kv_len
-            self.totals.prefilled += seq.num_tokens - seq.kv_len
+            cached = min(seq.kv_len, seq.prompt_len)
+            self.totals.cached += cached
+            self.totals.prefilled += seq.prompt_len - cached
 
     def _computed(self, extend: _Extend) -> None:
         seq = extend.seq
@@ -421,9 +433,14 @@ def sequences_of(number: int, job: Job) -> list[_Seq]:
         start = num_prompt
         if index == 0 and job.prompt_logprobs_from >= 0:
             start = min(max(job.prompt_logprobs_from, 1), num_prompt)
-        limit = num_prompt - 1 if index else min(num_prompt - 1, start - 1)
+        known = num_prompt + job.num_forced_first
+        limit = known - 1
+        if index == 0 and start < num_prompt:
+            limit = start - 1
+        elif job.has_logprobs:
+            limit = num_prompt - 1
         ids = (*job.prompt, *output)
-        seq = _Seq(number, index, ids, num_prompt, spans, parts, limit, start, start, num_tokens=num_prompt)
+        seq = _Seq(number, index, ids, num_prompt, spans, parts, limit, start, start, num_tokens=known)
         seqs.append(seq)
     return seqs
 

@@ -89,13 +89,16 @@ class Recording:
 
     def _job(self, entry: Entry, ended: Finished) -> Job:
         request = entry.request
-        wish = request.logprobs
+        wish, how = request.logprobs, request.sampling.jump_forward
+        by_one = (getattr(self._config, "jump_forward", True) if how is None else how) == "step"
         return Job(
             prompt=self.prompt_ids(request),
             outputs=tuple(output.token_ids for output in ended.outputs),
-            spans=tuple(map(spans_of, ended.outputs)),
+            spans=tuple(spans_of(output, by_one, wish is not None) for output in ended.outputs),
+            num_forced_first=num_forced_first(ended.outputs, by_one, wish is not None),
             score=request.score,
             prompt_logprobs_from=wish.prompt_start if wish is not None else -1,
+            has_logprobs=wish is not None,
             namespace=f"{request.adapter}/{request.cache_salt}",
             after=entry.after,
             wave=entry.wave,
@@ -121,9 +124,14 @@ class Recording:
         return self.inner.tokenizer.encode(text)
 
     @property
+    def _config(self) -> Any:
+        """The configuration of the engine inside; None for another backend."""
+        return getattr(self.inner, "config", None)
+
+    @property
     def limits(self) -> Limits:
         """Those of the engine inside; the defaults for another backend."""
-        config = getattr(self.inner, "config", None)
+        config = self._config
         if config is None:
             return Limits()
         vocab = getattr(getattr(self.inner, "runner", None), "vocab_size", 0)
@@ -172,9 +180,32 @@ class Recording:
         return getattr(self.inner, name)
 
 
-def spans_of(output: Output) -> tuple[int, ...]:
-    """How many ids each forward of an output gave; empty: one each."""
-    return ()
+def num_forced_first(outputs: Sequence[Output], by_one: bool = False, with_logprobs: bool = False) -> int:
+    """How many ids each output of a request had before its first forward: what was forced at the beginning."""
+    if not outputs or not outputs[0].forced_runs or outputs[0].forced_runs[0][0]:
+        return 0
+    count = outputs[0].forced_runs[0][1]
+    return 0 if by_one and (with_logprobs or count < len(outputs[0].token_ids)) else count
+
+
+def spans_of(output: Output, by_one: bool = False, with_logprobs: bool = False) -> tuple[int, ...]:
+    """How many ids each forward of an output gave; empty: one each, if there is any.
+
+    A forced run comes with the sampled id before it, but in one forward each (`by_one`) where another draw follows.
+    Where log-probs are wanted a run at the end has its forward too.
+    """
+    if not output.forced_runs:
+        return ()
+    spans = [1] * len(output.token_ids)
+    for start, count in reversed(output.forced_runs):
+        ends = start + count == len(output.token_ids)
+        if not by_one or (ends and not with_logprobs):
+            del spans[start : start + count]
+            if start:
+                spans[start - 1] += count
+        if ends and with_logprobs:
+            spans.append(0)
+    return tuple(spans)
 
 
 def by_need(jobs: Sequence[Job]) -> list[Job]:

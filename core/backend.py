@@ -36,7 +36,9 @@ class Counters:
 
     `prompt_tokens` = `cached_tokens` + `prefilled_tokens` summed over requests (a retracted request's second prefill is
     counted in `recomputed_tokens`). `rows` counts token rows put through the model, `forwards` its calls.
-    `constraints_compiled` counts automata built (cache misses), `masks` the mask rows filled.
+    `generated_tokens` counts sampled and forced ones, `forced_tokens` the latter. A prompt whose output is forced from
+    beginning to end is not read, and not counted. `constraints_compiled` counts automata built (cache misses), `masks`
+    the mask rows filled.
     """
 
     requests: int = 0

@@ -19,6 +19,7 @@ class EngineConfig:
     `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
     `enable_priority_scheduling` puts a request's priority before `schedule_policy`; a waiting request takes the place
     of a running one that is lower by `priority_scheduling_preemption_threshold` or more.
+    `jump_forward` is the default of requests with a constraint that do not say (`SamplingParams`).
     `prefill_attention_backend` and `decode_attention_backend` override `attention_backend` for forwards with and
     without prompt tokens. `enable_custom_logit_processor` lets requests name registered logit processors.
     """
@@ -49,6 +50,7 @@ class EngineConfig:
     prefill_attention_backend: str | None = None
     decode_attention_backend: str | None = None
     grammar_backend: str = "auto"
+    jump_forward: bool | Literal["step"] = True
     deterministic: bool = False
     disable_overlap_schedule: bool = False
     stream_interval: int = 1
@@ -88,6 +90,8 @@ class EngineConfig:
             raise ConfigError(
                 f"must be above 0 and at most 1, not {self.mem_fraction_static}", field="mem_fraction_static"
             )
+        if self.jump_forward not in (True, False, "step"):
+            raise ConfigError(f'must be True, "step" or False, not {self.jump_forward!r}', field="jump_forward")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"must be auto, float32, bfloat16 or float16, not {self.dtype!r}", field="dtype")
         if not self.schedule_conservativeness > 0:

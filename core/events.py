@@ -40,6 +40,7 @@ class Output:
 
     `text` is the kept text (a matched stop trimmed unless `no_stop_trim`). `kept_ids` are the leading ids whose text
     lies wholly inside `text`, `kept_tail` the rest of `text` after them: detokenise(kept_ids) + kept_tail == text.
+    `forced_runs` are the (first, how many) of `token_ids` that were not sampled.
     """
 
     index: int
@@ -49,7 +50,11 @@ class Output:
     kept_tail: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
-    num_forced_tokens: int = 0
+    forced_runs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_forced_tokens(self) -> int:
+        return sum(count for _, count in self.forced_runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,15 @@ class Tokens(Event):
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forced(Event):
+    """These tokens of choice `index`, from its token `start` on, were not sampled: the constraint left nothing else."""
+
+    index: int
+    start: int
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from .errors import RequestError
 
@@ -23,6 +23,9 @@ class SamplingParams:
     `presence_penalty` count output tokens; `repetition_penalty` counts prompt and output tokens
     (divides positive logits, multiplies negative ones; Keskar et al., arXiv 1909.05858).
     `seed` makes the draw reproducible: token t of choice c is drawn from (seed, c, t), whatever the batch.
+    `jump_forward` says how text that a constraint leaves no choice about is written: True takes its tokens unsampled,
+    in one forward together with the token before them; "step" takes the same ids one forward each; False samples them
+    under the mask, which may split the text into tokens otherwise. None is the engine's default.
     `custom_params`, a dict of JSON values, is for the request's logit processor; it is kept as its JSON text.
     """
 
@@ -45,6 +48,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     no_stop_trim: bool = False
+    jump_forward: bool | Literal["step"] | None = None
     custom_params: str = ""
 
     def __post_init__(self) -> None:
@@ -86,6 +90,8 @@ class SamplingParams:
             raise RequestError(f"must be between 1 and {MAX_N}, not {self.n}", field="n")
         if self.top_k != -1 and self.top_k < 1:
             raise RequestError(f"must be -1 (off) or at least 1, not {self.top_k}", field="top_k")
+        if self.jump_forward not in (True, False, "step", None):
+            raise RequestError(f'must be True, "step" or False, not {self.jump_forward!r}', field="jump_forward")
         _check_range(self, "temperature", 0.0, math.inf)
         _check_range(self, "top_p", 0.0, 1.0, open_low=True)
         _check_range(self, "min_p", 0.0, 1.0)

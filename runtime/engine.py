@@ -118,6 +118,7 @@ class Engine(GenerateAPI):
             runner.num_tokens,
             config.grammar_backend,
             config.enable_custom_logit_processor,
+            config.jump_forward,
         )
         # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests.
         self.overlap = runner.device.type != "cpu" and not config.disable_overlap_schedule

@@ -48,6 +48,7 @@ class Intake:
     grammar_backend: str
     max_token_chars: int
     takes_processors: bool = False
+    jump_forward: bool | str = True
 
     @classmethod
     def of(
@@ -58,6 +59,7 @@ class Intake:
         pool_tokens: int,
         grammar_backend: str,
         takes_processors: bool = False,
+        jump_forward: bool | str = True,
     ) -> Intake:
         """Raises ConfigError for an unknown grammar backend, and for one that is not installed."""
         if grammar_backend != "none":
@@ -65,7 +67,9 @@ class Intake:
         longest = 1
         if tokenizer is not None:
             longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
-        return cls(tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest, takes_processors)
+        return cls(
+            tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest, takes_processors, jump_forward
+        )
 
     def admit(self, source: GenRequest, seed: int, sink: Callable[[Event], None], now: float) -> Request:
         """The request as the scheduler runs it. `seed` is used if the request has none.
@@ -226,6 +230,7 @@ class Intake:
             if compiled is not None:
                 seq.matcher = compiled.start()
                 seq.mask = np.zeros(mask_words(self.vocab_size), dtype=np.int32)
+                seq.jump_forward = self.jump_forward if params.jump_forward is None else params.jump_forward
             if needs_text(params, source.stream) and self.tokenizer is not None:
                 seq.text = OutputText(self.tokenizer, params)
             seq.per_token = (

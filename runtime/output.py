@@ -101,7 +101,7 @@ def make_output(seq: Sequence, tokenizer: Tokenizer | None) -> Output:
     body = ids[:-1] if trims_last_id(seq) else ids
     finish = seq.finish or FinishReason("length")
     if tokenizer is None:
-        return Output(seq.index, "", ids, body, "", finish, tuple(seq.logprobs))
+        return Output(seq.index, "", ids, body, "", finish, tuple(seq.logprobs), tuple(seq.forced_runs))
     text = seq.text
     if text is None:
         text = seq.text = OutputText(tokenizer, seq.request.source.sampling)
@@ -111,4 +111,5 @@ def make_output(seq: Sequence, tokenizer: Tokenizer | None) -> Output:
     if finish.type == "length" and text.match is not None:
         finish = FinishReason("stop", text.match.stop)
     count, tail = text.kept()
-    return Output(seq.index, text.text, ids, body[:count], tail, finish, tuple(seq.logprobs))
+    logprobs, runs = tuple(seq.logprobs), tuple(seq.forced_runs)
+    return Output(seq.index, text.text, ids, body[:count], tail, finish, logprobs, runs)

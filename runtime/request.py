@@ -114,6 +114,9 @@ class Sequence:
     per_token: bool = False  # whether each new token needs more than being appended
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_streamed: int = 0  # output ids already sent in Tokens events
+    jump_forward: bool | str = False  # how forced text is taken, see SamplingParams
+    forced_runs: list[tuple[int, int]] = field(default_factory=list)  # (first, how many) of its output ids
+    ending: FinishReason | None = None  # it ends so, once the log-probs of its last forced tokens are there
     finish: FinishReason | None = None
 
     @property
@@ -138,8 +141,18 @@ class Sequence:
     @property
     def max_cached(self) -> int:
         """How many leading tokens may come from the cache: the last, and those whose logits are wanted, must run."""
-        end = self.prompt_len + len(self.output_ids) - 1
-        return end if self.index else min(end, self.request.next_prompt_logprob - 1)
+        return min(self.prompt_len + len(self.output_ids), self.next_logprob) - 1
+
+    @property
+    def next_logprob(self) -> int:
+        """Position of the first known token whose log-prob is wanted and missing; beyond all of them if there is none.
+
+        The first choice has the prompt's. An output's are missing for forced tokens until their rows have run.
+        """
+        if self.request.source.logprobs is None:
+            return self.num_tokens
+        wanted = self.request.next_prompt_logprob if self.index == 0 else self.prompt_len
+        return wanted if wanted < self.prompt_len else self.prompt_len + len(self.logprobs)
 
     # With arrival and priority, what a scheduling policy asks of a waiting sequence (`policies.Waiting`).
 

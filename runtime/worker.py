@@ -155,20 +155,29 @@ class Worker:
     def _keep_members(self, batch: Batch) -> None:
         """Bring the sampling parameters to the rows of this batch, leaving those that stay as they are."""
         wanted, members = batch.sampled, self._members
-        if wanted == members:
+        jumped: set[Sequence] = set()  # penalties must hear of tokens that were not drawn: such rows are made anew
+        if self._sampling.changes_logits:
+            jumped = {extend.seq for extend in batch.extends if extend.samples}
+        if wanted == members and not jumped:
             return
-        still = set(wanted)
+        still = set(wanted) - jumped
         stay = [place for place, seq in enumerate(members) if seq in still]
+        kept = [members[place] for place in stay]
         new = wanted[len(stay) :]
-        if not stay or [members[place] for place in stay] != wanted[: len(stay)]:  # another order
-            stay, new = [], wanted
+        is_in_order = kept == wanted[: len(stay)]
+        if not is_in_order:
+            known = set(kept)
+            new = [seq for seq in wanted if seq not in known]
+        if not stay:  # or the last launch left it half changed
             self._sampling = SamplingBatch(self.vocab_size, self.device)
         elif len(stay) < len(members):
             self._sampling.filter(stay)
         if new:
             self._sampling.merge(SamplingBatch.of([_row(seq) for seq in new], self.vocab_size, self.device))
-        lens = np.fromiter([seq.prompt_len for seq in new], np.int64, len(new))
-        self._prompt_lens = np.concatenate([self._prompt_lens[stay], lens])
+        if not is_in_order:
+            place_of = {seq: place for place, seq in enumerate(kept + new)}
+            self._sampling.filter([place_of[seq] for seq in wanted])
+        self._prompt_lens = np.fromiter([seq.prompt_len for seq in wanted], np.int64, len(wanted))
         self._members = list(wanted)
         self._special = _Special.of(wanted)
 
@@ -232,11 +241,12 @@ def _row(seq: Sequence) -> SamplingRow:
     request = seq.request
     params = request.source.sampling
     needs_ids = params.repetition_penalty != 1.0
+    counts_ids = needs_ids or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
     return SamplingRow(
         params,
         request.seed,
         seq.index,
         prompt_ids=request.prompt_ids.tolist() if needs_ids else (),
-        output_ids=tuple(seq.output_ids),
+        output_ids=tuple(seq.output_ids) if counts_ids else (),
         stop_ids=tuple(seq.stop_ids),
     )

@@ -105,13 +105,13 @@ class BatchBuilder:
         """Rows of the extend whose logits are wanted, counted from its own first; `at` is where they will stand."""
         num_tokens = extend.end - extend.start
         first = num_tokens
-        last_prompt = len(extend.seq.request.prompt_ids) - 1  # its logits predict no prompt token
+        last_known = extend.seq.prompt_len + len(extend.seq.output_ids) - 1  # its logits predict a token to be drawn
         if extend.logprobs_from < extend.end:
-            stop = min(extend.end, last_prompt)
+            stop = min(extend.end, last_known)
             if stop > extend.logprobs_from:
                 first = extend.logprobs_from - extend.start
                 where.prompt[number] = at, range(extend.logprobs_from + 1, stop + 1)
-        if first < num_tokens and extend.end > last_prompt and not (extend.samples or extend.trie):
+        if first < num_tokens and extend.end > last_known and not (extend.samples or extend.trie):
             num_tokens -= 1  # nothing asks for what follows the prompt
         elif extend.samples or (extend.trie is not None and num_tokens):
             first = min(first, num_tokens - 1)

@@ -9,9 +9,10 @@ import numpy as np
 
 from ...core.backend import Counters
 from ...core.errors import ConstraintError, EngineError, ErrorInfo
-from ...core.events import Finished, FinishReason, Prefilled, TokenLogprob, Tokens
+from ...core.events import Finished, FinishReason, Forced, Prefilled, TokenLogprob, Tokens
 from ..output import make_output, trims_last_id
 from ..request import Stage
+from .forced import take_forced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -116,7 +117,11 @@ class Resolver:
         request = seq.request
         seq.kv_ready = max(seq.kv_ready, extend.end)
         seq.in_flight -= extend.is_last
-        request.prompt_logprobs.update(results.prompt_logprobs.get(number, {}))
+        for position, logprob in results.prompt_logprobs.get(number, {}).items():
+            if position < seq.prompt_len:
+                request.prompt_logprobs[position] = logprob
+            else:
+                seq.logprobs.append(logprob)
         if extend.trie is not None:
             scheduler.truncate(seq, extend.end)
         scheduler.share(seq)
@@ -135,6 +140,8 @@ class Resolver:
             self._accept(scheduler, seq, token, results.logprobs.get(at), now)
         elif extend.trie is not None:
             self._scored(scheduler, seq, extend, results.edges[number], now)
+        elif seq.ending is not None:
+            self._finish(scheduler, seq, seq.ending, now)
         else:  # no output was asked for
             self._finish(scheduler, seq, FinishReason("length"), now)
 
@@ -178,24 +185,58 @@ class Resolver:
             if seq.text.match is not None:
                 finish = FinishReason("stop", seq.text.match.stop)
         if finish is None and len(seq.output_ids) >= seq.max_output:
-            finish = FinishReason("length")
+            is_whole = seq.jump_forward and seq.matcher is not None and seq.matcher.must_stop
+            finish = FinishReason("stop" if is_whole else "length")
         if finish is not None:
             self._finish(scheduler, seq, finish, now)
             return
-        if seq.matcher is not None:
-            self.fill_mask(seq)
-        if request.source.stream and len(seq.output_ids) - seq.num_streamed >= self.stream_interval:
-            self._stream(scheduler, seq)
-
-    def first_masks(self, scheduler: Scheduler, request: Request) -> None:
-        """What the constraint allows at the beginning: the same for all choices."""
-        first = request.sequences[0]
-        if first.matcher is None:
+        if seq.matcher is not None and not self._constrain(scheduler, seq, now):
             return
-        self._guarded(scheduler, first, lambda scheduler, seq: self.fill_mask(seq))
-        for seq in request.sequences[1:]:
-            if seq.mask is not None and first.mask is not None:
-                seq.mask[:] = first.mask
+        self._stream_if_due(scheduler, seq)
+
+    def begin(self, scheduler: Scheduler, request: Request, now: float) -> None:
+        """What a constraint forces and allows at the beginning of a request's choices."""
+        for seq in request.sequences:
+            if seq.matcher is not None and seq.stage is not Stage.DONE:
+                self._guarded(scheduler, seq, self._begin, now)
+
+    def _begin(self, scheduler: Scheduler, seq: Sequence, now: float) -> None:
+        if self._constrain(scheduler, seq, now):
+            self._stream_if_due(scheduler, seq)
+
+    def _constrain(self, scheduler: Scheduler, seq: Sequence, now: float) -> bool:
+        """Take what its constraint forces, then fill the mask of the next draw. False: there is none, it has ended."""
+        if seq.jump_forward and seq.max_output > 0:
+            taken, finish = take_forced(seq)
+            if taken:
+                self.tally.generated_tokens += len(taken)
+                self.tally.forced_tokens += len(taken)
+                start = seq.forced_runs[-1][0]
+                scheduler.outbox.append((seq.request, Forced(seq.request.id, seq.index, start, taken)))
+            if finish is not None:
+                self._end(scheduler, seq, finish, now)
+                return False
+            if taken:
+                scheduler.jump(seq)
+        self.fill_mask(seq)
+        return True
+
+    def _end(self, scheduler: Scheduler, seq: Sequence, reason: FinishReason, now: float) -> None:
+        """Finish, if need be after the forward that gives the log-probs of its last forced tokens."""
+        if seq.next_logprob < seq.num_tokens:
+            seq.ending = reason
+            scheduler.jump(seq)
+            return
+        request = seq.request
+        request.first_token_at = request.first_token_at or now
+        self._finish(scheduler, seq, reason, now)
+
+    def _stream_if_due(self, scheduler: Scheduler, seq: Sequence) -> None:
+        """Tell of the new tokens; those whose log-probs are wanted and still to be computed are told of with them."""
+        if not seq.request.source.stream or len(seq.output_ids) - seq.num_streamed < self.stream_interval:
+            return
+        if seq.next_logprob >= seq.num_tokens:
+            self._stream(scheduler, seq)
 
     def fill_mask(self, seq: Sequence) -> None:
         """The tokens that the constraint allows next, with end-of-text barred where the request ignores it."""
@@ -235,7 +276,7 @@ class Resolver:
             request.id,
             outputs=tuple(output for output in request.outputs if output is not None),
             num_prompt_tokens=len(request.prompt_ids),
-            num_cached_tokens=request.num_cached_tokens,
+            num_cached_tokens=max(request.num_cached_tokens, 0),
             seed=request.seed,
             queued_at=request.queued_at,
             first_token_at=request.first_token_at or now,

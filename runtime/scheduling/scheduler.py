@@ -68,6 +68,7 @@ class Scheduler:
         self._computing = PrefillTrie(config.page_size)
         self._ratio = NewTokenRatio(config.schedule_conservativeness)
         self._suspects: deque[Sequence] = deque()
+        self._jumped: list[Sequence] = []  # decoding, but more than their last token is to be computed
         self._num_arrivals = 0
         self._is_stale = False  # decoding and prefilling hold sequences that are done
         self._grouped: tuple[list[Sequence], tuple[PrefixGroup, ...]] = ([], ())  # of the last batch
@@ -108,9 +109,8 @@ class Scheduler:
                 seq.priority = self._urgency * request.source.priority
             self._changes += 1
             self.tally.requests += 1
-            self.tally.prompt_tokens += len(request.prompt_ids)
             self.outbox.append((request, Queued(request.id, now)))
-            self.resolver.first_masks(self, request)
+            self.resolver.begin(self, request, now)
             return
         request.is_over = True
         self.outbox.append((request, Failed(request.id, ErrorInfo.of(error))))
@@ -124,6 +124,7 @@ class Scheduler:
         """
         self.step += 1
         self._drop_done()
+        self._extend_jumped()
         if self._suspects:
             return None if in_flight else self._lone_batch()
         extends = self._plan_extends(in_flight)
@@ -149,6 +150,18 @@ class Scheduler:
             for seq in self.decoding
             if not seq.in_flight or (not seq.needs_host and len(seq.output_ids) + seq.in_flight < seq.max_output)
         ]
+
+    def _extend_jumped(self) -> None:
+        """Sequences whose new forced tokens go through the model before they draw again; they are short, so first."""
+        if not self._jumped:
+            return
+        jumped = [seq for seq in self._jumped if seq.stage is Stage.DECODE]
+        self._jumped.clear()
+        for seq in jumped:
+            seq.stage = Stage.PREFILL
+        self.prefilling = jumped + self.prefilling
+        self._is_stale = True
+        self._drop_done()
 
     def _plan_extends(self, in_flight: bool) -> list[Extend] | None:
         """The next pieces of prompts that have begun, then of newly admitted ones, within the budget of tokens.
@@ -182,13 +195,15 @@ class Scheduler:
                 trie, end = None, end - 1  # the prompt first; its last token runs with the trie
         if self._chunked:
             end = min(end, start + budget)
+        if seq.jump_forward == "step" and seq.forced_runs:
+            end = min(end, max(start + 1, seq.prompt_len + seq.forced_runs[-1][0]))
         logprobs_from = end
-        if seq.index == 0 and request.next_prompt_logprob < seq.prompt_len:
-            logprobs_from = max(start, request.next_prompt_logprob - 1)
+        if seq.next_logprob < seq.num_tokens:
+            logprobs_from = max(start, seq.next_logprob - 1)
             end = min(end, max(start, logprobs_from) + self._logprob_rows)
             logprobs_from = min(logprobs_from, end)
         is_last = end == seq.num_tokens
-        samples = is_last and request.trie is None and seq.max_output > 0
+        samples = is_last and request.trie is None and seq.max_output > 0 and seq.ending is None
         extend = Extend(seq, start, end, samples, logprobs_from, is_last, trie)
         extends.append(extend)
         return extend.num_rows
@@ -311,9 +326,10 @@ class Scheduler:
     def _count_admission(self, seq: Sequence) -> None:
         request, tally = seq.request, self.tally
         if request.num_cached_tokens < 0:
-            request.num_cached_tokens = seq.kv_len
-            tally.cached_tokens += seq.kv_len
-            tally.prefilled_tokens += seq.prompt_len - seq.kv_len
+            request.num_cached_tokens = min(seq.kv_len, seq.prompt_len)  # the rest is output that was forced
+            tally.prompt_tokens += seq.prompt_len
+            tally.cached_tokens += request.num_cached_tokens
+            tally.prefilled_tokens += seq.prompt_len - request.num_cached_tokens
         else:
             tally.recomputed_tokens += seq.num_tokens - seq.kv_len
         seq.has_run = True
@@ -404,6 +420,11 @@ class Scheduler:
             ids = seq.ids(start, seq.kv_ready)
             self.memory.commit(seq.lease, ids, start=start, priority=seq.priority, next_use=next_use)
             self._changes += 1
+
+    def jump(self, seq: Sequence) -> None:
+        """Tokens were appended to a sequence that did not come from a draw: the next launch computes them all."""
+        if seq.stage is Stage.DECODE:
+            self._jumped.append(seq)
 
     def truncate(self, seq: Sequence, length: int) -> None:
         """Give back the scratch slots behind `length`."""
