@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RequestError, SourceLoc, VerifyError
 from ..core.sampling import SamplingParams
-from .fields import defined, new_streams, refs_in, used
+from .fields import all_defined, new_streams, refs_in, used
 from .ir import (
     AnyOp,
     Arg,
@@ -21,7 +21,9 @@ from .ir import (
     Expr,
     Fork,
     Gen,
+    Host,
     Join,
+    Loop,
     Opaque,
     Operand,
     Program,
@@ -144,8 +146,7 @@ def _subject(program: Program, model: Model) -> _Subject:
     subject = _Subject(program, model, tuple(walk(program.body)))
     for op in subject.ops:
         subject.uses.update(ref.id for ref in used(op))
-        if (out := defined(op)) is not None:
-            subject.makers[out.id] = op
+        subject.makers.update({out.id: op for out in all_defined(op)})
         if isinstance(op, (Gen, Select, Scope, Set)) and op.var is not None:
             subject.setters.setdefault(op.var, []).append(op)
     return subject
@@ -188,6 +189,8 @@ def _sure_region(body: tuple[AnyOp, ...], sure: dict[int, set[str]]) -> Found:
         elif isinstance(op, Join):
             if op.mode == "gather_variable":
                 sure[op.stream] |= set().union(*(sure[stream] for stream in op.streams))
+        elif isinstance(op, Loop):  # its rounds may be none
+            yield from _sure_region(op.body, {stream: set(names) for stream, names in sure.items()})
         elif isinstance(op, Switch):
             before = {stream: set(names) for stream, names in sure.items()}
             afters = [] if op.is_exhaustive else [before]
@@ -202,14 +205,21 @@ def _sure_region(body: tuple[AnyOp, ...], sure: dict[int, set[str]]) -> Found:
             sure[op.stream].add(op.var)
 
 
+def _variable_read(op: AnyOp) -> Operand:
+    """The name of the variable that an op reads by name, if it does."""
+    if isinstance(op, Host) and op.function in ("state:get", "state:typed"):
+        return op.args[0]
+    return op.args[0] if isinstance(op, Expr) and op.fn in ("get", "has", "typed") else None
+
+
 @_rule("overwritten", "warning", "A variable generated or chosen, and set again before anything reads it.")
 def _overwritten(subject: _Subject) -> Found:
-    read = {op.args[0] for op in subject.ops if isinstance(op, Expr) and op.fn in ("get", "has")}
+    read = set(map(_variable_read, subject.ops))
     for body in _regions_of(subject.program):
         last: dict[tuple[int, str], Gen | Select] = {}
         for op in body:
             var = getattr(op, "var", None)
-            if isinstance(op, (Fork, Copy, Switch)):
+            if isinstance(op, (Fork, Copy, Switch, Loop)):
                 last.clear()  # somebody may read it there, or take it along
             if not isinstance(op, (Gen, Select, Scope, Set)) or var is None or var in read:
                 continue
@@ -237,6 +247,8 @@ def _regions_of(program: Program) -> Iterator[tuple[AnyOp, ...]]:
     for op in walk(program.body):
         if isinstance(op, Switch):
             yield from (tuple(flat(case.body)) for case in op.cases)
+        elif isinstance(op, Loop):
+            yield tuple(flat(op.body))
 
 
 @_rule("unused-parameter", "warning", "A parameter that the program never uses.")
@@ -257,7 +269,8 @@ def _lost_branch(subject: _Subject) -> Found:
     for op in subject.ops:
         if (
             op.stream in joined
-            or (isinstance(op, Expr) and op.fn in ("get", "text"))
+            or (isinstance(op, Expr) and op.fn in ("get", "typed", "text"))
+            or (isinstance(op, Host) and op.function.startswith("state:"))
             or (isinstance(op, (Gen, Select, Scope)) and op.out.id in subject.uses)
         ):
             seen.add(op.stream)

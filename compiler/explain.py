@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .fields import defined, new_streams, refs_in
+from .fields import all_defined, new_streams, refs_in
 from .ir import (
     AnyOp,
     Arg,
@@ -18,6 +18,7 @@ from .ir import (
     Fork,
     Gen,
     Join,
+    Loop,
     Media,
     Opaque,
     Program,
@@ -51,7 +52,7 @@ class Explanation:
 def explain(plan: Plan, tokenizer: Tokenizer | None = None) -> list[Explanation]:
     """One Explanation for each gen and select, in program order. `tokenizer`: the one the plan was made for."""
     ops = list(walk(plan.program.body))
-    makers = {out.id: op for op in ops if (out := defined(op)) is not None}
+    makers = {out.id: op for op in ops for out in all_defined(op)}
     known = {prompt.out: prompt for prompt in prompts(plan.program, tokenizer)}
     explained: list[Explanation] = []
     earlier = dict(_predecessors(plan.program.body, {}))
@@ -120,6 +121,8 @@ def _stop(op: AnyOp | None, makers: dict[int, AnyOp]) -> str:
         return f"what is generated before it{place}"
     if isinstance(op, Role):
         return f"the {op.role} turn{place}, which the chat template does not render by itself: the executor does"
+    if isinstance(op, Loop):
+        return f"the rounds of the loop{place}"
     if isinstance(op, Switch):
         return f"the branch taken{place}"
     if isinstance(op, Media):
@@ -170,6 +173,13 @@ def _predecessors(body: tuple[AnyOp, ...], last: dict[int, frozenset[int]]) -> I
         elif isinstance(op, (Fork, Copy)):
             for stream in new_streams(op):
                 last[stream] = last.get(op.stream, frozenset())
+        elif isinstance(op, Loop):
+            inside = dict(last)
+            for _ in _predecessors(op.body, inside):  # what a round leaves behind
+                continue
+            for stream in last.keys() | inside.keys():
+                last[stream] = last.get(stream, frozenset()) | inside.get(stream, frozenset())
+            yield from _predecessors(op.body, dict(last))
         elif isinstance(op, Switch):
             afters = [] if op.is_exhaustive else [dict(last)]
             for case in op.cases:

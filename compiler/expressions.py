@@ -109,6 +109,21 @@ class Outcome:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unset:
+    """What a Python variable holds that is not set yet."""
+
+    name: str
+
+
+def _unpack(value: Any, count: int) -> tuple[Any, ...]:
+    items = tuple(value)
+    if len(items) != count:
+        what = "too many values" if len(items) > count else "not enough values"
+        raise ValueError(f"{what} to unpack (expected {count}, got {len(items)})")
+    return items
+
+
 def _dict(*items: Any) -> dict[Any, Any]:
     return dict(zip(items[::2], items[1::2], strict=True))
 
@@ -189,6 +204,8 @@ FUNCTIONS: dict[str, Function] = {
     "captured": Function(1, 1, None, is_total=True),
     "typed": Function(1, 1, None),
     "unordered": Function(2, 2, None),
+    "unpack": Function(2, 2, _unpack),
+    "unset": Function(1, 1, Unset, is_total=True),
     "error_of": Function(1, 1, lambda outcome: outcome.error),
     "result_of": Function(1, 1, lambda outcome: outcome.result),
 }

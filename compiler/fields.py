@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .ir import OP_CLASSES, AnyOp, Case, ConstraintSpec, Copy, Fork, Op, Operand, Program, Ref
+from .ir import OP_CLASSES, AnyOp, Case, ConstraintSpec, Copy, Fork, Loop, Op, Operand, Program, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ class Kind(Enum):
     INTS = "tuple[int, ...]"
     OPERANDS = "tuple[Operand, ...]"
     PAIRS = "tuple[tuple[str, Operand], ...]"
+    REFS = "tuple[Ref, ...]"
     CONSTRAINT = "ConstraintSpec | None"
     LOGPROBS = "LogprobWish | None"
     REGION = "tuple[AnyOp, ...]"
@@ -69,6 +70,9 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "expr": ("fn", "args"),
     "host": ("function", "args"),
     "switch": ("on",),
+    "loop": ("over",),
+    "next": ("values",),
+    "break": ("values",),
     "opaque": ("reason",),
     "return": ("value",),
 }
@@ -103,6 +107,14 @@ def field_of(cls: type[Any], name: str) -> FieldInfo | None:
 def defined(op: AnyOp) -> Ref | None:
     """The value this op itself defines (not those of its regions)."""
     return getattr(op, "out", None)
+
+
+def all_defined(op: AnyOp) -> tuple[Ref, ...]:
+    """All values that this op itself defines, for its regions or for what follows it."""
+    if isinstance(op, Loop):
+        return (*op.params, *op.outs)
+    out = defined(op)
+    return () if out is None else (out,)
 
 
 def refs_in(operand: Operand) -> Iterator[Ref]:
@@ -178,8 +190,7 @@ def all_refs(program: Program) -> Iterator[Ref]:
     from .ir import walk
 
     for op in walk(program.body):
-        if (out := defined(op)) is not None:
-            yield out
+        yield from all_defined(op)
 
 
 def new_streams(op: AnyOp) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ versioned JSON (`serial`) and is checked by `verifier`.
 
 Values are `Ref`s, defined once by the op whose `out` they are. Every op acts on one text stream (`stream`; 0 is the
 program's own; `Fork` and `Copy` make others, and a Join ends the ones it names). Ops stand in the order of the user's
-source; two ops on different streams depend on each other only through values. Regions (the `body` of Role, Scope and
-the cases of Switch) nest; a value is used only where it is defined.
+source; two ops on different streams depend on each other only through values. Regions (the `body` of Role, Scope
+and Loop, and the cases of Switch) nest; a value is used only where it is defined.
 """
 
 from __future__ import annotations
@@ -219,6 +219,8 @@ EXPR_FUNCTIONS: frozenset[str] = frozenset(
         "tuple", "dict", "range",  # tuple(args); dict of args[0], args[1], args[2], ... as key, value, key, ...
         "captured",  # the object of the user's process that the host table has under the name args[0]
         "typed",  # variable args[0] of the op's stream, as the type its gen was given
+        "unpack",  # tuple(args[0]), which must have args[1] items
+        "unset",  # what the Python variable args[0] holds while it is not set: to use it raises UnboundLocalError
         "unordered",  # args[1] joined with args[0], in the order that the schedule chose (else as given)
         "error_of", "result_of",  # of the outcome of a Host with `catches`
     }
@@ -281,6 +283,40 @@ class Switch(Op):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loop(Op):
+    """Run `body` in rounds: once for each item of `over`, or, where that is None, until a Break.
+
+    `params` are the values that a round begins with: the item first if there is `over`, then one for each of `inits`,
+    which begin the first round; a Next gives those of the next one. `outs` are what the last Next or Break gave. Every
+    path through the body ends with a Next, Break, Return or Opaque. What the body defines, streams included, is used
+    only there; a variable set there is read afterwards by name.
+    """
+
+    name: ClassVar[str] = "loop"
+    over: Operand = None
+    params: tuple[Ref, ...] = ()
+    inits: tuple[Operand, ...] = ()
+    outs: tuple[Ref, ...] = ()
+    body: tuple[AnyOp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next(Op):
+    """End a round of the innermost Loop; the next one begins with these values."""
+
+    name: ClassVar[str] = "next"
+    values: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Break(Op):
+    """End the innermost Loop with these values."""
+
+    name: ClassVar[str] = "break"
+    values: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Opaque(Op):
     """A break: from here on only the Python body knows what happens. Always the last op of its region path."""
 
@@ -298,13 +334,13 @@ class Return(Op):
 
 AnyOp: TypeAlias = (
     "Text | Tokens | Special | Media | Arg | Gen | Select | Role | Scope | Fork | Copy | Join | Set | Expr | Host"
-    " | Switch | Opaque | Return"
+    " | Switch | Loop | Next | Break | Opaque | Return"
 )
 OP_CLASSES: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (
         Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr, Host, Switch,
-        Opaque, Return,
+        Loop, Next, Break, Opaque, Return,
     )
 }  # fmt: skip
 
@@ -342,7 +378,7 @@ class Program:
 
 def regions(op: AnyOp) -> tuple[tuple[AnyOp, ...], ...]:
     """The regions of an op, in order; empty for a leaf."""
-    if isinstance(op, (Role, Scope)):
+    if isinstance(op, (Role, Scope, Loop)):
         return (op.body,)
     if isinstance(op, Switch):
         return tuple(case.body for case in op.cases)

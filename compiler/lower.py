@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 from .ir import (
     AnyOp,
+    Break,
     Copy,
     Fork,
     Gen,
     Join,
+    Loop,
     Media,
+    Next,
     Opaque,
     Program,
     Return,
@@ -56,6 +59,8 @@ def _with_rests(body: tuple[AnyOp, ...], outer: tuple[Rest, ...]) -> Iterator[tu
         yield op, rests
         if isinstance(op, (Role, Scope)):
             yield from _with_rests(op.body, rests)
+        elif isinstance(op, Loop):
+            yield from _with_rests(op.body, ())
         elif isinstance(op, Switch):
             for case in op.cases:
                 yield from _with_rests(case.body, rests)
@@ -65,8 +70,8 @@ def _follower(rests: tuple[Rest, ...], stream: int) -> tuple[str, str]:
     """(one of plan.FOLLOWERS, the constant text if it is "literal")."""
     literal = ""
     for op in _straight(rests):
-        if isinstance(op, Switch) or (isinstance(op, Join) and stream in op.streams):
-            found = "branch" if isinstance(op, Switch) else "join"
+        if isinstance(op, (Switch, Loop, Next, Break)) or (isinstance(op, Join) and stream in op.streams):
+            found = "join" if isinstance(op, Join) else "branch"
         elif isinstance(op, (Return, Opaque)):
             found = "end" if isinstance(op, Return) else "break"
         elif op.stream != stream:

@@ -289,6 +289,12 @@ class _Parser:
     def ref(self) -> Ref:
         return Ref(int(self.expect("ref", "a value such as %0").text[1:]))
 
+    def refs(self) -> tuple[Ref, ...]:
+        refs = []
+        while self.next.kind == "ref":
+            refs.append(self.ref())
+        return tuple(refs)
+
     def integer(self) -> int:
         token = self.expect("number", "an integer")
         if not token.text.lstrip("-").isdigit():
@@ -416,6 +422,7 @@ _FIELD: dict[Kind, Callable[[_Parser], Any]] = {
     Kind.INTS: _Parser.integers,
     Kind.OPERANDS: _Parser.operand_list,
     Kind.PAIRS: _Parser.pairs,
+    Kind.REFS: _Parser.refs,
     Kind.CONSTRAINT: _Parser.constraint,
     Kind.LOGPROBS: _Parser.logprobs,
 }

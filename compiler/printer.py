@@ -122,6 +122,7 @@ _FIELD: dict[Kind, Callable[[Any], str]] = {
     Kind.INTS: lambda ids: " ".join(map(str, ids)),
     Kind.OPERANDS: lambda items: " ".join(map(operand_text, items)),
     Kind.PAIRS: pairs_text,
+    Kind.REFS: lambda refs: " ".join(map(operand_text, refs)),
     Kind.CONSTRAINT: _constraint_text,
     Kind.LOGPROBS: _logprobs_text,
     Kind.WORD: str,

@@ -6,6 +6,7 @@ the arguments of an instance, what that instance's first prompts will be (the Sc
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,16 @@ from .ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Break,
     Copy,
     Expr,
     Fork,
     Gen,
     Host,
     Join,
+    Loop,
     Media,
+    Next,
     Opaque,
     Operand,
     Program,
@@ -340,7 +344,20 @@ class _Walker:
         numbers = set.intersection(*(set(after) for after in afters)) & set(before)
         self.streams = {number: _merge(op, [after[number] for after in afters]) for number in sorted(numbers)}
 
-    def end(self, op: Opaque | Return) -> Iterator[Prompt]:
+    def loop(self, op: Loop) -> Iterator[Prompt]:
+        """A round begins with what is known before the first and after any: next to nothing."""
+        self.is_certain = False
+        for stream in self.streams.values():
+            stream.close(op, None)
+            stream.is_begun = True
+            stream.variables = {}
+        before = self.streams
+        self.streams = {number: stream.copy() for number, stream in before.items()}
+        with contextlib.suppress(_Ended):
+            yield from self.region(op.body)
+        self.streams = before
+
+    def end(self, op: Opaque | Return | Next | Break) -> Iterator[Prompt]:
         raise _Ended
 
 
@@ -389,6 +406,9 @@ _RULES: dict[type[Any], Callable[[_Walker, Any], Iterator[Prompt]]] = {
     Expr: _Walker.expr,
     Host: _Walker.host,
     Switch: _Walker.switch,
+    Loop: _Walker.loop,
+    Next: _Walker.end,
+    Break: _Walker.end,
     Opaque: _Walker.end,
     Return: _Walker.end,
 }

@@ -14,18 +14,21 @@ from typing import Any
 from ..core.errors import ConstraintError, RequestError, SourceLoc, VerifyError
 from ..core.sampling import MAX_TOP_LOGPROBS, SAMPLING_FIELDS, SamplingParams
 from .expressions import BOOLEAN, FUNCTIONS
-from .fields import FIELDS, Kind, defined, op_name, operands, used
+from .fields import FIELDS, Kind, all_defined, defined, op_name, operands, used
 from .ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Break,
     Copy,
     Expr,
     Fork,
     Gen,
     Host,
     Join,
+    Loop,
     Media,
+    Next,
     Op,
     Opaque,
     Operand,
@@ -40,6 +43,7 @@ from .ir import (
     Switch,
     Text,
     Tokens,
+    walk,
 )  # fmt: skip
 
 Problems = Iterator[str]
@@ -70,6 +74,7 @@ class _Flow:
     values: set[int] = field(default_factory=set)
     streams: dict[int, _Stream] = field(default_factory=lambda: {0: _Stream()})
     at_head: bool = True
+    loop_size: int | None = None  # how many values a next or break of the innermost loop gives
     ended_by: str | None = None
     # Of the whole program so far, whatever the path:
     defined: dict[int, AnyOp] = field(default_factory=dict)
@@ -156,6 +161,8 @@ def _region(body: tuple[AnyOp, ...], flow: _Flow) -> Iterator[VerifyError]:
         if (out := defined(op)) is not None:
             flow.defined[out.id] = op
             flow.values.add(out.id)
+        elif isinstance(op, Loop):
+            flow.values.update(out.id for out in op.outs)
 
 
 def _set_var(op: Any, flow: _Flow) -> Iterator[VerifyError]:
@@ -245,6 +252,34 @@ def _switch(op: Switch, flow: _Flow) -> Iterator[VerifyError]:
             flow.streams[number] = stream
 
 
+def _loop(op: Loop, flow: _Flow) -> Iterator[VerifyError]:
+    """A round begins with what held before, or after another round; afterwards holds what held before."""
+    flow.defined.update({ref.id: op for ref in (*op.params, *op.outs)})
+    values, streams, size = set(flow.values), flow.streams, flow.loop_size
+    flow.values = values | {ref.id for ref in op.params}
+    for number, variables in _set_in(op.body).items():  # a round before may have set them
+        if number in streams:
+            streams[number].variables |= variables
+    flow.streams = {number: stream.copy() for number, stream in streams.items()}
+    flow.loop_size = len(op.inits)
+    yield from _region(op.body, flow)
+    if flow.ended_by is None:
+        yield VerifyError("loop: a path through its body ends without a next or break", rule="loop", where=op.where)
+    flow.values, flow.streams, flow.loop_size, flow.ended_by = values, streams, size, None
+
+
+def _set_in(body: tuple[AnyOp, ...]) -> dict[int, set[str]]:
+    """The variables that the ops of a region may set, by stream."""
+    found: dict[int, set[str]] = {}
+    for op in walk(body):
+        if isinstance(op, (Gen, Select, Scope, Set)) and op.var is not None:
+            found.setdefault(op.stream, set()).add(op.var)
+        elif isinstance(op, Join) and op.mode == "gather_variable":
+            for number in op.streams:
+                found.setdefault(op.stream, set()).update(found.get(number, ()))
+    return found
+
+
 _AFTER: dict[type[Any], Callable[[Any, _Flow], Iterator[VerifyError]]] = {
     Text: _nothing,
     Tokens: _nothing,
@@ -262,6 +297,9 @@ _AFTER: dict[type[Any], Callable[[Any, _Flow], Iterator[VerifyError]]] = {
     Copy: _copy,
     Join: _join,
     Switch: _switch,
+    Loop: _loop,
+    Next: _end,
+    Break: _end,
     Opaque: _end,
     Return: _end,
 }
@@ -270,7 +308,7 @@ _AFTER: dict[type[Any], Callable[[Any, _Flow], Iterator[VerifyError]]] = {
 # Laws of every op
 
 
-@_law("path-end", "Nothing follows an opaque or a return on its path.")
+@_law("path-end", "Nothing follows an opaque, a return, a next or a break on its path.")
 def _path_end(op: Op, flow: _Flow) -> Problems:
     if flow.ended_by is not None:
         yield f"it follows `{flow.ended_by}`, which ends the path"
@@ -297,9 +335,12 @@ def _defined_before_use(op: AnyOp, flow: _Flow) -> Problems:
 
 @_law("defined-once", "A value is defined by exactly one op.")
 def _defined_once(op: AnyOp, flow: _Flow) -> Problems:
-    out = defined(op)
-    if out is not None and out.id in flow.defined:
-        yield f"%{out.id} is defined already ({_place(flow.defined[out.id])})"
+    refs = all_defined(op)
+    for i, out in enumerate(refs):
+        if out.id in flow.defined:
+            yield f"%{out.id} is defined already ({_place(flow.defined[out.id])})"
+        elif out in refs[:i]:
+            yield f"%{out.id} is defined twice"
 
 
 @_law("unicode", "Text can be written as UTF-8: no lone surrogates.")
@@ -477,6 +518,25 @@ def _expr_function(op: Expr, flow: _Flow) -> Problems:
         yield f"takes {function.arity} arguments, not {len(op.args)}"
     elif op.fn in ("get", "has", "typed", "captured") and not isinstance(op.args[0], str):
         yield f"needs a name, not {op.args[0]!r}"
+
+
+@_law("loop", "A loop has a parameter for each value that a round begins with, and a result for each it carries.", Loop)
+def _loop_shape(op: Loop, flow: _Flow) -> Problems:
+    wanted = len(op.inits) + (op.over is not None)
+    if len(op.params) != wanted:
+        yield f"it has {len(op.params)} params, and a round begins with {wanted} values"
+    if len(op.outs) != len(op.inits):
+        yield f"it has {len(op.outs)} outs, and carries {len(op.inits)} values"
+    if op.over is not None and not isinstance(op.over, (tuple, Ref)):
+        yield f"it goes over a list or a value, not {op.over!r}"
+
+
+@_law("loop-end", "A next or break stands in a loop, with a value for each that the loop carries.", Next, Break)
+def _loop_end(op: Next | Break, flow: _Flow) -> Problems:
+    if flow.loop_size is None:
+        yield "it stands in no loop"
+    elif len(op.values) != flow.loop_size:
+        yield f"it gives {len(op.values)} values, and the loop carries {flow.loop_size}"
 
 
 @_law(

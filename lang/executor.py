@@ -57,6 +57,7 @@ class Executor:
         self.streams: dict[int, Stream] = {0: self.root}
         self.slots: dict[int, Slot] = {}  # by value id
         self.types: Mapping[str, TypeSpec] = {}  # of variables, where a plan is walked: it holds no types
+        self.origin: dict[int, int] = {}  # values of a round of a loop -> those of the plan
         self.hosts: Mapping[str, Any] = {}  # objects of the user's process that a plan names
         self.journal: HostJournal | None = None  # results of the plan's host calls, kept for a run that goes on later
         self.feed: Feed | None = None  # for readers outside, while the program streams

@@ -65,7 +65,7 @@ def request_id(executor: Executor, stream: Stream) -> str:
 
 def origin(executor: Executor, stream: Stream, number: int) -> Origin:
     """Where a request comes from. `number` is that of the value it gives (in the plan, if one is walked)."""
-    return Origin(executor.title, number, executor.instance, stream.path)
+    return Origin(executor.title, executor.origin.get(number, number), executor.instance, stream.path)
 
 
 def _constraint(executor: Executor, op: Gen | GenExpr[Any]) -> Constraint | None:

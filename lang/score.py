@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.ir import Select
+from ..compiler.ir import Ref, Select
 from ..core.errors import RequestError
 from ..core.events import Finished
 from ..core.request import GenRequest, ScoreTrie, Segment
@@ -80,7 +80,7 @@ def _tokens(
     settled, tail = tuple(tokenizer.encode(pending[:cut])), pending[cut:]
     sequences: tuple[tuple[int, ...], ...] = ()
     if executor.plan is not None:
-        facts = executor.plan.select(op.out)
+        facts = executor.plan.select(Ref(executor.origin.get(op.out.id, op.out.id)))
         if facts.tail == tail:
             sequences = facts.sequences
     sequences = sequences or tuple(tuple(tokenizer.encode(tail + choice)) for choice in choices)

@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..compiler.expressions import STATEFUL, Outcome, evaluate
+from ..compiler.expressions import STATEFUL, Outcome, Unset, evaluate
+from ..compiler.fields import all_defined, new_streams
 from ..compiler.ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Break,
     Copy,
     Expr,
     Fork,
     Gen,
     Host,
     Join,
+    Loop,
     Media,
+    Next,
     Opaque,
     Ref,
     Return,
@@ -34,8 +38,10 @@ from ..compiler.ir import (
     Switch,
     Text,
     Tokens,
+    walk,
 )
 from ..compiler.plan import Plan
+from ..compiler.renumber import renumbered
 from ..core.errors import DslcError, ProgramError, set_place
 from .checks import check_constraint
 from .executor import Executor
@@ -51,9 +57,17 @@ class _Returned(Exception):
         self.value = value
 
 
+class _RoundEnded(Exception):
+    """A round of a loop has ended, and the loop with it if `is_last`; carries the values for the next one."""
+
+    def __init__(self, slots: tuple[Slot, ...], is_last: bool) -> None:
+        self.slots = slots
+        self.is_last = is_last
+
+
 def walk_plan(executor: Executor, plan: Plan, arguments: Mapping[str, Any]) -> Any:
     """Run a whole plan with these arguments (all of them, defaults filled in). Returns what the program returns."""
-    walker = _Walker(executor, arguments)
+    walker = _Walker(executor, arguments, plan)
     try:
         walker.region(plan.program.body)
     except _Returned as returned:
@@ -62,9 +76,10 @@ def walk_plan(executor: Executor, plan: Plan, arguments: Mapping[str, Any]) -> A
 
 
 class _Walker:
-    def __init__(self, executor: Executor, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, executor: Executor, arguments: Mapping[str, Any], plan: Plan) -> None:
         self.executor = executor
         self.arguments = arguments
+        self.first_ref, self.first_stream = plan.free_numbers
         self.deferred: list[Slot] = []  # computations that wait for values
 
     def region(self, body: tuple[AnyOp, ...]) -> None:
@@ -89,6 +104,11 @@ class _Walker:
             slot = self.slot(operand)
             if slot.error is not None:
                 raise slot.error
+            if type(slot.value) is Unset:
+                name = slot.value.name
+                raise UnboundLocalError(
+                    f"cannot access local variable {name!r} where it is not associated with a value"
+                )
             return slot.value
         if isinstance(operand, tuple):
             return tuple(self.value(item) for item in operand)
@@ -155,8 +175,8 @@ class _Walker:
         self.executor.enter(header)
         try:
             self.region(op.body)
-        except _Returned:
-            self.executor.leave(header)  # a `return` inside `with` closes it too
+        except (_Returned, _RoundEnded):
+            self.executor.leave(header)  # a `return` or `break` inside `with` closes it too
             raise
         self.executor.leave(header)
 
@@ -231,7 +251,7 @@ class _Walker:
         """The slot of a pure computation: done at once, or when its operands are. An error ends the program."""
         return self.when_done(op, self.pending(*operands), lambda: function(*(self.value(o) for o in operands)))
 
-    def when_done(self, op: Expr | Set | Host, slots: Iterable[Slot], value_of: Callable[[], Any]) -> Slot:
+    def when_done(self, op: AnyOp, slots: Iterable[Slot], value_of: Callable[[], Any]) -> Slot:
         """A slot that gets `value_of()` once these are done, or the error of one that has failed."""
         slot = Slot()
         needs = [need for need in slots if not need.is_done or need.error is not None]
@@ -294,6 +314,62 @@ class _Walker:
                 self.region(case.body)
                 return
 
+    def loop(self, op: Loop) -> None:
+        """Each round is a copy of the body with values and streams of its own."""
+        items: Iterator[Any] | None = None
+        if op.over is not None:
+            for ref in _refs(op.over):
+                self.executor.read(self.slot(ref), op.where)
+            try:
+                items = iter(self.plain((op.over,))[0])
+            except TypeError as error:
+                set_place(error, op.where, self.executor.title)
+                raise
+        carried = tuple(self.slot_of(init, op) for init in op.inits)
+        is_last = False
+        while not is_last:
+            begins = carried
+            if items is not None:
+                try:
+                    begins = (Slot(next(items), is_done=True), *carried)
+                except StopIteration:
+                    break
+            params, body = self.round(op)
+            for param, slot in zip(params, begins, strict=True):
+                self.define(param, slot)
+            try:
+                self.region(body)
+            except _RoundEnded as ended:
+                carried, is_last = ended.slots, ended.is_last
+        for out, slot in zip(op.outs, carried, strict=True):
+            self.define(out, slot)
+
+    def round(self, op: Loop) -> tuple[tuple[Ref, ...], tuple[AnyOp, ...]]:
+        """The parameters and the body with numbers that nothing else in the run has."""
+        refs: dict[int, int] = {}
+        streams: dict[int, int] = {}
+        for ref in op.params:
+            refs[ref.id] = self.first_ref + len(refs)
+        for inner in walk(op.body):
+            for ref in all_defined(inner):
+                refs[ref.id] = self.first_ref + len(refs)
+            for stream in new_streams(inner):
+                streams[stream] = self.first_stream + len(streams)
+        self.first_ref += len(refs)
+        self.first_stream += len(streams)
+        origin = self.executor.origin
+        origin.update({new: origin.get(old, old) for old, new in refs.items()})
+        return tuple(Ref(refs[param.id]) for param in op.params), renumbered(op.body, refs, streams)
+
+    def end_round(self, op: Next | Break) -> None:
+        raise _RoundEnded(tuple(self.slot_of(value, op) for value in op.values), isinstance(op, Break))
+
+    def slot_of(self, operand: Any, op: AnyOp) -> Slot:
+        """The slot of an operand, which may still be waited for."""
+        if isinstance(operand, Ref):
+            return self.slot(operand)
+        return self.when_done(op, self.pending(operand), lambda: self.plain((operand,))[0])
+
     def opaque(self, op: Opaque) -> None:
         raise ProgramError(f"a plan with a break cannot run by itself: {op.reason}", where=op.where)
 
@@ -318,7 +394,8 @@ _RULES: dict[type, Callable[[Any, Any], None]] = {
     Text: _Walker.text, Tokens: _Walker.emit, Special: _Walker.emit, Media: _Walker.media, Arg: _Walker.arg,
     Gen: _Walker.gen, Select: _Walker.select, Role: _Walker.region_op, Scope: _Walker.region_op,
     Fork: _Walker.emit, Copy: _Walker.emit, Join: _Walker.emit, Set: _Walker.set, Expr: _Walker.expr,
-    Host: _Walker.host, Switch: _Walker.switch, Opaque: _Walker.opaque, Return: _Walker.end,
+    Host: _Walker.host, Switch: _Walker.switch, Loop: _Walker.loop, Next: _Walker.end_round,
+    Break: _Walker.end_round, Opaque: _Walker.opaque, Return: _Walker.end,
 }  # fmt: skip
 
 if missing := set(OP_CLASSES.values()) - _RULES.keys():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ...core.text.tokenizer import Tokenizer
-from ..ir import AnyOp, Opaque, Program, Return, Role, Scope, Switch
+from ..ir import AnyOp, Break, Next, Opaque, Program, Return, Role, Scope, Switch
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -71,7 +71,7 @@ def ends(body: tuple[AnyOp, ...]) -> bool:
     if not body:
         return False
     last = body[-1]
-    if isinstance(last, (Opaque, Return)):
+    if isinstance(last, (Opaque, Return, Next, Break)):
         return True
     if isinstance(last, (Role, Scope)):
         return ends(last.body)

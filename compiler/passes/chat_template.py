@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ...core.text.template import is_plain_content
 from ..fields import map_regions, new_streams
-from ..ir import AnyOp, Copy, Fork, Program, Return, Role, Scope, Special, Switch, Text, walk
+from ..ir import AnyOp, Copy, Fork, Loop, Program, Return, Role, Scope, Special, Switch, Text, walk
 from .base import ChatFragments, Context, ProgramPass, ends
 
 MAX_HISTORIES = 64  # role sequences followed through branches; beyond, turns stay as they are
@@ -45,6 +45,10 @@ class _Lowering:
             return map_regions(op, lambda body: self.region(body, histories))
         if isinstance(op, Switch):
             return self.switch(op, histories)
+        if isinstance(op, Loop):
+            histories.update(dict.fromkeys(histories, frozenset()))  # how many turns its rounds add is not known
+            inside = dict(histories)
+            return map_regions(op, lambda body: self.region(body, inside))
         return op
 
     def role(self, op: Role, histories: Histories) -> Role:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..fields import map_regions, new_streams
-from ..ir import AnyOp, Copy, Fork, Gen, Join, Media, Program, Role, Select, Special, Switch, Text, Tokens
+from ..ir import AnyOp, Copy, Fork, Gen, Join, Loop, Media, Program, Role, Select, Special, Switch, Text, Tokens
 from .base import Context, ProgramPass, ends
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class _Tokenizing:
             out.append(op)
         elif isinstance(op, Switch):
             out.append(self.switch(op))
+        elif isinstance(op, Loop):
+            out.append(self.loop(op))
         elif isinstance(op, Role) and op.prefix is None:
             # The executor renders the template around it: what the runs hold there only it knows.
             self.runs[op.stream] = _Run(text=None)
@@ -189,6 +191,14 @@ class _Tokenizing:
         """The ids of text[start:stop] within a run, both being safe cuts or the run's ends."""
         skipped = len(self.tokenizer.encode(text[:start])) if start else 0
         return tuple(self.tokenizer.encode(text[:stop])[skipped:])
+
+    def loop(self, op: Loop) -> AnyOp:
+        """A round may begin with what another has left behind."""
+        unknown = {stream: _Run(text=None, is_opening=run.is_opening) for stream, run in self.runs.items()}
+        self.runs = {stream: run.copy() for stream, run in unknown.items()}
+        looped = map_regions(op, self.region)
+        self.runs = unknown
+        return looped
 
     def switch(self, op: Switch) -> Switch:
         before = {stream: run.copy() for stream, run in self.runs.items()}

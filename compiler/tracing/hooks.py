@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .loops import Carried, LoopDriver, unpacked
 from .purity import is_pure, is_users_function, mutates
 from .symbols import METHODS, Symbol
 
@@ -70,6 +71,8 @@ class Hooks:
             return tracer.host_call(function, args, kwargs)
         if mutates(function) and tracer.is_captured(function.__self__):
             return tracer.host_call(function, args, kwargs)
+        if mutates(function):
+            tracer.check_outside(function.__self__, _name(function))
         return tracer.note_made(function(*args, **kwargs))
 
     def method(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -172,6 +175,7 @@ class Hooks:
         if mutates(function):
             if tracer.is_captured(receiver):
                 return tracer.host_call(function, args, kwargs)
+            tracer.check_outside(receiver, _name(function))
             if args and _holds_symbol(args[0]) and not isinstance(receiver, list):
                 tracer.break_here(f"{_name(function)} of a value that is not known yet")
             return function(*args, **kwargs)
@@ -280,8 +284,23 @@ class Hooks:
         self.tracer.tick()
         return value
 
+    def for_loop(self, values: Any, variables: tuple[Any, ...], width: int) -> LoopDriver:
+        """What a `for` goes over; `variables` are those that it sets."""
+        return self._driver(variables, width).over(values)
+
+    def while_loop(self, variables: tuple[Any, ...]) -> LoopDriver:
+        """A `while`; `variables` are those that it sets."""
+        return self._driver(variables, 0)
+
+    def _driver(self, variables: tuple[Any, ...], width: int) -> LoopDriver:
+        return LoopDriver(self.tracer, [Carried(*variable) for variable in variables], self.tracer.here(), width)
+
+    def unpack(self, value: Any, width: int) -> Any:
+        """What is taken apart into several names."""
+        return unpacked(value, width) if isinstance(value, Symbol) else value
+
     def iterate(self, values: Any) -> Any:
-        """What a `for` goes over: Python data is unrolled."""
+        """What a comprehension goes over: Python data is unrolled."""
         if isinstance(values, Symbol):
             self.tracer.break_here("a loop over a value that is not known yet")
         return self._counted(values)
@@ -312,6 +331,7 @@ class Hooks:
             if self.tracer.is_captured(container):
                 self.tracer.host_call(operator.setitem, (container, key, value))
                 return
+            self.tracer.check_outside(container, "a store")
             if isinstance(key, Symbol):
                 self.tracer.break_here("a store under a key that is not known yet")
         container[key] = value

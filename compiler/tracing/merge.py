@@ -7,12 +7,14 @@ longest common ending of both cases out of the Switch, region by region.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
+from ..fields import map_regions
 from ..ir import (
     AnyOp,
+    Break,
     Case,
     Copy,
     Expr,
@@ -20,6 +22,8 @@ from ..ir import (
     Gen,
     Host,
     Join,
+    Loop,
+    Next,
     Opaque,
     Ref,
     Return,
@@ -28,9 +32,11 @@ from ..ir import (
     Select,
     Set,
     Switch,
+    regions,
     walk,
 )
-from .tracer import Decision, Enter, Leave, PathEvent, renamed
+from ..renumber import renumbered
+from .tracer import Decision, Enter, Leave, PathEvent
 
 Cursor = tuple["Node", int]
 
@@ -77,7 +83,9 @@ def merge(tree: Node, unexplored: str) -> tuple[AnyOp, ...]:
 
 def _drop_dead(node: Node) -> set[int]:
     """Drop the Exprs that nothing on any path from here uses: they would keep paths apart. Returns what is used."""
-    used = {node.decision.ref.id} if node.decision is not None else set()
+    used: set[int] = set()
+    if node.decision is not None:
+        used.update([node.decision.ref.id] if node.decision.loop is None else _refs_in(node.decision.loop))
     for child in (node.if_true, node.if_false):
         if child is not None:
             used |= _drop_dead(child)
@@ -115,8 +123,18 @@ class _Merger:
                 ops.append(event)  # type: ignore[arg-type]
         if node.decision is None:
             return ops, None
+        if node.decision.loop is not None:
+            return self._loop(node, node.decision, node.decision.loop, ops)
         branched, rest = self._branch(node, node.decision)
         return ops + branched, rest
+
+    def _loop(self, node: Node, decision: Decision, loop: Loop, ops: list[AnyOp]) -> tuple[list[AnyOp], Cursor | None]:
+        """The ops so far, the loop with its body, and what comes behind it."""
+        body, rest = self._side(node.if_true, decision)
+        if rest is not None:
+            body.append(Opaque(reason="a loop is left by a return inside a role or scope", where=loop.where))
+        more, rest = self._side(node.if_false, decision)
+        return [*ops, replace(loop, body=tuple(body)), *more], rest
 
     def _branch(self, node: Node, decision: Decision) -> tuple[list[AnyOp], Cursor | None]:
         sides = [self._side(node.if_true, decision), self._side(node.if_false, decision)]
@@ -213,6 +231,8 @@ class _Numbering:
         made = op.streams if isinstance(op, Fork) else (op.target,) if isinstance(op, Copy) else ()
         used = (op.stream, *(op.streams if isinstance(op, Join) else ()))
         self._check(used, streams, self.first_stream)
+        if isinstance(op, Loop):
+            return self._loop(op, refs, streams)
         new_body: dict[str, Any] = {}
         if isinstance(op, Switch):
             cases = [replace(c, body=self.region(c.body, dict(refs), dict(streams))) for c in op.cases]
@@ -226,8 +246,22 @@ class _Numbering:
             refs[out.id] = self.next_ref
             self.next_ref += 1
         shell = replace(op, **dict.fromkeys(new_body, ()))  # type: ignore[arg-type]
-        header: AnyOp = renamed(shell, refs, streams)
+        header: AnyOp = renumbered(shell, refs, streams)
         return replace(header, **new_body) if new_body else header
+
+    def _loop(self, op: Loop, refs: dict[int, int], streams: dict[int, int]) -> Loop:
+        inside = dict(refs)
+        self._define(op.params, inside)
+        body = self.region(op.body, inside, dict(streams))
+        self._define(op.outs, refs)
+        numbers = {**inside, **refs}
+        header: Loop = renumbered(replace(op, body=()), numbers, streams)
+        return replace(header, body=body)
+
+    def _define(self, made: Iterable[Ref], refs: dict[int, int]) -> None:
+        for ref in made:
+            refs[ref.id] = self.next_ref
+            self.next_ref += 1
 
     @staticmethod
     def _check(numbers: Iterable[int], known: dict[int, int], first: int) -> None:
@@ -243,7 +277,7 @@ def _refs_in(value: Any) -> Iterable[int]:
             yield from _refs_in(item)
     elif hasattr(value, "__dataclass_fields__"):
         for f in fields(value):
-            if f.name not in ("where", "out", "body", "cases"):
+            if f.name not in ("where", "out", "body", "cases", "params", "outs"):
                 yield from _refs_in(getattr(value, f.name))
 
 
@@ -262,7 +296,7 @@ def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     same: dict[int, int] = {}
     _find_known_reads(body, {}, same)
     others = {op.out.id for op in walk(body) if isinstance(op, (Expr, Host))} - same.keys()
-    result: tuple[AnyOp, ...] = renamed(_filter(body, others), same, {})
+    result: tuple[AnyOp, ...] = renumbered(_filter(body, others), same, {})
     return result
 
 
@@ -288,6 +322,14 @@ def _find_known_reads(body: tuple[AnyOp, ...], known: _Known, same: dict[int, in
             for (stream, var), value in list(known.items()):
                 if stream in op.streams and known.get((op.stream, var), -1) != value:
                     known[op.stream, var] = None
+        elif isinstance(op, Loop):
+            for inner in walk(op.body):  # a round before may have set them, or none at all
+                name = getattr(inner, "var", None)
+                if name is not None:
+                    known[inner.stream, name] = None
+                elif isinstance(inner, Join):
+                    known.update(dict.fromkeys([place for place in known if place[0] == inner.stream], None))
+            _find_known_reads(op.body, dict(known), same)
         elif isinstance(op, Switch):
             ends = [dict(known)]
             for case in op.cases:
@@ -306,10 +348,59 @@ def _without_dead(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     """Drop Exprs whose value nobody uses, until none is left."""
     while True:
         used = _used(body)
-        smaller = _filter(body, used)
+        smaller = tuple(_without_unread(op, used) for op in _filter(body, used))
         if smaller == body:
             return body
         body = smaller
+
+
+def _without_unread(op: AnyOp, used: set[int]) -> AnyOp:
+    """A loop without the values that it carries for nobody; `used` are all values that the program uses."""
+    if isinstance(op, (Role, Scope, Loop)):
+        op = replace(op, body=tuple(_without_unread(inner, used) for inner in op.body))
+    elif isinstance(op, Switch):
+        cases = (replace(case, body=tuple(_without_unread(inner, used) for inner in case.body)) for case in op.cases)
+        op = replace(op, cases=tuple(cases))
+    if not isinstance(op, Loop):
+        return op
+    ends = list(_ends_of(op.body))
+    ids = {id(end) for end in ends}
+    inside = {ref for inner in walk(op.body) if id(inner) not in ids for ref in _refs_in(inner)}
+    params = op.params[len(op.params) - len(op.inits) :]
+    needed = {i for i, out in enumerate(op.outs) if out.id in used or params[i].id in inside}
+    size = -1
+    while size != len(needed):
+        size = len(needed)
+        handed = {ref for end in ends for i in needed for ref in _refs_in(end.values[i])}
+        needed |= {i for i, param in enumerate(params) if param.id in handed}
+    if len(needed) == len(op.inits):
+        return op
+
+    def kept(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value for i, value in enumerate(values) if i in needed)
+
+    def trimmed(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
+        ops: list[AnyOp] = []
+        for inner in body:
+            if isinstance(inner, (Next, Break)):
+                inner = replace(inner, values=kept(inner.values))
+            elif not isinstance(inner, Loop):
+                inner = map_regions(inner, trimmed)
+            ops.append(inner)
+        return tuple(ops)
+
+    head = op.params[: len(op.params) - len(op.inits)]
+    return replace(op, params=(*head, *kept(params)), inits=kept(op.inits), outs=kept(op.outs), body=trimmed(op.body))
+
+
+def _ends_of(body: tuple[AnyOp, ...]) -> Iterator[Next | Break]:
+    """The ops that end a round of the loop with this body."""
+    for op in body:
+        if isinstance(op, (Next, Break)):
+            yield op
+        elif not isinstance(op, Loop):
+            for region in regions(op):
+                yield from _ends_of(region)
 
 
 def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
@@ -320,7 +411,7 @@ def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
             continue
         if isinstance(op, Switch):
             op = replace(op, cases=tuple(replace(case, body=_filter(case.body, used)) for case in op.cases))
-        elif isinstance(op, (Role, Scope)):
+        elif isinstance(op, (Role, Scope, Loop)):
             op = replace(op, body=_filter(op.body, used))
         kept.append(op)
     return tuple(kept)

@@ -13,8 +13,9 @@ import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from ...core.errors import SourceLoc, TraceError
 from .hooks import Recipe
@@ -23,7 +24,7 @@ HOOKS = "__dslc_hooks__"
 _FACTORY = "__dslc_factory__"
 _RECIPES = "__dslc_recipes__"
 _OVER = "__dslc_over__"
-_Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_Node = TypeVar("_Node", bound=ast.AST)
 
 
 class NoSource(TraceError):
@@ -52,7 +53,7 @@ def rewrite(function: types.FunctionType, hooks: Any) -> types.FunctionType:
     defaults = function.__defaults__
     _strip_header(tree)
     code = function.__code__
-    rewriter = _Rewriter(function)
+    rewriter = _Rewriter(function, tree)
     rewritten = ast.fix_missing_locations(rewriter.visit(tree))
     free = code.co_freevars
     factory = ast.FunctionDef(
@@ -143,9 +144,11 @@ def _strip_header(tree: ast.FunctionDef) -> None:
 class _Rewriter(ast.NodeTransformer):
     """Replaces each forcing construct by a hook call at the same place."""
 
-    def __init__(self, function: types.FunctionType) -> None:
+    def __init__(self, function: types.FunctionType, tree: ast.FunctionDef) -> None:
         code = function.__code__
         self.num_names = 0
+        self.num_loads = _loads(tree)
+        self.loops: list[str] = []  # the names of the drivers of the loops around; "": a loop without one
         self.function = function
         self.recipes: list[Recipe] = []
         self.made: dict[str, Any] = {}
@@ -305,15 +308,100 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         return self._hook("negate", node, node.operand) if isinstance(node.op, ast.Not) else node
 
-    def visit_For(self, node: ast.For) -> ast.stmt:
-        self.generic_visit(node)
-        node.iter = self._hook("iterate", node.iter, node.iter)
-        return node
+    # -- loops: `LoopDriver` goes round, and tells what the variables are in the body and behind the loop
 
-    def visit_While(self, node: ast.While) -> ast.stmt:
-        self.generic_visit(node)
-        node.test = self._hook("condition", node.test, node.test)
-        return node
+    def visit_For(self, node: ast.For) -> list[ast.stmt]:
+        names = _changed_in([node.target, *node.body])
+        variables = self._carried(names, node)
+        target = node.target
+        is_plain = isinstance(target, (ast.Tuple, ast.List)) and not any(
+            isinstance(e, ast.Starred) for e in target.elts
+        )
+        width = ast.Constant(value=len(target.elts) if is_plain else 0)  # type: ignore[attr-defined]
+        driver = self._hook("for_loop", node, self.visit(node.iter), variables, width)
+        name = self._loop_name()
+        own = {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
+        self.loops.append(name)
+        body = self._block(node.body)
+        self.loops.pop()
+        node.iter = self._name(name, node)
+        node.body = [*self._rebind(name, names, node, own), *body]
+        node.orelse = self._block(node.orelse)
+        return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
+
+    def visit_While(self, node: ast.While) -> list[ast.stmt]:
+        if node.orelse or any(isinstance(n, ast.NamedExpr) for n in ast.walk(node.test)):
+            self.loops.append("")
+            self.generic_visit(node)
+            self.loops.pop()
+            node.test = self._hook("condition", node.test, node.test)
+            return [node]
+        names = _changed_in(node.body)
+        name = self._loop_name()
+        driver = self._hook("while_loop", node, self._carried(names, node))
+        is_endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
+        again = self.visit(copying.deepcopy(node.test))
+        test = self._lambda([], self.visit(node.test), node)
+        self.loops.append(name)
+        body = self._block(node.body)
+        self.loops.pop()
+        node.test = self._call(name, "round", node, test, ast.Constant(value=is_endless))
+        leave = [ast.Expr(value=self._call(name, "leave", node)), ast.Break()]
+        inside = ast.If(test=ast.UnaryOp(op=ast.Not(), operand=again), body=leave, orelse=[])
+        check = ast.If(test=self._attribute(name, "is_symbolic", node), body=[inside], orelse=[])
+        node.body = [*self._rebind(name, names, node), *([] if is_endless else [_placed(check, node)]), *body]
+        return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
+
+    def visit_Break(self, node: ast.Break) -> ast.stmt | list[ast.stmt]:
+        if not self.loops or not self.loops[-1]:
+            return node
+        return [_placed(ast.Expr(value=self._call(self.loops[-1], "leave", node)), node), node]
+
+    def _block(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        found: list[ast.stmt] = []
+        for statement in body:
+            visited = self.visit(statement)
+            found += visited if isinstance(visited, list) else [visited]
+        return found
+
+    def _loop_name(self) -> str:
+        self.num_names += 1
+        return f"__dslc_loop_{self.num_names}"
+
+    def _carried(self, names: list[str], node: ast.stmt) -> ast.expr:
+        """(name, whether code outside of the loop reads it, a function that gives its value) of each variable."""
+        read = self.num_loads - _loads(node)
+        rows: list[ast.expr] = []
+        for name in names:
+            value = self._lambda([], self._name(name, node), node)
+            rows.append(
+                ast.Tuple(elts=[ast.Constant(value=name), ast.Constant(value=name in read), value], ctx=ast.Load())
+            )
+        return _placed(ast.Tuple(elts=rows, ctx=ast.Load()), node)
+
+    def _rebind(self, loop: str, names: list[str], node: ast.stmt, own: Iterable[str] = ()) -> list[ast.stmt]:
+        """`if loop.has(i): name = loop.value(i)` for each variable, but for those that the loop itself sets."""
+        found: list[ast.stmt] = []
+        for number, name in enumerate(names):
+            if name in own:
+                continue
+            value = self._call(loop, "value", node, ast.Constant(value=number))
+            has = self._call(loop, "has", node, ast.Constant(value=number))
+            found.append(_placed(ast.If(test=has, body=[self._assign(name, value, node)], orelse=[]), node))
+        return found
+
+    def _name(self, name: str, node: ast.AST) -> ast.expr:
+        return _placed(ast.Name(id=name, ctx=ast.Load()), node)
+
+    def _attribute(self, name: str, attribute: str, node: ast.AST) -> ast.expr:
+        return _placed(ast.Attribute(value=self._name(name, node), attr=attribute, ctx=ast.Load()), node)
+
+    def _call(self, name: str, method: str, node: ast.AST, *args: ast.expr) -> ast.expr:
+        return _placed(ast.Call(func=self._attribute(name, method, node), args=list(args), keywords=[]), node)
+
+    def _assign(self, name: str, value: ast.expr, node: ast.AST) -> ast.stmt:
+        target = ast.Name(id=name, ctx=ast.Store())
+        return _placed(ast.Assign(targets=[target], value=value), node)
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.comprehension:
         self.generic_visit(node)
@@ -329,6 +417,10 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
         target = node.targets[0]
+        if any(isinstance(t, (ast.Tuple, ast.List)) and not _has_star(t) for t in node.targets):
+            widths = {len(t.elts) for t in node.targets if isinstance(t, (ast.Tuple, ast.List))}
+            if len(node.targets) == 1 and not isinstance(node.value, (ast.Tuple, ast.List)):
+                node.value = self._hook("unpack", node, node.value, ast.Constant(value=widths.pop()))
         if len(node.targets) == 1 and isinstance(target, (ast.Subscript, ast.Attribute)):
             return ast.copy_location(ast.Expr(value=self._store(target, node.value)), node)
         # `s["a"], s["b"] = x, y`: the values go into names first, and from there into their places.
@@ -368,6 +460,56 @@ class _Rewriter(ast.NodeTransformer):
     def _store(self, target: ast.Subscript | ast.Attribute, value: ast.expr) -> ast.expr:
         name = "setitem" if isinstance(target, ast.Subscript) else "setattr"
         return self._hook(name, target, target.value, _key_of(target), value)
+
+
+_CHANGERS = frozenset(
+    "append extend insert pop remove clear sort reverse update setdefault popitem add discard".split()
+)
+
+
+def _changed_in(body: Iterable[ast.AST]) -> list[str]:
+    """The variables that statements set, or whose containers they change, in order."""
+    found: dict[str, None] = {}
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found[node.name] = None
+            return
+        if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            return
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found[node.id] = None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGERS:
+            note(node.func.value)
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            note(node.value)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    def note(owner: ast.AST) -> None:
+        if isinstance(owner, ast.Name):
+            found[owner.id] = None
+
+    for node in body:
+        visit(node)
+    return list(found)
+
+
+def _loads(tree: ast.AST) -> Counter[str]:
+    """How often each name is read."""
+    return Counter(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+
+
+def _has_star(target: ast.Tuple | ast.List) -> bool:
+    return any(isinstance(part, ast.Starred) for part in target.elts)
+
+
+def _placed(node: _Node, like: ast.AST) -> _Node:
+    """A made node at the place of the user's."""
+    for made in ast.walk(node):
+        if not hasattr(made, "lineno") and isinstance(made, (ast.expr, ast.stmt, ast.arg)):
+            ast.copy_location(made, like)
+    return node
 
 
 def _key_of(target: ast.Subscript | ast.Attribute) -> ast.expr:

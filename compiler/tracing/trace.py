@@ -13,6 +13,7 @@ from ...core.errors import SourceLoc, TraceError
 from ..ir import Arg, Opaque, Param, Program, Return, walk
 from ..sink import Sink
 from .hooks import is_traceable
+from .loops import Retrace
 from .merge import merge, tree_of
 from .rewrite import CannotRewrite, location
 from .symbols import Symbol, operand
@@ -74,18 +75,27 @@ def trace(
     captured = captured_by(body, bound)
     todo: list[list[bool]] = [[]]
     num_ops = 0
+    long_loop: tuple[str, int] | None = None
     while todo and len(paths) < MAX_PATHS and num_ops < MAX_OPS and problem is None:
         decisions = todo.pop()
         tracer = PathTracer(copies, decisions, captured, MAX_OPS)
         try:
             _run_path(tracer, body, make_state, arguments, bound)
+        except Retrace as again:
+            copies.forced_loops.add(again.place)
+            paths, todo, num_ops = [], [[]], 0
+            continue
         except CannotRewrite as error:
             problem = error
             break
+        long_loop = tracer.long_loop() or long_loop
         taken = [event.taken for event in tracer.events if hasattr(event, "taken")]
         todo += [[*taken[:i], False] for i in range(len(decisions), len(taken)) if taken[i]]
         num_ops += len(tracer.events) - (len(paths[-1]) // 2 if paths else 0)
         paths.append(tracer.events)
+        if todo and long_loop is not None and (len(paths) >= MAX_PATHS or num_ops >= MAX_OPS):
+            copies.forced_loops.add(long_loop)
+            paths, todo, num_ops, long_loop = [], [[]], 0, None
     where = location(body)
     if problem is not None:
         args = tuple(Arg(out=_ref(i), param=name, where=where) for i, name in enumerate(arguments))

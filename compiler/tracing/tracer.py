@@ -8,15 +8,35 @@ from __future__ import annotations
 
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
 from ...core.errors import DslcError, ProgramError, SourceLoc, UndefinedVariable
 from ..expressions import BOOLEAN, FUNCTIONS
-from ..ir import AnyOp, Copy, Expr, Fork, Gen, Host, Join, Opaque, Operand, Ref, Role, Scope, Select, Set
+from ..ir import (
+    AnyOp,
+    Break,
+    Copy,
+    Expr,
+    Fork,
+    Gen,
+    Host,
+    Join,
+    Loop,
+    Next,
+    Opaque,
+    Operand,
+    Ref,
+    Role,
+    Scope,
+    Select,
+    Set,
+)
 from .hooks import Hooks, Recipe, is_traceable
 from .host import HostTable, is_immutable, mentions_language
+from .loops import LoopDriver, Retrace, copies_of
 from .purity import reachable_mutables
 from .rewrite import HOOKS, CannotRewrite, NoSource, rewrite
 from .symbols import Symbol, operand
@@ -24,6 +44,7 @@ from .symbols import Symbol, operand
 MAX_PATHS = 256
 MAX_OPS = 4096
 MAX_TICKS = 1_000_000  # hook calls of one path: bounds pure Python loops
+MAX_ROUNDS = 8  # of a loop that is unrolled, where the paths turn out to be too many or too long
 MAX_DEPTH = 64  # functions followed into one another
 MAX_DECISIONS = 64  # of one path: they nest in the IR, and everything that reads it goes down into them
 
@@ -72,6 +93,7 @@ class Decision:
     first_ref: int
     first_stream: int
     where: SourceLoc | None = field(default=None, compare=False)
+    loop: Loop | None = None  # not a branch: true goes once through the body of this loop, false goes on behind it
 
 
 PathEvent: TypeAlias = "AnyOp | Enter | Leave | Decision"
@@ -83,8 +105,10 @@ class Copies:
     def __init__(self) -> None:
         self.hooks = Hooks()
         self.host_table = HostTable()
+        self.forced_loops: set[tuple[str, int]] = set()  # loops not to be unrolled
         self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
         self._copies: dict[int, types.FunctionType] = {}
+        self.captured: dict[int, Any] = {}  # mutable objects that the functions followed can reach, by id
         self.names: dict[int, str] = {}  # of the globals and closure variables that the functions read, by id
 
     def of(self, function: types.FunctionType) -> types.FunctionType:
@@ -96,6 +120,7 @@ class Copies:
             for name, value in free_values(function):
                 self.names.setdefault(id(value), f"{function.__module__}:{name}")
             self.originals[id(function)] = function
+            self.captured.update(captured_by(function, {}))
         return self._copies[id(function)]
 
 
@@ -119,6 +144,7 @@ class PathTracer:
         self.events: list[PathEvent] = []
         self.num_decisions = 0
         self._captured = captured
+        self.forced_loops = copies.forced_loops
         self._budget = budget
         self._ticks = 0
         self._depth = 0
@@ -137,6 +163,9 @@ class PathTracer:
             tuple[type[BaseException], ...]
         ] = []  # what the `try` statements around catch, outermost first
         self._texts: set[int] = set()  # values that are strings
+        self.unrolled: list[LoopDriver] = []  # of each round of a loop that was unrolled, so far
+        self.has_loops = False  # in or behind a Loop: what its body sets is not known
+        self._outside: dict[int, Any] = {}  # containers made before the Loop whose body this is
         self._made: dict[int, Any] = {}  # objects that the copy has made, by id
         self._fresh: dict[int, Any] = {}  # lists and dicts written as arguments: nobody else holds them
 
@@ -175,7 +204,7 @@ class PathTracer:
         values = [*args, *kwargs.values()]
         if holds_language(values) or mentions_language(function, is_language):
             return self.follow(function, args, kwargs)
-        if any(self._is_shared(value) for value in values):
+        if any(self.is_shared(value) for value in values):
             return self.follow(function, args, kwargs)  # it may change what the program goes on with
         found = self.attempt(lambda: self.follow(function, args, kwargs))
         return found[0] if found else self.host_call(function, args, kwargs)
@@ -205,7 +234,7 @@ class PathTracer:
 
     def is_captured(self, value: Any) -> bool:
         """Whether the object existed before the trace, so that the copy must not change it."""
-        return id(value) in self._captured
+        return id(value) in self._captured or id(value) in self._copies.captured
 
     def break_here(self, reason: str, where: SourceLoc | None = None) -> NoReturn:
         """Record a break at the user's line and end the path."""
@@ -263,12 +292,56 @@ class PathTracer:
         if self._num_inline:
             raise NotInline
         if self.num_decisions >= MAX_DECISIONS:
+            self._retrace()
             self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
         self.events.append(Decision(symbol.ref, taken, self._next_ref, self._next_stream, self.here()))
         self.num_decisions += 1
         self._facts[key] = taken
         return taken
+
+    def _retrace(self) -> None:
+        """A path has grown too long: if a loop was unrolled that went round more than a few times, do not unroll it."""
+        if (place := self.long_loop()) is not None:
+            raise Retrace(place)
+
+    def long_loop(self) -> tuple[str, int] | None:
+        """The loop that was unrolled most often on this path, if that was more than a few times."""
+        rounds = Counter(driver.key for driver in self.unrolled)
+        place, count = max(rounds.items(), key=lambda item: item[1], default=(("", 0), 0))
+        return place if count > MAX_ROUNDS and place not in self.forced_loops else None
+
+    # -- loops: what `LoopDriver` needs
+
+    def decide_loop(self, loop: Loop) -> bool:
+        """Whether this path goes through the loop's body, or on behind it."""
+        if self._num_inline:
+            raise NotInline
+        if self.num_decisions >= MAX_DECISIONS:
+            self.break_here(f"more than {MAX_DECISIONS} branches on one path")
+        taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
+        self.events.append(Decision(Ref(-1), taken, self._next_ref, self._next_stream, loop.where, loop))
+        self.num_decisions += 1
+        self.has_loops = True
+        if taken:
+            here = copies_of(sys._getframe(1), lambda frame: frame.f_globals.get(HOOKS) is self._copies.hooks)
+            self._outside = reachable_mutables([value for value in here if not is_language(value)])
+        return taken
+
+    def end_round(self, kind: str, values: tuple[Operand, ...], where: SourceLoc | None) -> NoReturn:
+        """The round ends, and with it this path."""
+        self._record(Next(values=values, where=where) if kind == "next" else Break(values=values, where=where))
+        self._stopped = True
+        raise TraceStop
+
+    def check_outside(self, container: Any, what: str) -> None:
+        """A loop's body is traced once: it must not change what was made before it."""
+        if id(container) in self._outside and not self.is_captured(container):
+            self.break_here(f"{what} in a loop changes a {type(container).__name__} that was made before it")
+
+    def is_language(self, value: Any) -> bool:
+        """Whether this is, or holds, a part of the program."""
+        return holds_language(value)
 
     def _deep_key(self, ref: Ref) -> tuple[Any, ...]:
         """What a value computes down to arguments and generated values, so that equal questions have equal keys."""
@@ -392,13 +465,13 @@ class PathTracer:
             return ""  # they say where they are from
         return self._copies.names.get(id(value), "")
 
-    def _is_shared(self, value: Any) -> bool:
+    def is_shared(self, value: Any) -> bool:
         """Whether this is a container that the copy has made, and may still hold."""
         return isinstance(value, (list, dict, set)) and not self.is_captured(value) and id(value) not in self._fresh
 
     def _refuse_shared(self, values: Sequence[Any], function: Any) -> None:
         for value in values:
-            if self._is_shared(value):
+            if self.is_shared(value):
                 kind = type(value).__name__
                 self.break_here(f"call of {_callable_name(function)} with a {kind} of the program, which it may change")
 
@@ -416,8 +489,11 @@ class PathTracer:
             if type(value) is list:
                 return operands
             return self._container("tuple" if type(value) is tuple else "dict", operands)
+        if isinstance(value, (list, dict, set)) and not self.is_captured(value):
+            raise TypeError(f"a {type(value).__name__} of the program is handed over")
         if isinstance(value, types.FunctionType) and value.__globals__.get(HOOKS) is self._copies.hooks:
-            return self._copies.hooks.original_of(value).ref
+            made: Symbol = self._copies.hooks.original_of(value)
+            return made.ref
         if id(value) in self._made and not is_immutable(value):
             raise TypeError(f"a {type(value).__name__} that the program has made is handed over")
         return self.expr("captured", self._copies.host_table.name_of(value, self._hint(value))).ref
@@ -453,6 +529,7 @@ class PathTracer:
     def _record(self, op: AnyOp) -> None:
         self.tick()
         if len(self.events) >= self._budget:
+            self._retrace()
             self.break_here(f"more than {MAX_OPS} ops")
         self.events.append(op)
 
@@ -512,6 +589,8 @@ class PathTracer:
             return self._stateful("get", stream, var)
         if any(isinstance(op, Scope) and op.stream == stream and op.var == var for op in self._open):
             raise UndefinedVariable(f"{var!r} is read inside its own scope", where=where)
+        if self.has_loops:
+            return self._stateful("typed", stream, var)  # a round before may have set it
         if var not in known.variables:
             if self.num_decisions:
                 self.break_here(f"{var!r} is read where this path has not set it", where)
@@ -534,7 +613,9 @@ class PathTracer:
 
     def has(self, stream: int, var: str, where: SourceLoc | None) -> Any:
         known = self._streams[stream]
-        return var in known.variables or var in known.from_branches
+        if var in known.variables or var in known.from_branches:
+            return True
+        return self._stateful("has", stream, var) if self.has_loops else False
 
     def text(self, stream: int, where: SourceLoc | None) -> Any:
         return self._stateful("text", stream)
@@ -638,25 +719,3 @@ def free_values(function: types.FunctionType) -> list[tuple[str, Any]]:
                 found[name] = function.__globals__[name]
         todo.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
     return sorted(found.items())
-
-
-def renamed(value: Any, refs: Mapping[int, int], streams: Mapping[int, int]) -> Any:
-    """An op, region or operand with its value and stream numbers replaced (numbers not listed stay)."""
-    if isinstance(value, Ref):
-        return Ref(refs.get(value.id, value.id))
-    if isinstance(value, tuple):
-        return tuple(renamed(item, refs, streams) for item in value)
-    if not hasattr(value, "__dataclass_fields__") or isinstance(value, SourceLoc):
-        return value
-    changes: dict[str, Any] = {}
-    for f in fields(value):
-        old = getattr(value, f.name)
-        if f.name == "stream" or f.name == "target":
-            changes[f.name] = streams.get(old, old)
-        elif f.name == "streams":
-            changes[f.name] = tuple(streams.get(s, s) for s in old)
-        elif f.name not in ("where", "sampling_params"):
-            new = renamed(old, refs, streams)
-            if new is not old:
-                changes[f.name] = new
-    return replace(value, **changes) if changes else value

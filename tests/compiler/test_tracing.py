@@ -1,6 +1,5 @@
 """Tracing against a minimal state: what the rewritten copy records, where it breaks, and what it never does."""
 
-
 import pytest
 
 from dslc.compiler.ir import Gen, Opaque, Role, Scope, Select, Set, Text, walk
@@ -316,7 +315,7 @@ def test_what_cannot_be_followed_is_named():
             raise ValueError("bad x")
         s += q
 
-    assert "loop over a value" in breaks(loop)[0].reason
+    assert not breaks(loop)
     assert "vars, which needs the running code" in breaks(frame)[0].reason
     (op,) = breaks(boom)
     assert op.reason == "raises ValueError: bad x"
@@ -339,21 +338,47 @@ def test_errors_that_hold_for_all_arguments_are_raised():
 
 def test_too_many_paths_end_as_unexplored():
     def wide(s, q):
-        n = 0
-        for i in range(9):
-            if q == str(i):
-                n += 2**i  # each path has another value alive, so no two meet
+        n = 0  # each path has another value alive, so no two meet
+        if q == "a":
+            n += 1
+        if q == "b":
+            n += 2
+        if q == "c":
+            n += 4
+        if q == "d":
+            n += 8
+        if q == "e":
+            n += 16
+        if q == "f":
+            n += 32
+        if q == "g":
+            n += 64
+        if q == "h":
+            n += 128
+        if q == "i":
+            n += 256
         s += f"{n} {q}"
 
     assert any("unexplored" in op.reason for op in breaks(wide))
 
 
-def test_endless_loop_is_bounded():
+def test_a_long_unrolled_loop_without_branches_is_bounded():
+    def long(s, q):
+        for _ in range(5):
+            for _ in range(1000):
+                s += q
+                s += gen("x")
+
+    assert not breaks(long)  # no longer unrolled
+    assert {op.name for op in walk(program_of(long).body)} == {"arg", "loop", "text", "gen", "next"}
+
+
+def test_endless_loops_are_loops():
     def endless(s, q):
         while True:
             s += q
 
-    assert "4096 ops" in breaks(endless)[0].reason
+    assert body_text(endless)[1:] == ["loop {", "text %0", "next", "}"]
 
 
 def test_bound_arguments_are_constants_and_tracing_twice_is_equal():
@@ -411,4 +436,6 @@ def test_a_loop_on_a_generated_value_is_bounded():
         while s["x"] != "stop":
             s += gen("x")
 
-    assert "more than 64 branches" in breaks(until)[0].reason
+    assert [op.name for op in walk(program_of(until).body)] == [
+        "arg", "gen", "loop", "expr", "expr", "switch", "gen", "next", "break",
+    ]  # fmt: skip

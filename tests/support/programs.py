@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dslc.compiler.ir import (
     AnyOp,
     Arg,
+    Break,
     Case,
     ConstraintSpec,
     Copy,
@@ -18,7 +19,9 @@ from dslc.compiler.ir import (
     Gen,
     Host,
     Join,
+    Loop,
     Media,
+    Next,
     Opaque,
     Param,
     Program,
@@ -38,7 +41,7 @@ from dslc.core.request import LogprobWish
 ALL_OPS = frozenset(
     {
         "text", "tokens", "special", "media", "gen", "select", "role", "scope", "fork", "copy", "join", "set", "expr",
-        "host", "switch", "opaque", "return",
+        "host", "switch", "loop", "next", "break", "opaque", "return",
     }
 )  # fmt: skip
 # What an executor can run on any backend: no media, no break, no ids of a certain tokenizer.
@@ -106,6 +109,7 @@ class _Builder:
         self.next_stream = 1
         self.next_fork = 0
         self.ended = False
+        self.carried: int | None = None  # how many values the innermost loop carries
 
     def ref(self) -> Ref:
         self.next_ref += 1
@@ -117,7 +121,7 @@ class _Builder:
     def region(self, scope: _Scope, size: int, depth: int) -> tuple[AnyOp, ...]:
         ops: list[AnyOp] = []
         for _ in range(self.draw(st.integers(0, size))):
-            names = sorted(self.ops - ({"role", "scope", "switch", "fork"} if depth >= 3 else set()))
+            names = sorted(self.ops - ({"role", "scope", "switch", "fork", "loop"} if depth >= 3 else set()))
             maker = getattr(self, "_" + self.draw(st.sampled_from(names)))
             made = maker(scope, self.pick(scope.variables), depth)
             if made is not None:
@@ -280,6 +284,36 @@ class _Builder:
                 scope.variables[number] = set.intersection(*(end.variables[number] for end in ends))
         scope.forks = {n: fork for n, fork in scope.forks.items() if all(n in end.forks for end in ends)}
         return Switch(stream=stream, on=on, cases=tuple(cases))
+
+    def _loop(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
+        """Over a short list, so that it ends; with or without a value that it carries."""
+        over: Any = self.draw(st.lists(texts(), max_size=3).map(tuple))
+        inits = (self._operand(scope),) if self.draw(st.booleans()) else ()
+        params = tuple(self.ref() for _ in range(1 + len(inits)))
+        inner = scope.copy()
+        inner.values += params
+        inner.strings.append(params[0])
+        inner.forks = {}  # what is joined in one round cannot be joined in the next
+        carried, self.carried = self.carried, len(inits)
+        body = self.region(inner, 4, depth + 1)
+        if not self.ended:
+            body = (*body, Next(values=tuple(self._operand(inner) for _ in inits)))
+        self.carried, self.ended = carried, False
+        outs = tuple(self.ref() for _ in inits)
+        scope.values += outs
+        return Loop(stream=stream, over=over, params=params, inits=inits, outs=outs, body=body)
+
+    def _next(self, scope: _Scope, stream: int, depth: int) -> AnyOp | None:
+        return self._end_round(Next, scope, stream)
+
+    def _break(self, scope: _Scope, stream: int, depth: int) -> AnyOp | None:
+        return self._end_round(Break, scope, stream)
+
+    def _end_round(self, kind: Any, scope: _Scope, stream: int) -> AnyOp | None:
+        if self.carried is None or self.draw(st.integers(0, 2)):
+            return None
+        self.ended = True
+        return kind(stream=stream, values=tuple(self._operand(scope) for _ in range(self.carried)))
 
     def _opaque(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
         self.ended = True

@@ -1,0 +1,211 @@
+"""Loops of the rewritten copy: unrolled where what they go over is known, a Loop of the IR where it is not.
+
+The body of a Loop is traced once. Python variables that it sets, or containers that it changes, are values that a round
+begins with and hands on to the next; the path that goes into the body ends with the round, and the path around it goes
+on with what the last round has given.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..ir import Loop, Operand
+from .symbols import Symbol
+
+if TYPE_CHECKING:
+    from ...core.errors import SourceLoc
+    from .tracer import PathTracer
+
+
+class Carried(NamedTuple):
+    """A Python variable that a loop sets: its name, whether code outside of the loop reads it, and its value now."""
+
+    name: str
+    is_read_outside: bool
+    value: Callable[[], Any]  # raises NameError while the variable is not set
+
+
+class Retrace(BaseException):
+    """Too many branches in a loop that was unrolled: trace anew, with this loop as a Loop of the IR."""
+
+    def __init__(self, place: tuple[str, int]) -> None:
+        self.place = place
+
+
+NOT_SET: Any = object()
+
+
+class LoopDriver:
+    """One execution of a `for` or `while` of the copy."""
+
+    def __init__(self, tracer: PathTracer, variables: Sequence[Carried], place: SourceLoc | None, width: int) -> None:
+        self.tracer = tracer
+        self.variables = variables
+        self.place = place
+        self.width = width  # number of names that an item is unpacked into; 0: one name
+        self.is_symbolic = False
+        self._items: Iterator[Any] = iter(())
+        self._over: Operand = None
+        self._is_begun = False
+        self._before: list[Any] = []  # the variables when the loop began
+        self._values: dict[int, Symbol] = {}  # what they are now, by number
+        self._loop: Loop | None = None
+
+    # -- for
+
+    def over(self, values: Any) -> LoopDriver:
+        """Set what a `for` goes over."""
+        tracer = self.tracer
+        if isinstance(values, Symbol):
+            self.is_symbolic, self._over = True, values.ref
+        elif self._is_forced:
+            values = list(values)
+            try:
+                self._over, self.is_symbolic = tuple(tracer.host_operand(value) for value in values), True
+            except TypeError:
+                self._items = iter(values)
+        else:
+            self._items = iter(values)
+        return self
+
+    def __iter__(self) -> LoopDriver:
+        return self
+
+    def __next__(self) -> Any:
+        self.tracer.tick()
+        if not self.is_symbolic:
+            self.tracer.unrolled.append(self)
+            return self._unpacked(next(self._items))
+        if not self._go_round():
+            raise StopIteration
+        assert self._loop is not None
+        return self._unpacked(Symbol(self.tracer, self._loop.params[0]))
+
+    def _unpacked(self, item: Any) -> Any:
+        return unpacked(item, self.width) if self.width and isinstance(item, Symbol) else item
+
+    # -- while
+
+    def round(self, test: Callable[[], Any], is_endless: bool) -> bool:
+        """Whether a `while` goes (once more) into its body. A Loop has its test inside the body."""
+        tracer = self.tracer
+        tracer.tick()
+        if self.is_symbolic:
+            return self._go_round()
+        if not self._is_begun:
+            self._is_begun = True
+            found = None if is_endless or self._is_forced else tracer.attempt(test)
+            if found is None or isinstance(found[0], Symbol):
+                self.is_symbolic, self._is_begun = True, False
+                return self._go_round()
+            tracer.unrolled.append(self)
+            return bool(found[0])
+        tracer.unrolled.append(self)
+        return bool(test())
+
+    # -- both
+
+    @property
+    def _is_forced(self) -> bool:
+        return self.key in self.tracer.forced_loops
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names the loop from one trace to the next."""
+        return ("", 0) if self.place is None else (self.place.file, self.place.line)
+
+    def _go_round(self) -> bool:
+        if self._is_begun:
+            self._end("next")
+        self._is_begun = True
+        self._before = [_value_of(variable) for variable in self.variables]
+        inits: list[Operand] = []
+        numbers: list[int] = []
+        for number, value in enumerate(self._before):
+            init = self._init(self.variables[number], value)
+            if init is not NOT_SET:
+                inits.append(init)
+                numbers.append(number)
+        tracer = self.tracer
+        params = tuple(tracer.new_ref() for _ in range(len(inits) + (self._over is not None)))
+        outs = tuple(tracer.new_ref() for _ in inits)
+        self._loop = Loop(over=self._over, params=params, inits=tuple(inits), outs=outs, where=self.place)
+        is_inside = tracer.decide_loop(self._loop)
+        begins = params[len(params) - len(inits) :] if is_inside else outs
+        self._values = {number: Symbol(tracer, ref) for number, ref in zip(numbers, begins, strict=True)}
+        return is_inside
+
+    def _init(self, variable: Carried, value: Any) -> Any:
+        """The operand that a variable begins the first round with; NOT_SET where it is none: a state, a branch."""
+        tracer = self.tracer
+        if value is NOT_SET:
+            return tracer.expr("unset", variable.name).ref
+        if tracer.is_language(value):
+            return NOT_SET
+        # Held by the variable's cell, the list of values, this frame, its caller's and the call: else it has two names.
+        if tracer.is_shared(value) and sys.getrefcount(value) > 6:
+            tracer.break_here(f"a loop may change {variable.name!r}, which another name stands for too", self.place)
+        try:
+            return tracer.host_operand(value)
+        except TypeError as error:
+            return tracer.break_here(f"a loop changes {variable.name!r}: {error}", self.place)
+
+    def has(self, number: int) -> bool:
+        """Whether a variable has a value of its own in the body, or behind the loop."""
+        return number in self._values
+
+    def value(self, number: int) -> Any:
+        """That value."""
+        return self._values[number]
+
+    def leave(self) -> None:
+        """A `break` of this loop."""
+        if self.is_symbolic:
+            self._end("break")
+
+    def _end(self, kind: str) -> None:
+        """The round ends here, and the path with it."""
+        tracer = self.tracer
+        values: list[Operand] = []
+        for number, variable in enumerate(self.variables):
+            value = _value_of(variable)
+            if number not in self._values:
+                if value is not self._before[number]:
+                    tracer.break_here(f"a loop sets {variable.name!r} to another part of the program", self.place)
+                continue
+            if value is NOT_SET or tracer.is_language(value):
+                if variable.is_read_outside:
+                    tracer.break_here(f"{variable.name!r} goes on from a loop as a part of the program", self.place)
+                values.append(tracer.expr("unset", variable.name).ref)
+                continue
+            try:
+                values.append(tracer.host_operand(value))
+            except TypeError as error:
+                if variable.is_read_outside:
+                    tracer.break_here(f"a loop changes {variable.name!r}: {error}", self.place)
+                values.append(tracer.expr("unset", variable.name).ref)
+        tracer.end_round(kind, tuple(values), self.place)
+
+
+def _value_of(variable: Carried) -> Any:
+    try:
+        return variable.value()
+    except NameError:
+        return NOT_SET
+
+
+def unpacked(value: Symbol, width: int) -> list[Any]:
+    """The parts of a value that is taken apart into `width` names."""
+    parts = value.recorder.expr("unpack", value, width)
+    return [value.recorder.expr("index", parts, i) for i in range(width)]
+
+
+def copies_of(frame: types.FrameType | None, is_copy: Callable[[types.FrameType], bool]) -> Iterable[Any]:
+    """The values of all variables of the copies that are running."""
+    while frame is not None:
+        if is_copy(frame):
+            yield from frame.f_locals.values()
+        frame = frame.f_back
