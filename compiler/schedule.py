@@ -154,18 +154,22 @@ def _finish(drafts: list[_Draft]) -> Node:
 
 
 def _agreed(known: Sequence[tuple[int, ...]], group: list[int], depth: int) -> int:
-    """How far the group, which agrees beyond `depth`, agrees: as far as its least and its greatest do."""
-    if len(group) == 1:
-        return len(known[group[0]])
-    least, greatest = min(known[i] for i in group), max(known[i] for i in group)
-    low, high = depth, min(len(least), len(greatest)) + 1  # they agree up to low, and not up to high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if least[low:middle] == greatest[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+    """How far the group, which agrees beyond `depth`, agrees."""
+    first = known[group[0]]
+    stop = min(len(known[i]) for i in group)
+    for i in group[1:]:
+        other = known[i]
+        if other[depth:stop] == first[depth:stop]:
+            continue
+        low, high = depth, stop  # they agree up to low, and not up to high
+        while high - low > 1:
+            middle = (low + high) // 2
+            if other[low:middle] == first[low:middle]:
+                low = middle
+            else:
+                high = middle
+        stop = low
+    return stop
 
 
 def _walk(root: Node) -> list[tuple[Node, int]]:

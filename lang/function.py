@@ -419,17 +419,18 @@ def _source_line(where: SourceLoc | None) -> str:
 
 @overload
 def function(
-    func: Callable[..., Any], num_api_spec_tokens: int | None = None, outputs: Sequence[str] | None = None
+    func: Callable[..., Any], num_api_spec_tokens: int | None = None, *, outputs: Sequence[str] | None = None
 ) -> Function: ...
 @overload
 def function(
-    func: None = None, num_api_spec_tokens: int | None = None, outputs: Sequence[str] | None = None
+    func: None = None, num_api_spec_tokens: int | None = None, *, outputs: Sequence[str] | None = None
 ) -> Callable[[Callable[..., Any]], Function]: ...
 
 
 def function(
     func: Callable[..., Any] | None = None,
     num_api_spec_tokens: int | None = None,
+    *,
     outputs: Sequence[str] | None = None,
 ) -> Any:
     """Make a program of a function whose first parameter is `s`: `@function` or `@function(num_api_spec_tokens=k)`.

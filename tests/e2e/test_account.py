@@ -62,6 +62,7 @@ def _common(a, b):
 @pytest.mark.parametrize("name", WORKLOADS)
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"compiled": False}], ids=["compiled greedy", "interpreted"])
 def test_the_account_equals_the_engines_counters(name, options, engine):
+    recorded(WORKLOADS[name], engine, **options)  # from here on it is known whether its bodies keep a thread
     recording, counted = recorded(WORKLOADS[name], engine, **options)
     usage = evaluate(recording.jobs(), recording.limits)
     assert usage.differences(counted) == {}

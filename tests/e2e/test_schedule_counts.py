@@ -1,10 +1,18 @@
 """What a Schedule predicts is what the engine counts (page size 1, a cache that fits)."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import dslc
+from dslc.compiler.ir import Tokens
+from dslc.compiler.passes.base import CompileOptions
 from dslc.compiler.schedule import Instance, Workload, first_prompt, schedule
+
+sys.path.insert(0, str(Path(dslc.__file__).parent / "benchmarks"))
+from workloads import workloads
 
 
 @dslc.function
@@ -34,7 +42,8 @@ def test_prefilled_tokens_are_the_nodes_of_the_trie(engine, repeats):
     prompts = [first_prompt(instance, engine.tokenizer) for instance in workload.instances]
     engine.flush_cache()
     before = engine.counters()
-    states = capital.run_batch(rows, backend=engine, temperature=0, on_error="raise")
+    every = CompileOptions(disabled=("common-gens",))  # equal rows are asked for each by itself
+    states = capital.run_batch(rows, backend=engine, temperature=0, on_error="raise", compile_options=every)
     counted = engine.counters() - before
     assert len(states) == len(rows)
     assert counted.prompt_tokens == predicted.num_prompt_tokens == sum(map(len, prompts))
@@ -42,6 +51,64 @@ def test_prefilled_tokens_are_the_nodes_of_the_trie(engine, repeats):
     num_wholly_cached = len(prompts) - len(set(prompts))
     assert counted.prefilled_tokens == predicted.num_distinct_tokens + num_wholly_cached
     assert counted.cached_tokens == predicted.num_shared_tokens - num_wholly_cached
+
+
+def test_equal_gens_are_computed_once(engine):
+    rows = [{"country": country, "style": style} for country in COUNTRIES for style in STYLES]
+    engine.flush_cache()
+    before = engine.counters()
+    states = capital.run_batch(rows * 3, backend=engine, temperature=0, on_error="raise")
+    counted = engine.counters() - before
+    assert counted.requests == len(rows)
+    assert [s["answer"] for s in states[: len(rows)]] * 3 == [s["answer"] for s in states]
+    shared = [state.get_meta_info("answer").get("shared_with") for state in states]
+    assert sum(name is None for name in shared) == len(rows)
+
+
+@dslc.function
+def label(s, name):
+    s += f"{name} lives in a house. It is a"
+    s += dslc.gen("what", max_tokens=4, ignore_eos=True)
+    s += " house, and the street is"
+    s += dslc.gen("street", max_tokens=3, ignore_eos=True)
+
+
+def test_a_literal_rides_with_the_last_sampled_token(engine):
+    """What follows a gen costs no forward of its own: its ids and the last sampled one go into one extend."""
+    literal = engine.tokenizer.encode(" house, and the street is")
+    assert any(isinstance(op, Tokens) and "street" in op.text for op in label.plan(engine.tokenizer).program.body)
+    engine.flush_cache()
+    before = engine.counters()
+    state = label.run(name="Mia", backend=engine, temperature=0)
+    counted = engine.counters() - before
+    first = state.get_meta_info("what")["prompt_tokens"]
+    assert counted.forwards == 4 + 3  # one for each token that was sampled
+    assert counted.prefilled_tokens == first + 1 + len(literal)
+    assert counted.rows == counted.prefilled_tokens + (4 - 1) + (3 - 1)
+
+
+SMALL = ["document QA", "chat, short answers", "branch-solve-merge judge"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_chosen_computes_no_more_than_the_default_and_gives_the_same(name):
+    """A pool of a quarter of what the workload leaves behind: order, programs in flight and hints are decisions."""
+    load = next(load for load in workloads(12) if load.name == name)
+    found = []
+    for disabled in ((), ("order-free", "depth-first", "kv-pressure", "common-gens", "next-use")):
+        with dslc.Engine(dtype="float32", deterministic=True, max_total_tokens=POOLS[name]) as small:
+            options = {"compile_options": CompileOptions(disabled=disabled), "temperature": 0, "seed": 1}
+            states = load.program.run_batch(load.rows, backend=small, on_error="raise", **options)
+            counted = small.counters()
+            found.append((counted.prefilled_tokens + counted.recomputed_tokens, [s.text() for s in states]))
+    (chosen, texts), (default, others) = found
+    assert texts == others
+    assert chosen <= default
+    if name != "document QA":
+        assert chosen < 0.95 * default
+
+
+POOLS = {"document QA": 460, "chat, short answers": 420, "branch-solve-merge judge": 640}
 
 
 def test_the_static_prefix_is_cached_after_one_run(engine):
