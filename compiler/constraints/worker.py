@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import pickle
 import struct
@@ -17,7 +18,7 @@ import threading
 import time
 from typing import IO, Any
 
-from ...core.constraint import Constraint
+from ...core.constraint import Constraint, ConstraintKind
 from ...core.errors import ConstraintError, ErrorInfo
 from .token_index import Automaton
 
@@ -156,28 +157,32 @@ def _receive(pipe: IO[bytes]) -> bytes:
 
 
 def serve(max_bytes: int) -> None:
-    """The other process: compile what comes in until the pipe closes."""
+    """The other process: compile what comes in until the pipe closes, or memory runs out."""
+    pipe_out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # prints do not come between
+    importlib.import_module(".compile", __package__)  # what it takes itself does not count
+    _limit(max_bytes)
+    _send(pipe_out, pickle.dumps("ready"))
+    try:
+        while True:
+            _send(pipe_out, pickle.dumps(_compiled(*pickle.loads(_receive(sys.stdin.buffer)))))
+    except EOFError:
+        return
+    except MemoryError:
+        os._exit(1)
+
+
+def _compiled(kind: ConstraintKind, source: str, options: tuple[tuple[str, str], ...]) -> tuple[bool, object]:
+    """(whether it went well, the automaton's bytes or the error)"""
     from .compile import build_automaton
     from .persist import NotSaved, automaton_to_bytes
 
-    pipe_in, pipe_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # prints do not come between
-    _limit(max_bytes)
-    _send(pipe_out, pickle.dumps("ready"))
-    while True:
-        try:
-            kind, source, options = pickle.loads(_receive(pipe_in))
-        except EOFError:
-            return
-        try:
-            answer: object = (True, automaton_to_bytes(build_automaton(Constraint(kind, source, options))))
-        except ConstraintError as error:
-            answer = (False, ErrorInfo.of(error))
-        except NotSaved as error:
-            answer = (False, ErrorInfo.of(ConstraintError(str(error), field=kind)))
-        except MemoryError:
-            os._exit(1)
-        _send(pipe_out, pickle.dumps(answer))
+    try:
+        return True, automaton_to_bytes(build_automaton(Constraint(kind, source, options)))
+    except ConstraintError as error:
+        return False, ErrorInfo.of(error)
+    except NotSaved as error:
+        return False, ErrorInfo.of(ConstraintError(str(error), field=kind))
 
 
 def _limit(max_bytes: int) -> None:

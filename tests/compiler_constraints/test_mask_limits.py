@@ -1,0 +1,98 @@
+"""Constraints that would take for ever, or all memory: each a clear error or a bounded compile."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.constraint_support import mask_of, small_vocabulary
+
+from dslc.compiler.constraints import compile_constraint
+from dslc.compiler.constraints.bounds import INLINE_WORK, work_of
+from dslc.compiler.constraints.compile import build_automaton
+from dslc.compiler.constraints.worker import compile_apart, stop_workers
+from dslc.core.constraint import Constraint
+from dslc.core.errors import ConstraintError
+
+
+def regex(pattern: str) -> Constraint:
+    return Constraint("regex", pattern)
+
+
+def schema(value: Any) -> Constraint:
+    return Constraint("json_schema", json.dumps(value))
+
+
+def test_what_backtracking_engines_choke_on_is_small():
+    compiled = compile_constraint(regex("(a+)+b"), small_vocabulary())
+    assert compiled.stats.num_states < 10
+    assert mask_of(compiled.start(), small_vocabulary().size)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        regex("(.{1,5000}){1,5000}"),
+        regex("((a{1,100}){1,100}){1,100}"),
+        regex("(a|b)*a(a|b){25}"),
+        regex("(" * 30_000 + "a" + ")" * 30_000),
+        schema({"type": "string", "minLength": 10**6, "pattern": "^[a-z]+$"}),
+        schema({"type": "integer", "multipleOf": 19_997}),
+        schema({"allOf": [{"anyOf": [{"required": [f"a{i}"]}, {"required": [f"b{i}"]}]} for i in range(20)]}),
+        Constraint("json_schema", '{"type": "array", "items": ' * 230 + "{}" + "}" * 230),
+    ],
+    ids=lambda c: c.source[:30],
+)
+def test_what_is_too_large_is_refused_by_name(constraint):
+    with pytest.raises(ConstraintError) as caught:
+        compile_constraint(constraint, small_vocabulary())
+    assert caught.value.field == constraint.kind and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        regex(".{1,5000}"),
+        regex("|".join(f"word{i}" for i in range(100_000))),
+        schema({"enum": [f"value {i}" for i in range(100_000)]}),
+        schema({"type": "array", "items": {"type": "integer"}, "maxItems": 10**6}),
+        schema({"type": "string", "maxLength": 10**6}),
+        schema({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000)}}),
+    ],
+    ids=lambda c: c.source[:30],
+)
+def test_what_is_large_but_regular_is_served(constraint):
+    vocabulary = small_vocabulary()
+    compiled = compile_constraint(constraint, vocabulary)
+    assert mask_of(compiled.start(), vocabulary.size)
+    assert compiled.stats.num_bytes < 50 * 2**20
+
+
+def test_the_bound_tells_small_from_large_without_building():
+    assert work_of(regex(r"\d{4}-\d{2}-\d{2}")) <= INLINE_WORK
+    assert work_of(schema({"type": "object", "properties": {"a": {"type": "string"}}})) <= INLINE_WORK
+    assert work_of(regex("[ab]{1,50000}")) > INLINE_WORK
+    assert work_of(schema({"enum": [f"value {i}" for i in range(100_000)]})) > INLINE_WORK
+    assert work_of(schema({"type": "string", "pattern": "^(a|b)*c$", "maxLength": 60_000})) > INLINE_WORK
+
+
+def test_another_process_gives_the_same_automaton_and_the_same_errors():
+    for constraint in (regex("[a-z]{1,40}é?"), schema({"type": "array", "items": {"type": "integer"}})):
+        here, there = build_automaton(constraint), compile_apart(constraint)
+        assert here.num_states == there.num_states
+        assert sorted(here.moves(here.start)) == sorted(there.moves(there.start))
+    with pytest.raises(ConstraintError) as caught:
+        compile_apart(schema({"properties": {"a": {"type": "strng"}}}))
+    assert caught.value.pointer == "/properties/a/type" and caught.value.field == "json_schema"
+    assert str(caught.value).count("json_schema:") == 1
+
+
+def test_a_process_that_takes_too_long_or_too_much_is_ended():
+    options = "|".join(f"[ab]{{{i},{i + 700}}}c" for i in range(1, 60))
+    with pytest.raises(ConstraintError, match=r"0\.05 s"):
+        compile_apart(regex(f"({options})d"), seconds=0.05)
+    assert compile_apart(regex("ab")).num_states == 3, "the next is served by a new one"
+    with pytest.raises(ConstraintError, match="MiB"):
+        compile_apart(schema({"enum": [f"value {i}" for i in range(200_000)]}), seconds=60, max_bytes=2**20)
+    stop_workers()
