@@ -76,7 +76,7 @@ class Compiling:
             assert vocabulary is not None
             states += compile_constraint(constraint, vocabulary, encode=self.tokenizer.encode).stats.num_states
         found["constraint_states"] = str(states)
-        cost = budget(program, self.tokenizer)
+        cost = budget(plan.program, self.tokenizer)
         for name in ("requests", "prompt_tokens", "computed", "generated_tokens", "scored_tokens", "forwards", "rows"):
             found[f"run_{name}"] = str(getattr(cost, name))
         if self.cache is not None:

@@ -117,9 +117,8 @@ def _hands_its_state_on(function: ast.FunctionDef | ast.AsyncFunctionDef) -> boo
             given = [*node.args, *(keyword.value for keyword in node.keywords)]
             if any(isinstance(item, ast.Name) and item.id == state for item in given):
                 return True
-        elif isinstance(node, (ast.Assign, ast.Return)):
-            if isinstance(node.value, ast.Name) and node.value.id == state:
-                return True
+        if isinstance(node, (ast.Assign, ast.Return)) and isinstance(node.value, ast.Name) and node.value.id == state:
+            return True
     return False
 
 

@@ -1,7 +1,8 @@
 """`dslc run --timeline FILE`: a run as one HTML page, without network: a line for each request, by program instance.
 
 Grey: queued. Blue: prompt being computed, darker for the share that came from the cache. Green: tokens, a mark each; a
-mark is taller where one step gave several. Red: preempted. The uppermost line is the forwards with their rows.
+mark is taller where one step gave several. Yellow: forced by a constraint. Red: preempted. The uppermost line is the
+forwards with their rows.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ h1 { font-size: 1.1rem; margin: 0 } #facts { min-height: 1.4em; color: var(--dim
 .instance { font-weight: bold; padding-top: .6em } .queued { background: #8885 } .prefill { background: #48c }
 .cached { background: #136 } .decode { background: #2a75 } .scored { background: #27a }
 .lane .token { top: 30%; height: 40%; width: 1px; background: #173 } .lane .several { top: 5%; height: 90% }
+.lane .forced { top: 70%; height: 30%; width: 4px; background: #da2 }
 .lane .preempted { top: 0; height: 100%; width: 3px; background: #c33 }
 .failed { background: #c33 } .replayed { background: #a6a } .finished { border-right: 2px solid #173 }
 .forwards { height: 4em } .lane.forwards i { top: auto; bottom: 0; background: #c82; height: calc(var(--rows) * 100%) }
@@ -165,6 +167,8 @@ def _bars(span: Span, scale: _Scale) -> Iterator[str]:
         yield scale.bar(f"{kind} finished", prefilled, end)
     for at, _, count in span.tokens:
         yield scale.mark("token several" if count > 1 else "token", at)
+    for at, _, _ in span.forced:
+        yield scale.mark("forced", at)
     for at, _ in span.preempted:
         yield scale.mark("preempted", at)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..core.backend import Counters
-from ..core.events import Event, Failed, Finished, Preempted, Prefilled, Queued, Tokens
+from ..core.events import Event, Failed, Finished, Forced, Preempted, Prefilled, Queued, Tokens
 from .around import Around
 
 if TYPE_CHECKING:
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Span:
-    """One request of a run. A time is 0 where the event has not come; `tokens` holds (time, choice, how many)."""
+    """One request of a run. A time is 0 where the event has not come.
+
+    `tokens` and `forced` hold (time, choice, how many); what is forced is among the tokens too. `preempted` holds
+    (time, tokens to be computed again).
+    """
 
     request: GenRequest
     submitted_at: float
@@ -40,6 +44,7 @@ class Span:
     tokens: list[tuple[float, int, int]] = field(default_factory=list)
     preempted: list[tuple[float, int]] = field(default_factory=list)
     ended: Finished | Failed | None = None
+    forced: list[tuple[float, int, int]] = field(default_factory=list)
     began_at: float = 0.0  # of the first forward that it is in; 0 where forwards are not told
     is_replayed: bool = False  # its result came from a journal: nothing was computed
 
@@ -188,12 +193,17 @@ class Watched(Around):
                 span.num_prompt, span.num_cached = event.num_prompt_tokens, event.num_cached_tokens
             elif isinstance(event, Tokens):
                 span.tokens.append((now, event.index, len(event.token_ids)))
+            elif isinstance(event, Forced):
+                span.forced.append((now, event.index, len(event.token_ids)))
             elif isinstance(event, Preempted):
                 span.preempted.append((now, event.num_tokens))
             elif isinstance(event, Finished):
                 span.ended, span.ended_at = event, event.finished_at
-                span.num_prompt, span.num_cached = event.num_prompt_tokens, event.num_cached_tokens
                 span.is_replayed = not span.queued_at
+                if (
+                    span.is_replayed
+                ):  # a prompt that was never prefilled, as all of its output was forced, has no counts
+                    span.num_prompt, span.num_cached = event.num_prompt_tokens, event.num_cached_tokens
             elif isinstance(event, Failed):
                 span.ended, span.ended_at = event, now
 

@@ -26,7 +26,7 @@ def triage(s, ticket):
         branch += dslc.gen("why", max_tokens=9)
     forks.join()
     s += "\nCode: "
-    s += dslc.gen("code", regex="[A-Z]{2}-[0-9]{3}", max_tokens=12)
+    s += dslc.gen("code", regex="id=[A-Z]{2}-[0-9]{3}-end", max_tokens=24)
     s += "\nTitles: "
     s += dslc.gen("titles", n=2, temperature=1, max_tokens=5)
 
@@ -57,6 +57,7 @@ def test_requests_add_up_to_the_engines_counters(watched):
     assert trace.differences() == {}
     counted = trace.counted
     assert {name: getattr(trace.sums(), name) for name in SUMMED} == {name: getattr(counted, name) for name in SUMMED}
+    assert counted.forced_tokens > 0
     assert counted.requests == len(trace.spans) > 16 and counted.rows > counted.prefilled_tokens > 0
     if watched[2] == "small pool":
         assert counted.preemptions + counted.evicted_tokens > 0
@@ -96,6 +97,7 @@ def test_token_events_are_all_tokens_in_order(watched):
         assert times == sorted(times) and span.began_at <= span.prefilled_at
         if span.request.score is None:
             assert sum(count for _, _, count in span.tokens) == span.num_generated > 0
+            assert sum(count for _, _, count in span.forced) == span.num_forced
         else:
             assert not span.tokens
 
@@ -138,6 +140,7 @@ def test_the_timeline_has_every_request_and_loads_nothing(watched):
     assert page.requests == len(trace.spans) and not {"src", "href"} & page.names and "http" not in text
     assert page.classes.count("forward") == trace.counted.forwards
     assert page.classes.count("token") == sum(len(span.tokens) for span in trace.spans)
+    assert page.classes.count("forced") == sum(len(span.forced) for span in trace.spans) > 0
     assert page.classes.count("preempted") == trace.counted.preemptions
     data = json.loads(re.search(r'id="data">(.*?)</script>', text).group(1))
     assert data["counted"]["rows"] == trace.counted.rows
