@@ -102,7 +102,9 @@ class MemoryManager:
         self.table.check_fits(int(new_lens.max(initial=0)))
         if not self._make_room(self.allocator.pages_needed(old_lens, new_lens)):
             return None
-        last_slots = self.table.host[rows, np.maximum(old_lens - 1, 0)].astype(np.int64)
+        last_slots = old_lens  # only read where a page may have been begun
+        if self.page_size > 1:
+            last_slots = self.table.host[rows, np.maximum(old_lens - 1, 0)].astype(np.int64)
         if (num_new == 1).all():
             slots = self.allocator.alloc_decode(old_lens, last_slots)
             positions, row_of = old_lens, rows

@@ -6,9 +6,11 @@ A policy only orders. What fits is admission's matter, and what must wait for an
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -354,10 +356,10 @@ class Aging:
     def _count_overtaking(self, waiting: Sequence[Waiting]) -> None:
         admitted = sorted(self._admitted)
         self._admitted = []
+        later = [arrival for arrival, _ in admitted]
+        remaining = [*accumulate((tokens for _, tokens in reversed(admitted)), initial=0)][::-1]
         arrivals = [w.arrival for w in waiting]
-        later_than = np.searchsorted([arrival for arrival, _ in admitted], arrivals, side="right")
-        remaining = np.cumsum([0, *(tokens for _, tokens in reversed(admitted))])[::-1]
-        more = remaining[later_than].tolist()
+        more = [remaining[bisect_right(later, arrival)] for arrival in arrivals]
         before = self._overtaken
         self._overtaken = {a: before.get(a, 0) + m for a, m in zip(arrivals, more, strict=True)}
         self._num_aged = sum(tokens >= self.bound_tokens for tokens in self._overtaken.values())
