@@ -26,12 +26,12 @@ RESOLVE = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
 STEP = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
 
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
-    "trie_new": (_P, [_I32, _P, _P, _P, _P, ctypes.c_int]),
+    "trie_new": (_P, [_I32, _P, _P, _P, _P, ctypes.c_int, _I32]),
     "trie_free": (None, [_P]),
     "dfa_new": (_P, [_I32, _I32, _I32, _P, _P, _P, _P, _P, _I32, _P, _I32]),
     "dfa_free": (None, [_P]),
     "dfa_freedom": (_I32, [_P, _I32]),
-    "closure_row": (None, [_P, _P, _P]),
+    "closure_row": (None, [_P, _P, _P, _I32]),
     "dfa_closure": (None, [_P, _I32, _P]),
     "dfa_mask": (_I32, [_P, _P, _I64]),
     "dfa_states": (None, [_P, _P, _I64, _P]),

@@ -154,8 +154,8 @@ class NativeTrie:
         parts = [np.ascontiguousarray(a) for a in (trie.bytes, *(a.astype(np.int64) for a in (
             trie.children, trie.token_starts, trie.tokens)))]  # fmt: skip
         pointers = [_pointer(a) for a in parts]
-        self.whole: int = lib.trie_new(trie.num_nodes, *pointers, 0)
-        self.quoted: int = lib.trie_new(trie.num_nodes, *pointers, 1)
+        self.whole: int = lib.trie_new(trie.num_nodes, *pointers, 0, trie.num_words)
+        self.quoted: int = lib.trie_new(trie.num_nodes, *pointers, 1, trie.num_words)
         weakref.finalize(self, lib.trie_free, self.whole)
         weakref.finalize(self, lib.trie_free, self.quoted)
         self.lib = lib
@@ -182,7 +182,7 @@ class NativeTrie:
     def closure_row(self, closure: Closure) -> MaskRow:
         """The tokens that are such a text, or begin one."""
         row = np.zeros(self.num_words, np.int32)
-        self.lib.closure_row(self.whole, ctypes.addressof(closure), _pointer(row))
+        self.lib.closure_row(self.whole, ctypes.addressof(closure), _pointer(row), self.num_words)
         return row
 
 
