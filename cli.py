@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_compile import Compiling, checks_kept, refuse_nameless, write_whole
+from .cli_compile import Compiling, kept_on_disk, refuse_nameless, write_whole
 from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, outputs_of, program_makers, programs
 from .cli_run import add_run
 from .core.errors import DslcError
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.verb
     try:
-        with checks_kept():
+        with kept_on_disk():
             return run(arguments)
     except (CliError, DslcError) as error:
         print(error, file=sys.stderr)
@@ -86,17 +86,21 @@ def _add_compile(verbs: Any) -> None:
     add("--stats", action="store_true", help="print counts of the plan, to the standard error")
     add("--print-after-all", action="store_true", help="print after each pass, to the standard error")
     add("--no-pass", action="append", default=[], metavar="NAME", help="leave a pass out; may be repeated")
+    add("--pass", action="append", dest="only", metavar="NAME", help="run this pass only; may be repeated")
     add("--model", metavar="PATH", help="the model whose tokenizer the plan is for (default: the built-in one)")
     parser.set_defaults(verb=_compile)
 
 
 def _compile(arguments: argparse.Namespace) -> int:
     from .compiler.passes.base import CompileOptions
-    from .compiler.pipeline import check_pass_names
+    from .compiler.pipeline import PASS_NAMES, check_pass_names
 
     emits = _emits(arguments)
-    check_pass_names(tuple(arguments.no_pass))
-    compiling = Compiling(arguments.model, CompileOptions(disabled=tuple(arguments.no_pass)))
+    disabled = list(arguments.no_pass)
+    check_pass_names((*disabled, *(arguments.only or ())))
+    if arguments.only is not None:
+        disabled += [name for name in PASS_NAMES if name not in arguments.only]
+    compiling = Compiling(arguments.model, CompileOptions(disabled=tuple(dict.fromkeys(disabled))))
     needs_plan = arguments.stats or arguments.print_after_all or not {"ir", "json", "dot"}.issuperset(emits)
     texts: list[str] = []
     for program in programs(arguments.program, arguments.strict):

@@ -85,16 +85,18 @@ class Compiling:
 
 
 @contextlib.contextmanager
-def checks_kept() -> Iterator[None]:
-    """Constraints found good meanwhile are noted on disk, beside the plans."""
-    from .compiler import checked
+def kept_on_disk() -> Iterator[None]:
+    """Plans that are made meanwhile are looked for and kept on disk, and so are the constraints found good."""
+    from .compiler import checked, plan_cache
     from .core.cache_folder import cache_folder
 
     checked.use(cache_folder())
+    plan_cache.use(plan_cache.PlanCache.default())
     try:
         yield
     finally:
         checked.use(None)
+        plan_cache.use(None)
 
 
 def refuse_nameless(program: Program) -> None:

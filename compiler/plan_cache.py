@@ -106,6 +106,24 @@ class PlanCache:
             path.unlink(missing_ok=True)
 
 
+_in_use: PlanCache | None = None
+
+
+def use(cache: PlanCache | None) -> None:
+    """Let programs of this process look for their plans there first; None: nowhere. The shell's commands do."""
+    global _in_use
+    _in_use = cache
+
+
+def compiled(program: Program, tokenizer: Tokenizer | None, options: CompileOptions | None = None) -> Plan:
+    """`compile_program`, by way of the cache in use."""
+    from .pipeline import compile_program
+
+    if _in_use is not None:
+        return _in_use.compiled(program, tokenizer, options)
+    return compile_program(program, tokenizer, None, options)
+
+
 def _read(path: Path) -> Any:
     """The data in a file that carries its own hash; None if it is not there or not whole. Marks it as used."""
     try:

@@ -140,13 +140,13 @@ class Function:
 
     def plan(self, tokenizer: Tokenizer | None, options: CompileOptions | None = None) -> Plan:
         """The plan for a tokenizer; made once per program, tokenizer and options."""
-        from ..compiler.pipeline import compile_program
+        from ..compiler.plan_cache import compiled
 
         with self._lock:
             program = self._trace().program
             key = (tokenizer.hash if tokenizer is not None else None, options)
             if key not in self._plans:
-                self._plans[key] = compile_program(program, tokenizer, None, options)
+                self._plans[key] = compiled(program, tokenizer, options)
             return self._plans[key]
 
     def plan_to_run(

@@ -1,6 +1,7 @@
 """`dslc compile`: what it prints, and one line with a place for everything that can be wrong. (`dslc run` is tested
 with the engine.)"""
 
+import json
 import subprocess
 import sys
 
@@ -86,6 +87,72 @@ def test_passes_can_be_watched_and_left_out(program, capsys):
     shown = [line[8:] for line in err.splitlines() if line.startswith("# after ")]
     assert shown[0] == "verify" and "fold-text" not in shown and "tokenize-constants" in shown
     assert "triage: selects_prepared 1\n" in err
+
+
+def test_only_some_passes(program, capsys):
+    only = ["--pass", "verify", "--pass", "fold-text"]
+    _, out, err = run(capsys, f"{program}:triage", "--print-after-all", "--emit", "plan", *only)
+    assert [line[8:] for line in err.splitlines() if line.startswith("# after ")] == ["verify", "fold-text"]
+    assert "passes verify fold-text\n" in out and "tokens 1 " not in out
+    assert run(capsys, f"{program}:triage", "--pass", "fold")[0] == 1
+
+
+SMALL = """\
+import dslc
+
+@dslc.function
+def small(s, q):
+    s += f"Q: {q} A: "
+    s += dslc.gen("a", max_tokens=4, regex="[a-z]+")
+"""
+GOLDEN = {
+    "ir": """\
+program small(q) {
+  %0 = arg "q"
+  %1 = concat "Q: " %0 " A: "
+  text %1
+  %2 = gen "a" sampling=(max_new_tokens=4) constraint=regex("[a-z]+")
+}
+""",
+    "dot": """\
+digraph "small" {
+  node [shape=box, fontname="monospace"];
+  op0 [label="%0 = arg \\"q\\"", tooltip="small.py:3"];
+  op1 [label="%1 = concat \\"Q: \\" %0 \\" A: \\"", tooltip="small.py:5"];
+  op0 -> op1 [style=dashed];
+  op0 -> op1 [label="%0"];
+  op2 [label="text %1", tooltip="small.py:5"];
+  op1 -> op2 [style=dashed];
+  op1 -> op2 [label="%1"];
+  op3 [label="%2 = gen \\"a\\" sampling=(max_new_tokens=4) constraint=regex...", tooltip="small.py:6"];
+  op2 -> op3 [style=dashed];
+}
+""",
+    "json": None,
+    "html": None,
+}
+
+
+def test_golden_forms(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(SMALL)
+    found = {form: run(capsys, "small.py", "--emit", form) for form in GOLDEN}
+    assert all((code, err) == (0, "") for code, _, err in found.values())
+    texts = {form: out.replace(f"{tmp_path}/", "") for form, (_, out, _) in found.items()}
+    assert {form: texts[form] for form in ("ir", "dot")} == {form: GOLDEN[form] for form in ("ir", "dot")}
+    data = json.loads(texts["json"])
+    assert (data["format"], data["title"]) == ("dslc.program", "small") and data["params"] == [{"name": "q"}]
+    assert [(op["op"], op["where"]) for op in data["body"]] == [
+        ("arg", ["small.py", 3, "small"]),
+        ("expr", ["small.py", 5, "small"]),
+        ("text", ["small.py", 5, "small"]),
+        ("gen", ["small.py", 6, "small"]),
+    ]
+    assert from_json(texts["json"]) == parse_program(texts["ir"])
+    assert texts["html"].count('class="op') == 4 and "prompt <b>" in texts["html"]
+    assert run(capsys, "small.py", "--emit", "ir,json,dot,html,plan")[1].startswith(GOLDEN["ir"] + "\n{")
 
 
 def test_a_plan_is_explained(program, capsys):

@@ -223,3 +223,18 @@ def test_a_known_program_loads_neither_tokenizer_nor_automata(shell):
         assert done.returncode == 0
         found.append((done.stdout, json.loads(done.stderr.replace("'", '"'))))
     assert found[0][0] == found[1][0] and "tokenizers" in found[0][1] and found[1][1] == []
+
+
+def test_a_run_finds_the_plans_of_earlier_ones(shell, capsys, monkeypatch):
+    from dslc.compiler import pipeline
+
+    path, _ = shell
+    made = []
+    compile_program = pipeline.compile_program
+    monkeypatch.setattr(pipeline, "compile_program", lambda *given: made.append(given) or compile_program(*given))
+    texts = []
+    for _ in range(2):
+        options = ["--dtype", "float32", "--sampling", "temperature=0"]
+        assert cli.main(["run", f"{path}:second", "--arg", "q=x", *options]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and len(made) == 1
