@@ -1,8 +1,9 @@
 """Python types as constraints on generated text, and generated text as values of them: `gen("p", type=Person)`.
 
-Known are str (no constraint), int, float, bool, None, Literal, enums, list, set, tuple, dict[str, T], unions,
-dataclasses, TypedDicts, NamedTuples and pydantic models, nested as one likes. A parsed value is checked on the way:
-what does not fit raises ValueError with its path.
+Known are str (no constraint), int, float, bool, None, Decimal, datetime, date, time, timedelta, UUID, Literal, enums,
+list, set, tuple, dict[str, T], unions, dataclasses, TypedDicts, NamedTuples and pydantic models, nested as one likes;
+and `Annotated` with bounds in annotated-types' or pydantic's names (`Ge(1)`, `Field(max_length=3)`, ...). A parsed
+value is checked on the way: what does not fit raises ValueError with its path.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import types as python_types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, Union
 
 from ..core.constraint import ConstraintKind
+from . import annotated, scalars
 from .checks import DTYPE_REGEX
 
 _MAX_DEPTH = 64
@@ -65,7 +68,7 @@ def type_spec(kind: Any) -> TypeSpec:
         )
     schema = schema_of(kind)
     source = json.dumps(schema, ensure_ascii=False, allow_nan=False)
-    return TypeSpec(kind, "json_schema", source, lambda text: build(kind, json.loads(text)))
+    return TypeSpec(kind, "json_schema", source, lambda text: build(kind, json.loads(text, parse_float=Decimal)))
 
 
 def _parse_bool(text: str) -> bool:
@@ -107,6 +110,8 @@ def _schema(kind: Any, definitions: dict[str, Any], named: dict[Any, str], depth
     simple = _SIMPLE.get(kind) if isinstance(kind, type) or kind is Any or kind is None else None
     if simple is not None:
         return dict(simple)
+    if isinstance(kind, type) and kind in scalars.SCHEMAS:
+        return dict(scalars.SCHEMAS[kind])
     if callable(getattr(kind, "model_json_schema", None)):
         return _pydantic_schema(kind, definitions)
     choices = _choices(kind)
@@ -114,7 +119,7 @@ def _schema(kind: Any, definitions: dict[str, Any], named: dict[Any, str], depth
         return {"enum": [value for value, _ in choices]}
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        return inner(args[0])
+        return annotated.with_bounds(inner(args[0]), args[1:])
     if origin in (Union, python_types.UnionType):
         return {"anyOf": [inner(part) for part in args]}
     fields = _fields(kind)
@@ -139,8 +144,9 @@ def _schema(kind: Any, definitions: dict[str, Any], named: dict[Any, str], depth
             raise TypeError(f"the keys of {kind!r} must be str: JSON has no others")
         return {"type": "object", "additionalProperties": inner(args[1] if args else Any)}
     raise TypeError(
-        f"{kind!r} is not a type that can be generated; known are str, int, float, bool, None, Literal, enums, list, "
-        "tuple, dict[str, T], unions, dataclasses, TypedDicts, NamedTuples and pydantic models"
+        f"{kind!r} is not a type that can be generated; known are str, int, float, bool, None, Decimal, datetime, "
+        "date, time, timedelta, UUID, Literal, enums, list, tuple, dict[str, T], unions, dataclasses, TypedDicts, "
+        "NamedTuples and pydantic models"
     )
 
 
@@ -205,7 +211,7 @@ def _without_markers(hint: Any) -> Any:
 def build(kind: Any, data: Any, path: str = "$") -> Any:
     """The value of type `kind` that JSON data stands for. Raises ValueError with the path of what does not fit."""
     if kind is Any or kind is object:
-        return data
+        return scalars.without_decimals(data)
     if kind is None or kind is type(None):
         return _expect(data, data is None, "null", path)
     if kind is bool:
@@ -218,11 +224,14 @@ def build(kind: Any, data: Any, path: str = "$") -> Any:
         return _expect(data, isinstance(data, str), "a string", path)
     if callable(getattr(kind, "model_validate", None)):
         try:
-            return kind.model_validate(data)
+            return kind.model_validate(scalars.without_decimals(data))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+    if isinstance(kind, type) and kind in scalars.SCHEMAS:
+        return scalars.build(kind, data, path)
     choices = _choices(kind)
     if choices is not None:
+        data = scalars.without_decimals(data)
         for value, member in choices:
             if type(value) is type(data) and value == data:
                 return member
@@ -233,7 +242,7 @@ def build(kind: Any, data: Any, path: str = "$") -> Any:
 def _build_container(kind: Any, data: Any, path: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        return build(args[0], data, path)
+        return annotated.checked(build(args[0], data, path), args[1:], path)
     if origin in (Union, python_types.UnionType):
         return _build_union(args, data, path)
     fields = _fields(kind)
@@ -275,7 +284,7 @@ def _build_object(kind: Any, fields: dict[str, tuple[Any, bool]], data: Any, pat
 
 
 def _is_number(data: Any) -> bool:
-    return isinstance(data, (int, float)) and not isinstance(data, bool)
+    return isinstance(data, (int, float, Decimal)) and not isinstance(data, bool)
 
 
 def _expect(data: Any, holds: bool, what: str, path: str) -> Any:
