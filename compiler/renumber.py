@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 from ..core.errors import SourceLoc
 from .ir import Ref
 
 
+@cache
+def field_names(kind: type) -> tuple[str, ...]:
+    """The fields of an op (or of what it holds) that may name values or streams; of other types, none."""
+    if not is_dataclass(kind) or kind is SourceLoc:
+        return ()
+    return tuple(f.name for f in fields(kind) if f.name not in ("where", "sampling_params"))
+
+
 def renumbered(value: Any, refs: Mapping[int, int], streams: Mapping[int, int]) -> Any:
     """An op, region or operand with its value and stream numbers replaced (numbers not listed stay)."""
-    if isinstance(value, Ref):
-        return Ref(refs.get(value.id, value.id))
-    if isinstance(value, tuple):
-        return tuple(renumbered(item, refs, streams) for item in value)
-    if not hasattr(value, "__dataclass_fields__") or isinstance(value, SourceLoc):
-        return value
+    kind = type(value)
+    if kind is Ref:
+        return Ref(refs[value.id]) if value.id in refs else value
+    if kind is tuple:
+        return tuple([renumbered(item, refs, streams) for item in value])
     changes: dict[str, Any] = {}
-    for f in fields(value):
-        old = getattr(value, f.name)
-        if f.name == "stream" or f.name == "target":
-            changes[f.name] = streams.get(old, old)
-        elif f.name == "streams":
-            changes[f.name] = tuple(streams.get(s, s) for s in old)
-        elif f.name not in ("where", "sampling_params"):
+    for name in field_names(kind):
+        old = getattr(value, name)
+        if name == "stream" or name == "target":
+            new = streams.get(old, old)
+        elif name == "streams":
+            new = tuple(streams.get(s, s) for s in old)
+        elif type(old) in _LEAVES:
+            continue
+        else:
             new = renumbered(old, refs, streams)
-            if new is not old:
-                changes[f.name] = new
+        if new is not old and new != old:
+            changes[name] = new
     return replace(value, **changes) if changes else value
+
+
+_LEAVES = frozenset({str, int, float, bool, type(None)})

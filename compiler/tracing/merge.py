@@ -8,7 +8,7 @@ longest common ending of both cases out of the Switch, region by region.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ..fields import map_regions
@@ -35,7 +35,7 @@ from ..ir import (
     regions,
     walk,
 )
-from ..renumber import renumbered
+from ..renumber import field_names, renumbered
 from .tracer import Decision, Enter, Leave, PathEvent
 
 Cursor = tuple["Node", int]
@@ -269,16 +269,27 @@ class _Numbering:
             raise _MadeElsewhere
 
 
-def _refs_in(value: Any) -> Iterable[int]:
-    if isinstance(value, Ref):
-        yield value.id
-    elif isinstance(value, tuple):
+def _refs_in(value: Any) -> list[int]:
+    """The values that an op or operand reads, those of its regions left out."""
+    found: list[int] = []
+    _collect_refs(value, found)
+    return found
+
+
+def _collect_refs(value: Any, found: list[int]) -> None:
+    kind = type(value)
+    if kind is Ref:
+        found.append(value.id)
+    elif kind is tuple:
         for item in value:
-            yield from _refs_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for f in fields(value):
-            if f.name not in ("where", "out", "body", "cases", "params", "outs"):
-                yield from _refs_in(getattr(value, f.name))
+            _collect_refs(item, found)
+    elif kind is not str:
+        for name in field_names(kind):
+            if name not in _MADE:
+                _collect_refs(getattr(value, name), found)
+
+
+_MADE = frozenset({"out", "body", "cases", "params", "outs", "stream", "streams"})
 
 
 def _is_dead(op: Any, used: set[int]) -> bool:
