@@ -40,6 +40,7 @@ class Output:
 
     `text` is the kept text (a matched stop trimmed unless `no_stop_trim`). `kept_ids` are the leading ids whose text
     lies wholly inside `text`, `kept_tail` the rest of `text` after them: detokenise(kept_ids) + kept_tail == text.
+    `is_complete` says whether the text met its constraint where it ended (None: there was none).
     `forced_runs` are the (first, how many) of `token_ids` that were not sampled.
     """
 
@@ -51,6 +52,7 @@ class Output:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
     forced_runs: tuple[tuple[int, int], ...] = ()
+    is_complete: bool | None = None
 
     @property
     def num_forced_tokens(self) -> int:

@@ -26,6 +26,8 @@ class SamplingParams:
     `jump_forward` says how text that a constraint leaves no choice about is written: True takes its tokens unsampled,
     in one forward together with the token before them; "step" takes the same ids one forward each; False samples them
     under the mask, which may split the text into tokens otherwise. None is the engine's default.
+    `finish_valid` makes a constrained output complete before its tokens run out: a token after which it could not be
+    any more is not taken, and the shortest way to an end is taken instead.
     `custom_params`, a dict of JSON values, is for the request's logit processor; it is kept as its JSON text.
     """
 
@@ -49,6 +51,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     no_stop_trim: bool = False
     jump_forward: bool | Literal["step"] | None = None
+    finish_valid: bool = False
     custom_params: str = ""
 
     def __post_init__(self) -> None:

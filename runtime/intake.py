@@ -230,6 +230,7 @@ class Intake:
             if compiled is not None:
                 seq.matcher = compiled.start()
                 seq.mask = np.zeros(mask_words(self.vocab_size), dtype=np.int32)
+                seq.finish_valid = params.finish_valid
                 seq.jump_forward = self.jump_forward if params.jump_forward is None else params.jump_forward
             if needs_text(params, source.stream) and self.tokenizer is not None:
                 seq.text = OutputText(self.tokenizer, params)

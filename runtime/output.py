@@ -101,7 +101,7 @@ def make_output(seq: Sequence, tokenizer: Tokenizer | None) -> Output:
     body = ids[:-1] if trims_last_id(seq) else ids
     finish = seq.finish or FinishReason("length")
     if tokenizer is None:
-        return Output(seq.index, "", ids, body, "", finish, tuple(seq.logprobs), tuple(seq.forced_runs))
+        return Output(seq.index, "", ids, body, "", finish, tuple(seq.logprobs))
     text = seq.text
     if text is None:
         text = seq.text = OutputText(tokenizer, seq.request.source.sampling)
@@ -112,4 +112,5 @@ def make_output(seq: Sequence, tokenizer: Tokenizer | None) -> Output:
         finish = FinishReason("stop", text.match.stop)
     count, tail = text.kept()
     logprobs, runs = tuple(seq.logprobs), tuple(seq.forced_runs)
-    return Output(seq.index, text.text, ids, body[:count], tail, finish, logprobs, runs)
+    is_complete = seq.matcher.is_accepting if seq.matcher is not None else None
+    return Output(seq.index, text.text, ids, body[:count], tail, finish, logprobs, runs, is_complete)

@@ -115,6 +115,7 @@ class Sequence:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_streamed: int = 0  # output ids already sent in Tokens events
     jump_forward: bool | str = False  # how forced text is taken, see SamplingParams
+    finish_valid: bool = False  # whether its text has to be whole when its tokens run out
     forced_runs: list[tuple[int, int]] = field(default_factory=list)  # (first, how many) of its output ids
     ending: FinishReason | None = None  # it ends so, once the log-probs of its last forced tokens are there
     finish: FinishReason | None = None

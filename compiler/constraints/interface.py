@@ -65,6 +65,12 @@ class Matcher(Protocol):
         Trailing tokens that a longer token could still replace are left out. Taking them changes no state.
         """
 
+    def shortest_end(self) -> tuple[int, ...] | None:
+        """Tokens that make the text complete, as few as can be told; empty where it is; None if no way was found.
+
+        Taking them changes no state.
+        """
+
     def rollback(self, num_tokens: int) -> None:
         """Undo the last `num_tokens` advances. Raises ConstraintError if there were fewer."""
 

@@ -106,6 +106,9 @@ class AutomatonMatcher:
     def forced(self) -> list[int]:
         return [] if self.is_terminated else list(self._index.forced(self._state))
 
+    def shortest_end(self) -> tuple[int, ...] | None:
+        return () if self.is_terminated else self._index.shortest_end(self._state)
+
     def rollback(self, num_tokens: int) -> None:
         if not 0 <= num_tokens <= len(self._path):
             raise ConstraintError(

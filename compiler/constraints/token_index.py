@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .endings import shortest_end
 from .interface import MaskRow
 from .native_walk import NativeMachine, native_machine
 from .token_trie import LongArray, TokenTrie
@@ -122,6 +123,7 @@ class TokenIndex:
         self._mask_bytes = 0
         self._steps: dict[tuple[int, int], int] = {}
         self._forced: dict[int, tuple[int, ...]] = {}
+        self._ends: dict[int, tuple[int, ...] | None] = {}
         self._eos = frozenset(trie.eos_ids)
         self._accepting: dict[int, bool] = {}
         self._lock = threading.RLock()  # automata grow as they are read: one reader at a time
@@ -229,6 +231,17 @@ class TokenIndex:
             return False
         with self._lock:
             return not self.automaton.moves(state)
+
+    def shortest_end(self, state: int) -> tuple[int, ...] | None:
+        """Tokens of a short way from `state` to acceptance; see `endings`."""
+        if state in self._ends:
+            return self._ends[state]
+        with self._lock:
+            found = shortest_end(self.automaton, self.trie, state)
+            if len(self._ends) >= MAX_MEMO:
+                self._ends.clear()
+            self._ends[state] = found
+        return found
 
     # Forced text
 

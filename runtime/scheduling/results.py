@@ -12,7 +12,7 @@ from ...core.errors import ConstraintError, EngineError, ErrorInfo
 from ...core.events import Finished, FinishReason, Forced, Prefilled, TokenLogprob, Tokens
 from ..output import make_output, trims_last_id
 from ..request import Stage
-from .forced import take_forced
+from .forced import end_instead, take_forced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -175,6 +175,8 @@ class Resolver:
             seq.logprobs.append(logprob)
         if seq.matcher is not None:
             seq.matcher.advance(token)
+            if seq.finish_valid and token not in seq.stop_ids and self._has_turned_back(scheduler, seq, now):
+                return
         finish = None
         if token in seq.stop_ids:
             finish = FinishReason("stop", token)
@@ -185,8 +187,7 @@ class Resolver:
             if seq.text.match is not None:
                 finish = FinishReason("stop", seq.text.match.stop)
         if finish is None and len(seq.output_ids) >= seq.max_output:
-            is_whole = seq.jump_forward and seq.matcher is not None and seq.matcher.must_stop
-            finish = FinishReason("stop" if is_whole else "length")
+            finish = FinishReason("stop" if _is_whole(seq) else "length")
         if finish is not None:
             self._finish(scheduler, seq, finish, now)
             return
@@ -208,11 +209,7 @@ class Resolver:
         """Take what its constraint forces, then fill the mask of the next draw. False: there is none, it has ended."""
         if seq.jump_forward and seq.max_output > 0:
             taken, finish = take_forced(seq)
-            if taken:
-                self.tally.generated_tokens += len(taken)
-                self.tally.forced_tokens += len(taken)
-                start = seq.forced_runs[-1][0]
-                scheduler.outbox.append((seq.request, Forced(seq.request.id, seq.index, start, taken)))
+            self._took(scheduler, seq, taken)
             if finish is not None:
                 self._end(scheduler, seq, finish, now)
                 return False
@@ -221,11 +218,31 @@ class Resolver:
         self.fill_mask(seq)
         return True
 
+    def _has_turned_back(self, scheduler: Scheduler, seq: Sequence, now: float) -> bool:
+        """Whether the newest token had to give way to the shortest end, because too few tokens would have been left."""
+        ended = end_instead(seq)
+        if ended is None:
+            return False
+        self.tally.generated_tokens -= 1
+        self._took(scheduler, seq, ended[0])
+        self._end(scheduler, seq, ended[1], now)
+        return True
+
+    def _took(self, scheduler: Scheduler, seq: Sequence, taken: tuple[int, ...]) -> None:
+        if taken:
+            self.tally.generated_tokens += len(taken)
+            self.tally.forced_tokens += len(taken)
+            start = len(seq.output_ids) - len(taken)
+            scheduler.outbox.append((seq.request, Forced(seq.request.id, seq.index, start, taken)))
+
     def _end(self, scheduler: Scheduler, seq: Sequence, reason: FinishReason, now: float) -> None:
         """Finish, if need be after the forward that gives the log-probs of its last forced tokens."""
         if seq.next_logprob < seq.num_tokens:
             seq.ending = reason
-            scheduler.jump(seq)
+            if seq.next_logprob > seq.kv_len:
+                scheduler.jump(seq)
+            elif seq.stage is Stage.DECODE:  # the row that gave the token it gave up has to run again
+                scheduler.retract(seq)
             return
         request = seq.request
         request.first_token_at = request.first_token_at or now
@@ -286,6 +303,13 @@ class Resolver:
             num_preemptions=request.num_preemptions,
         )
         scheduler.finish_request(request, event)
+
+
+def _is_whole(seq: Sequence) -> bool:
+    """Whether a sequence at its limit need not say so: nothing else can come, or a whole text is all that was asked."""
+    if seq.matcher is None:
+        return False
+    return (bool(seq.jump_forward) and seq.matcher.must_stop) or (seq.finish_valid and seq.matcher.is_accepting)
 
 
 def bar(mask: MaskRow, token_ids: Iterable[int]) -> None:

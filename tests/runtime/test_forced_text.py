@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_checkpoint
 
+from dslc.compiler.constraints import compile_constraint
 from dslc.core.constraint import Constraint
 from dslc.core.errors import ConfigError, RequestError
 from dslc.core.events import Event, Failed, Finished, Forced, Tokens
@@ -64,7 +65,7 @@ def request(
 ) -> GenRequest:
     bound = Constraint("regex", constraint) if isinstance(constraint, str) else constraint
     sampling = SamplingParams(**{"max_new_tokens": 60, "seed": 3, **params})
-    segments = (Segment(text=f"Question {len(name)}: "),)
+    segments = (Segment(text=f"Question {sampling.seed}: "),)
     return GenRequest(id=name, segments=segments, sampling=sampling, constraint=bound, stream=stream, logprobs=logprobs)
 
 
@@ -189,6 +190,8 @@ def matrix_requests() -> list[GenRequest]:
             options["stop"] = (":", "e")
         wish = LogprobWish(prompt_start=1 if i % 2 else -1, top=2) if i % 3 == 1 else None
         requests.append(request(f"r{i}", constraint, logprobs=wish, stream=i % 4 == 0, **options))
+    for i in range(4):
+        requests.append(request(f"long{i}", f"[a-z ]{{30,40}}, and so on, {i} times", seed=i, max_new_tokens=40))
     for i in range(4):
         requests.append(replace(request(f"free{i}", "", seed=i, max_new_tokens=20, top_p=0.9), constraint=None))
     return requests
@@ -347,3 +350,70 @@ def test_the_option_is_checked() -> None:
         failed = run(engine, [request("r", "abc", jump_forward="fast")])["r"][-1]
         assert isinstance(failed, Failed) and isinstance(failed.error.exception(), RequestError)
         assert "jump_forward" in str(failed.error.exception())
+
+
+ENDINGS: list[Constraint | str] = [
+    r"[a-z]{3,40}", r"\d{1,30}(\.\d{2,30})?", r"(ab|cd){2,20}e{3}", r"[^x]{0,50}y",
+    Constraint("json_schema", json.dumps({"type": "object", "properties": {
+        "name": {"type": "string"}, "notes": {"type": "array", "items": {"type": "string", "minLength": 2}}},
+        "required": ["name", "notes"], "additionalProperties": False})),
+    Constraint("json_schema", json.dumps({"$ref": "#/$defs/tree", "$defs": {"tree": {
+        "type": "object", "properties": {"value": {"type": "integer"}, "child": {"$ref": "#/$defs/tree"}},
+        "required": ["value"], "additionalProperties": False}}})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [True, "step", False])
+def test_an_output_that_must_be_valid_is_whole_when_its_tokens_run_out(shared: Engine, how: bool | str) -> None:
+    """Under every limit from the least that suffices; as without the option where it ends by itself."""
+    num_cut = num_turned = 0
+    for number, constraint in enumerate(ENDINGS):
+        plain = request("r", constraint)
+        assert plain.constraint is not None and shared.tokenizer is not None
+        compiled = compile_constraint(plain.constraint, shared.tokenizer.vocabulary, encode=shared.tokenizer.encode)
+        way = compiled.start().shortest_end()
+        assert way is not None
+        asked = []
+        for limit in (max(1, len(way)), len(way) + 1, len(way) + 3, len(way) + 9, 30):
+            for seed in range(4):
+                one = request(f"{limit} {seed}", constraint, max_new_tokens=limit, seed=seed, jump_forward=how)
+                valid = replace(one, sampling=replace(one.sampling, finish_valid=True))
+                asked += [valid, replace(one, id=f"{one.id} cut")]
+        events = run(shared, [replace(r, id=f"{number} {r.id}") for r in asked])
+        for name, found in events.items():
+            output = finished(found).outputs[0]
+            if name.endswith("cut"):
+                num_cut += output.finish_reason.type == "length"
+                assert output.is_complete or output.finish_reason.type == "length"
+                continue
+            assert output.is_complete and output.finish_reason.type == "stop", (name, output)
+            if plain.constraint.kind == "regex":
+                assert re.fullmatch(plain.constraint.source, output.text)
+            else:
+                jsonschema.validate(json.loads(output.text), json.loads(plain.constraint.source))
+            assert len(output.token_ids) <= int(name.split()[1])
+            cut = finished(events[f"{name} cut"]).outputs[0]
+            if cut.finish_reason.type == "stop":
+                assert cut.text == output.text
+            num_turned += cut.text != output.text
+    assert num_cut > 30 and num_turned > 30
+
+
+def test_a_budget_below_the_shortest_end_cuts(shared: Engine) -> None:
+    output = finished(run(shared, [request("r", "[ab]{9}", max_new_tokens=2, finish_valid=True)])["r"]).outputs[0]
+    assert output.finish_reason.type == "length" and output.is_complete is False
+    assert len(output.token_ids) == 2
+
+
+def test_a_forced_end_has_its_logprobs_and_counts(shared: Engine) -> None:
+    before = shared.counters()
+    asked = request(
+        "r", "[^x]{0,50}yyyyyyyy", max_new_tokens=20, finish_valid=True, logprobs=LogprobWish(), stream=True
+    )
+    events = run(shared, [asked])["r"]
+    output, counted = finished(events).outputs[0], shared.counters() - before
+    assert output.text.endswith("yyyyyyyy") and len(output.token_ids) <= 20
+    assert [entry.token_id for entry in output.logprobs] == list(output.token_ids)
+    assert counted.generated_tokens == len(output.token_ids) and counted.forced_tokens == output.num_forced_tokens > 0
+    tokens = [event for event in events if isinstance(event, Tokens)]
+    assert tuple(token for event in tokens for token in event.token_ids) == output.token_ids
