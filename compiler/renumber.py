@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from functools import cache
 from typing import Any
 
 from ..core.errors import SourceLoc
 from .ir import Ref
 
+_NAMES: dict[type, tuple[str, ...]] = {SourceLoc: ()}
 
-@cache
+
 def field_names(kind: type) -> tuple[str, ...]:
     """The fields of an op (or of what it holds) that may name values or streams; of other types, none."""
-    if not is_dataclass(kind) or kind is SourceLoc:
-        return ()
-    return tuple(f.name for f in fields(kind) if f.name not in ("where", "sampling_params"))
+    found = _NAMES.get(kind)
+    if found is None:
+        names = [f.name for f in fields(kind)] if is_dataclass(kind) else []
+        found = _NAMES[kind] = tuple(name for name in names if name not in ("where", "sampling_params"))
+    return found
 
 
 def renumbered(value: Any, refs: Mapping[int, int], streams: Mapping[int, int]) -> Any:
