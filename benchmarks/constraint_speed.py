@@ -188,7 +188,7 @@ REGEXES: list[tuple[str, str, list[str], list[str]]] = [
     ("time", r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?", ["23:59", "00:00:01"], ["24:00", "1:2"]),
     ("money", r"[$€£]\d{1,3}(,\d{3})*\.\d{2}", ["$1,234.50", "€5.00"], ["$1234.5", "5.00"]),
     ("credit card", r"\d{4}([ -]?)\d{4}[ -]?\d{4}[ -]?\d{4}", ["1234 5678 9012 3456"], ["1234"]),
-    ("identifier", r"[A-Za-z_]\w*", ["abc_1", "Ünx"], ["1a", ""]),
+    ("identifier", r"[A-Za-z_]\w*", ["abc_1", "aÜ2"], ["1a", "Ü"]),
     ("choice of 25", "|".join(_WORDS), ["greenowl", "ivoryyak"], ["greenyeti", "red"]),
     ("JSON string", r'"([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"', ['"a\\n\\u00e9"', '"日本"'],
      ['"a', '"\\x"']),
@@ -256,9 +256,8 @@ def _resident() -> float:
 def forced(items: list[Item], engines: list[Engine]) -> None:
     """Tokens that need no sampling, against the causal bound.
 
-    The bound: token i of a text is determined when its last byte is among the bytes that the automaton forces after
-    some earlier token, and the bytes up to its end do not change how it is cut. It is the share of tokens that lie
-    whole inside forced runs; a run's last token is in it only where no longer allowed token could replace it.
+    The bound: a token is determined before it is sampled if it lies within bytes that the automaton forces after some
+    earlier token, and no longer token that reaches beyond those bytes could stand in its place.
     """
     own = next(e for e in engines if isinstance(e, Own))
     totals = {e.name: [0, 0] for e in engines}
@@ -303,18 +302,18 @@ def _forced_tokens(run: Run, ids: list[int]) -> tuple[int, int]:
 
 
 def _bound(run: Run, ids: list[int]) -> int:
-    """How many tokens are the only allowed one, or lie in a run of forced bytes that ends behind them."""
+    """How many tokens of a text are determined before they are sampled."""
     assert isinstance(run, OwnRun)
     matcher: Any = run.matcher
     index = matcher._index
     token_bytes = index.trie.vocabulary.token_bytes
-    found, left = 0, b""
+    found, left, after = 0, b"", -1
     for token in ids:
         data = token_bytes[token] or b""
         if not left:
-            left = index.forced_bytes(matcher._state)[0]
+            left, after = index.forced_bytes(matcher._state)
         if left.startswith(data):
-            found += 1
+            found += not index._may_grow(left, after)
             left = left[len(data) :]
         else:
             left = b""

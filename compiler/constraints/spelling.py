@@ -238,6 +238,14 @@ def forget_shared_dfas() -> None:
         _shared.clear()
 
 
+def _class_bits(of_class: BoolArray) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """[N, C] bool -> [N, ceil(C / 64)] with a bit for each class."""
+    count, width = of_class.shape
+    padded = np.zeros((count, -(-width // 64) * 64), bool)
+    padded[:, :width] = of_class
+    return np.packbits(padded, axis=1, bitorder="little").view("<u8")
+
+
 class ByteDfa:
     """A `CharDfa` read byte by byte. State s * K + k is character state s at node k; -1 is dead.
 
@@ -250,8 +258,11 @@ class ByteDfa:
         self.speller = _speller(chars.bounds.tobytes(), chars.classes.tobytes(), spelling)
         self.width = len(self.speller.rows)
         self.start = chars.start * self.width if chars.start else -1
-        live = (chars.delta != 0).astype(np.float32) @ self.speller.reach.T.astype(np.float32) > 0
-        self.live: BoolArray = np.ascontiguousarray(live).reshape(-1)  # [S * K]
+        can, below = _class_bits(chars.delta != 0), _class_bits(self.speller.reach)
+        live = np.zeros((len(can), len(below)), bool)
+        for word in range(can.shape[1]):
+            live |= (can[:, word, None] & below[None, :, word]) != 0
+        self.live: BoolArray = live.reshape(-1)  # [S * K]
         self._moves: dict[int, dict[int, int]] = {}
         self._num_moves = 0
 

@@ -140,7 +140,8 @@ def _in_order(tracks: Iterable[tuple[int, Track]]) -> tuple[tuple[int, Track], .
     def order(entry: tuple[int, Track]) -> tuple[object, ...]:
         return (entry[0], *(tuple(sorted(part)) if isinstance(part, frozenset) else part for part in entry[1]))
 
-    return tuple(sorted(set(tracks), key=order))
+    distinct = set(tracks)
+    return tuple(distinct) if len(distinct) < 2 else tuple(sorted(distinct, key=order))
 
 
 def demand_of(pending: PendingArray | PendingObject) -> Demand:
@@ -185,6 +186,7 @@ class ObjectProgram:
         self.distinct = any(plan.distinct for plan in self.plans)
         self.trie = NameTrie(list(dict.fromkeys(name for plan in self.plans for name in plan.names)))
         self._number = {name: i for i, name in enumerate(self.trie.names)}
+        self._readers: dict[tuple[int, int, frozenset[str]], Reader | None] = {}
 
     def close(self, tracks: ObjectTracks) -> int:
         """The bits met if the object ends here."""
@@ -230,11 +232,18 @@ class ObjectProgram:
         if not classes:
             return None
         declared = self.declared_bits(tracks)
+        seen = {name for _, track in tracks for name in track.seen}
+        key = (classes, declared, frozenset(seen))
+        if key not in self._readers:
+            self._readers[key] = self._make_reader(classes, declared, sorted(seen))
+        return self._readers[key]
+
+    def _make_reader(self, classes: int, declared: int, seen: list[str]) -> Reader | None:
         allowed = [
             bool(bits & classes) or (number is not None and bool(declared >> number & 1))
             for bits, number in self._names.meanings
         ]
-        return self._names.reader(allowed, sorted({name for _, track in tracks for name in track.seen}))
+        return self._names.reader(allowed, seen)
 
     def meaning(self, label: int) -> tuple[int, int | None]:
         """(classes of undeclared names, declared number) of what an open reader delivered."""
