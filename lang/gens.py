@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ..compiler.ir import ConstraintSpec
 from ..compiler.tracing.symbols import Symbol
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
         skip_special_tokens: bool | None
         spaces_between_special_tokens: bool | None
         no_stop_trim: bool | None
+        jump_forward: bool | Literal["step"] | None
+        finish_valid: bool | None
         token_ids_logprob: Sequence[int] | None
 
 
@@ -161,6 +163,8 @@ def gen(
     skip_special_tokens: bool | None = None,
     spaces_between_special_tokens: bool | None = None,
     no_stop_trim: bool | None = None,
+    jump_forward: bool | Literal["step"] | None = None,
+    finish_valid: bool | None = None,
     token_ids_logprob: Sequence[int] | None = None,
 ) -> GenExpr[str]: ...
 @traceable
@@ -201,6 +205,8 @@ def gen(
     skip_special_tokens: bool | None = None,
     spaces_between_special_tokens: bool | None = None,
     no_stop_trim: bool | None = None,
+    jump_forward: bool | Literal["step"] | None = None,
+    finish_valid: bool | None = None,
     token_ids_logprob: Sequence[int] | None = None,
 ) -> Any:
     """Generate text into the variable `name` and append it (positional order and names as in SGLang).
@@ -229,7 +235,7 @@ def gen(
         frequency_penalty, presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num,
         return_text_in_logprobs, dtype, choices, choices_method, regex, json_schema, type, tools, ebnf, grammar,
         constraint, repetition_penalty, logit_bias, seed, skip_special_tokens, spaces_between_special_tokens,
-        no_stop_trim, token_ids_logprob,
+        no_stop_trim, jump_forward, finish_valid, token_ids_logprob,
     )  # fmt: skip
     if choices is not None or choices_method is not None:
         return _select_by_gen(name, dict(zip(GEN_OPTIONS, given, strict=True)), where)
@@ -261,7 +267,7 @@ GEN_OPTIONS = (
     "frequency_penalty", "presence_penalty", "ignore_eos", "return_logprob", "logprob_start_len", "top_logprobs_num",
     "return_text_in_logprobs", "dtype", "choices", "choices_method", "regex", "json_schema", "type", "tools", "ebnf",
     "grammar", "constraint", "repetition_penalty", "logit_bias", "seed", "skip_special_tokens",
-    "spaces_between_special_tokens", "no_stop_trim", "token_ids_logprob",
+    "spaces_between_special_tokens", "no_stop_trim", "jump_forward", "finish_valid", "token_ids_logprob",
 )  # fmt: skip
 CONSTRAINT_OPTIONS = ("constraint", "type", "tools", "dtype", "regex", "json_schema", "grammar", "ebnf")
 _NOT_SAMPLING = frozenset({*LOGPROB_NAMES, *CONSTRAINT_OPTIONS, "choices", "choices_method"})

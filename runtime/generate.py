@@ -105,7 +105,8 @@ class GenerateAPI(ABC):
         `sampling_params`: a SamplingParams, or a dict of its fields (`sampling_seed` is another name of `seed`) with
         at most one of `regex`, `json_schema`, `ebnf`; one for all prompts or one for each. Each result has `text`,
         `output_ids` and `meta_info`: id, finish_reason, prompt_tokens, completion_tokens, cached_tokens, e2e_latency
-        (seconds), seed, and with `return_logprob` the log-probs as (log-prob, id, text or None).
+        (seconds), seed, forced_tokens (how many were not sampled), is_complete (whether the text met its constraint
+        where it ended; None without one), and with `return_logprob` the log-probs as (log-prob, id, text or None).
 
         `custom_logit_processor` is the name of a registered one (`sampling.processors`); its arguments are the
         `custom_params` among the sampling parameters. `routing_key` is read by the policy of that name.
@@ -246,6 +247,7 @@ class GenerateAPI(ABC):
             meta = self._meta(job, last, len(output.token_ids), output.finish_reason.as_dict())
             meta["e2e_latency"] = last.finished_at - last.queued_at
             meta["seed"] = last.seed
+            meta["forced_tokens"], meta["is_complete"] = output.num_forced_tokens, output.is_complete
             self._add_logprobs(meta, job, output.logprobs, last.prompt_logprobs)
             results.append({"text": output.text, "output_ids": list(output.token_ids), "meta_info": meta})
         return results

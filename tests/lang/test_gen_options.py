@@ -30,6 +30,9 @@ OPTIONS = [
     ("skip_special_tokens", "skip_special_tokens", False, False),
     ("spaces_between_special_tokens", "spaces_between_special_tokens", False, False),
     ("no_stop_trim", "no_stop_trim", True, True),
+    ("jump_forward", "jump_forward", "step", "step"),
+    ("jump_forward", "jump_forward", True, True),
+    ("finish_valid", "finish_valid", True, True),
 ]
 RUN_NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 SGLANG_ORDER = [
@@ -52,7 +55,7 @@ def sampling_of(expr, **options):
 
 
 def test_the_table_is_complete():
-    assert {field for _, field, _, _ in OPTIONS} == SAMPLING_FIELDS
+    assert {field for _, field, _, _ in OPTIONS} == SAMPLING_FIELDS - {"custom_params"}  # of a logit processor
 
 
 def test_positional_order_is_sglangs():
@@ -82,7 +85,7 @@ def other_value(field):
         "max_new_tokens": 99, "min_new_tokens": 1, "n": 3, "stop": "zz", "stop_token_ids": [9], "stop_regex": "z+",
         "temperature": 0.75, "top_p": 0.9, "top_k": 4, "min_p": 0.5, "frequency_penalty": 1.0, "presence_penalty": 1.0,
         "repetition_penalty": 1.5, "ignore_eos": False, "logit_bias": {8: 1.0}, "skip_special_tokens": True,
-        "spaces_between_special_tokens": True, "no_stop_trim": False,
+        "spaces_between_special_tokens": True, "no_stop_trim": False, "jump_forward": False, "finish_valid": False,
     }[field]  # fmt: skip
 
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from support.tiny_models import tiny_checkpoint
 
+import dslc
 from dslc.compiler.constraints import compile_constraint
 from dslc.core.constraint import Constraint
-from dslc.core.errors import ConfigError, RequestError
+from dslc.core.errors import ConfigError, ProgramError, RequestError
 from dslc.core.events import Event, Failed, Finished, Forced, Tokens
 from dslc.core.request import GenRequest, LogprobWish, Segment
 from dslc.core.sampling import SamplingParams
@@ -417,3 +418,23 @@ def test_a_forced_end_has_its_logprobs_and_counts(shared: Engine) -> None:
     assert counted.generated_tokens == len(output.token_ids) and counted.forced_tokens == output.num_forced_tokens > 0
     tokens = [event for event in events if isinstance(event, Tokens)]
     assert tuple(token for event in tokens for token in event.token_ids) == output.token_ids
+
+
+def test_a_program_hears_of_forced_tokens_and_of_what_was_cut(shared: Engine) -> None:
+    @dslc.function
+    def program(s: Any, limit: int, valid: bool, jump: Any) -> None:
+        s += "The answer: "
+        s += dslc.gen("value", list[str], max_tokens=limit, finish_valid=valid, jump_forward=jump)
+
+    def one(limit: int, valid: bool, jump: Any) -> Any:
+        return program.run(limit=limit, valid=valid, jump=jump, backend=shared, seed=4, temperature=1.0)
+
+    cut = one(9, False, True)
+    assert cut.get_meta_info("value")["is_complete"] is False and cut.raw("value").startswith("[")
+    with pytest.raises(ProgramError, match="not complete: it was cut by max_tokens after 9 tokens"):
+        cut["value"]
+    whole = one(9, True, True)
+    info = whole.get_meta_info("value")
+    assert whole["value"] == json.loads(whole.raw("value")) and info["is_complete"] is True
+    assert info["forced_tokens"] > 0 and info["completion_tokens"] <= 9
+    assert one(9, True, "step").raw("value") == whole.raw("value")
