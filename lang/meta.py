@@ -25,6 +25,7 @@ def of_output(
         "completion_tokens": len(output.token_ids),
         "cached_tokens": event.num_cached_tokens,
         "forced_tokens": output.num_forced_tokens,
+        "is_complete": output.is_complete,
         "output_ids": list(output.token_ids[num_told:]),
         "seed": event.seed,
         "e2e_latency": event.finished_at - event.queued_at,

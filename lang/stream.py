@@ -60,11 +60,11 @@ class Slot:
         Raises ProgramError where the text is no such value (it was cut, or the backend does not enforce constraints).
         """
         if self.spec is not None:
-            return (
-                [self._parse(text, name, where) for text in self.value]
-                if isinstance(self.value, list)
-                else (self._parse(self.value, name, where))
-            )
+            texts = self.value if isinstance(self.value, list) else [self.value]
+            for number, text in enumerate(texts):
+                self._check_whole(text, number, name, where)
+            values = [self._parse(text, name, where) for text in texts]
+            return values if isinstance(self.value, list) else values[0]
         if any(part.spec is not None for part in self.parts):
             return [part.read(name, where) for part in self.parts]
         return self.value
@@ -76,6 +76,18 @@ class Slot:
         except ValueError as error:
             shown = getattr(self.spec.type, "__name__", str(self.spec.type))
             raise ProgramError(f"the text of {name!r} is no {shown}: {error}; it is {text!r}", where=where) from None
+
+    def _check_whole(self, text: str, number: int, name: str, where: SourceLoc | None) -> None:
+        """Refuse a text that its limit of tokens cut before it met its constraint, though it may look like a value."""
+        metas = self.meta if isinstance(self.meta, list) else [self.meta]
+        meta = metas[number] if number < len(metas) else None
+        info = meta() if callable(meta) else meta
+        if isinstance(info, dict) and info.get("is_complete") is False:
+            raise ProgramError(
+                f"the text of {name!r} is not complete: it was cut by max_tokens after {info['completion_tokens']} "
+                f"tokens; it is {text!r} (finish_valid=True ends it in time)",
+                where=where,
+            )
 
     def _done(self) -> None:
         self.is_done = True
