@@ -125,6 +125,7 @@ class _Walker:
         """Emit an op with its operands put in; where they are not known yet, the stream waits for them."""
         needs = self.pending(*operands)
         if needs:
+            self.deferred += needs
             self.executor.emit(op, needs, resolve)
         else:
             self.executor.emit(resolve())
@@ -203,8 +204,7 @@ class _Walker:
             self.define(op.out, self.when_done(op, self.pending(*operands), lambda: self.call(op)))
             return
         for slot in self.deferred:
-            if not slot.is_done:
-                self.executor.read(slot, op.where)
+            self.executor.read(slot, op.where)
         self.deferred.clear()
         for ref in _refs(operands):
             self.executor.read(self.slot(ref), op.where)

@@ -255,6 +255,25 @@ def test_calls_happen_once_in_their_place_and_only_when_run():
     assert seen[0] in ([], ["between"]) and seen[1] == ["between"]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_call_waits_for_the_errors_before_it(compiled):
+    @dslc.function
+    def program(s):
+        forks = s.fork(2)
+        for fork in forks:
+            inner = fork.fork(2)
+            inner += dslc.gen("m")
+            inner.join()
+        forks.join()
+        s += "+".join(s["m"])  # lists of lists
+        s += lookup("late")
+
+    CALLS.clear()
+    with pytest.raises(TypeError, match="expected str instance, list found"):
+        program.run(backend=ScriptedBackend("x"), compiled=compiled)
+    assert CALLS == []
+
+
 def test_a_list_that_another_name_holds_is_no_loop_variable():
     @dslc.function
     def program(s, items):
