@@ -440,7 +440,7 @@ def function(
     Raises ProgramError at the function's line if it cannot be a program.
     """
     if func is None:
-        return lambda f: function(f, num_api_spec_tokens, outputs)
+        return lambda f: function(f, num_api_spec_tokens, outputs=outputs)
     if not isinstance(func, types.FunctionType):
         raise ProgramError(f"@function takes a plain function, not {func!r}", where=caller())
     return Function(func, num_api_spec_tokens, outputs=outputs)
