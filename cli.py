@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(verbs)
     _add_check(verbs)
     add_run(verbs)
+    env = verbs.add_parser("check-env", help="print versions, devices and kernels of this machine, with advice")
+    env.set_defaults(verb=_check_env)
     version = verbs.add_parser("version", help="print the version")
     version.set_defaults(verb=_print_version)
     return parser
@@ -56,6 +58,13 @@ def _version() -> str:
     from . import __version__
 
     return __version__
+
+
+def _check_env(arguments: argparse.Namespace) -> int:
+    from .runtime.check_env import check_environment
+
+    print(check_environment())
+    return 0
 
 
 def _print_version(arguments: argparse.Namespace) -> int:

@@ -54,6 +54,10 @@ class Platform(ABC):
         """What `dtype="auto"` means."""
         return checkpoint_dtype
 
+    def describe(self) -> str:
+        """The device in words, for people."""
+        return str(self.device)
+
     def synchronize(self) -> None:
         """Return when everything queued on the device is done."""
 
@@ -108,6 +112,10 @@ class CudaPlatform(Platform):
     def attention_backends(self) -> tuple[str, ...]:
         return ("torch_native",)
 
+    def describe(self) -> str:
+        major, minor = torch.cuda.get_device_capability(self.device)
+        return f"{torch.cuda.get_device_name(self.device)} (compute capability {major}.{minor})"
+
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
@@ -124,6 +132,16 @@ def register_platform(platform: type[Platform]) -> type[Platform]:
 
 for _platform in (CpuPlatform, CudaPlatform):
     register_platform(_platform)
+
+
+def platforms() -> dict[str, type[Platform]]:
+    """Every registered platform by name, available or not."""
+    return dict(_PLATFORMS)
+
+
+def cuda_build() -> str | None:
+    """The CUDA version that torch was built for; None for a build without."""
+    return torch.version.cuda
 
 
 def platform_of(device: str) -> Platform:

@@ -60,3 +60,8 @@ def attention_backend(name: str, field: str = "attention_backend") -> type[Atten
     if name not in _BACKENDS:
         raise ConfigError(f"unknown backend {name!r}; choices: auto, {', '.join(sorted(_BACKENDS))}", field=field)
     return _BACKENDS[name]
+
+
+def backend_names() -> list[str]:
+    """Every registered backend."""
+    return sorted(_BACKENDS)
