@@ -153,6 +153,8 @@ if TYPE_CHECKING:
         select as select,
     )
     from .lang.reasoning import separate_reasoning as separate_reasoning
+    from .lang.several import run_together as run_together
+    from .lang.sequence import seq as seq
     from .lang.state import ProgramState as ProgramState
     from .lang.state import ProgramStateGroup as ProgramStateGroup
     from .lang.tools import ToolCall as ToolCall
@@ -183,8 +185,10 @@ _HOME = {
     ),
     ".lang.gens": ("gen", "gen_int", "gen_string", "select"),
     ".lang.reasoning": ("separate_reasoning",),
+    ".lang.sequence": ("seq",),
     ".lang.tools": ("ToolCall", "ToolError", "tool_of"),
     ".lang.function": ("Function", "function"),
+    ".lang.several": ("run_together",),
     ".lang.unordered": ("unordered",),
     ".lang.state": ("ProgramState", "ProgramStateGroup"),
     ".runtime.engine": ("Engine",),

@@ -1,17 +1,44 @@
 """What the compiler is measured against: backends that leave out, one by one, what the system adds.
 
-`SeparateChoices` scores a `select` as the field does: the prompt once, then each choice as a request of its own that
-computes prompt log-probs over prompt + choice.
+`in_program_order` has the interpreter await each generation before the next op. `SeparateChoices` scores a `select` as
+the field does: the prompt once, then each choice as a request of its own that computes prompt log-probs over prompt +
+choice.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dslc.compiler.ir import Gen, Select
 from dslc.core.events import Failed, Finished
 from dslc.core.request import LogprobWish, Segment
 from dslc.core.sampling import SamplingParams
+from dslc.lang.executor import Executor
+
+
+@contextlib.contextmanager
+def in_program_order() -> Iterator[None]:
+    """Interpreted programs await every generation and choice before they take their next op, branches included."""
+    append_gen, emit = Executor.append_gen, Executor.emit
+
+    def awaiting_gen(self: Any, number: int, expr: Any) -> None:
+        append_gen(self, number, expr)
+        self.sync(number, expr.where)
+
+    def awaiting_emit(self: Any, op: Any, *rest: Any) -> None:
+        emit(self, op, *rest)
+        if isinstance(op, (Gen, Select)):
+            self.sync(op.stream, op.where)
+
+    Executor.append_gen, Executor.emit = awaiting_gen, awaiting_emit
+    try:
+        yield
+    finally:
+        Executor.append_gen, Executor.emit = append_gen, emit
+
 
 NOTHING = SamplingParams(max_new_tokens=0, temperature=0.0)
 

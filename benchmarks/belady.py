@@ -203,7 +203,16 @@ def main() -> None:
         computed = used.prefilled_tokens + used.recomputed_tokens
         replays = [replay(jobs, pool, order) for order in ("fcfs", "lpm", "dfs")]
         best = min(replays)
-        cells = [load.name, size, pool, computed, used.evicted_tokens, used.preemptions, *replays, f"{computed / best:.3f}"]
+        cells = [
+            load.name,
+            size,
+            pool,
+            computed,
+            used.evicted_tokens,
+            used.preemptions,
+            *replays,
+            f"{computed / best:.3f}",
+        ]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 

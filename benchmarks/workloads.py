@@ -313,7 +313,7 @@ def self_consistency(s, question):
     s += dslc.gen("answers", n=5, max_tokens=16, temperature=0.7, stop="\n")
 
 
-# A RAG pipeline: is a search needed, rewrite the question, read the passages, answer, and check the answer.
+# A RAG pipeline: read the passages that were found, whose order does not matter, answer, and check the answer.
 
 PASSAGES = tuple(" ".join(sentence(random.Random(100 + i)) for _ in range(3)) for i in range(12))
 RAG_RULES = "You answer questions from passages. You say so if the passages do not hold the answer."
@@ -322,7 +322,7 @@ RAG_RULES = "You answer questions from passages. You say so if the passages do n
 @dslc.function
 def rag_pipeline(s, question, passages):
     s += dslc.system(RAG_RULES)
-    s += dslc.user("The passages:\n" + passages)
+    s += dslc.user("The passages:\n" + dslc.unordered(passages))
     s += dslc.user(question)
     s += dslc.assistant(dslc.gen("answer", max_tokens=16))
     s += dslc.user("Do the passages support this?")
@@ -334,7 +334,7 @@ def rag_rows(num: int) -> list[dict[str, Any]]:
     for i in range(num):
         rng = random.Random(i)
         found = rng.sample(PASSAGES[: 4 + i % 4], 3)
-        rows.append({"question": f"Who has the {rng.choice(THINGS)}?", "passages": "\n".join(found)})
+        rows.append({"question": f"Who has the {rng.choice(THINGS)}?", "passages": found})
     return rows
 
 

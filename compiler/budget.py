@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import SourceLoc
+from ..core.errors import ContextOverflow, SourceLoc
 from ..core.sampling import SamplingParams
 from .expressions import FUNCTIONS, STATEFUL
 from .fields import new_streams
@@ -47,6 +47,7 @@ from .prompts import UNKNOWN
 
 if TYPE_CHECKING:
     from ..core.text.tokenizer import Tokenizer
+    from .plan import Plan
 
 INF = math.inf
 DEFAULT_NEW_TOKENS = SamplingParams().max_new_tokens
@@ -85,11 +86,15 @@ ANY = Span(0, INF)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The prompt of one gen or select: its tokens, and the most that it and its output hold together."""
+    """The prompt of one gen or select: its tokens, and the most that it and its output hold together.
+
+    `is_certain`: every run comes there.
+    """
 
     op: Gen | Select
     prompt: Span
     total: Span
+    is_certain: bool = True
 
     @property
     def where(self) -> SourceLoc | None:
@@ -158,6 +163,22 @@ def beyond(found: Budget, context_len: int) -> tuple[list[Site], list[Site]]:
     never = [site for site in found.sites if site.prompt.least > context_len]
     maybe = [site for site in found.sites if site not in never and context_len < site.total.most < INF]
     return never, maybe
+
+
+def refuse_overflow(plan: Plan, tokenizer: Tokenizer | None, context_len: int | None) -> None:
+    """Raise ContextOverflow at the user's line if a prompt that every run sends cannot fit, whatever the arguments."""
+    if context_len is None or tokenizer is None:
+        return
+    found = plan.guesses.get(("sites", tokenizer.hash))
+    if found is None:
+        found = plan.guesses["sites", tokenizer.hash] = budget(plan.program, tokenizer).sites
+    for site in found:
+        if site.is_certain and site.prompt.least > context_len:
+            what = f"the prompt of {site.op.var!r}" if site.op.var is not None else "a prompt"
+            raise ContextOverflow(
+                f"{what} in {plan.program.title!r} has at least {site.prompt.least:.0f} tokens, the model's context "
+                f"{context_len}: no run of it can succeed"
+            ).at(site.where)
 
 
 def budget(
@@ -280,6 +301,7 @@ class _Walker:
         self.values: dict[int, _Value] = {}
         self.sites: dict[int, Site] = {}
         self.ends: list[_State] = []
+        self.num_uncertain = 0  # branches and loops around, whose way is not known
         self.nexts: list[_State] = []  # of the innermost loop
         self.breaks: list[_State] = []
         self.longest = 1
@@ -346,7 +368,9 @@ class _Walker:
     def fixed(self, op: Tokens) -> None:
         stream = self.state.streams[op.stream]
         if op.continues and stream.text.most:
-            stream.tokens = stream.tokens + Span(0, len(op.text.encode()))  # with the kept tail, or by itself
+            size = len(op.text.encode())  # as text with the kept tail of the generation, or as ids by itself
+            stream.tokens += Span(size // self.longest, size)
+            stream.guess += len(op.ids)
         else:
             self.settle(stream, len(op.ids))
         stream.all_bytes += Span(len(op.text.encode()), len(op.text.encode()))
@@ -463,7 +487,7 @@ class _Walker:
         total = prompt + Span(0, more.most)
         if known is not None:
             prompt, total = known.prompt.hull(prompt), known.total.hull(total)
-        self.sites[op.out.id] = Site(op, prompt, total)
+        self.sites[op.out.id] = Site(op, prompt, total, self.num_uncertain == 0 and not self.ends)
         return prompt, new
 
     def deepen(self, stream: _Stream, num_requests: int, prompt: float) -> None:
@@ -568,6 +592,7 @@ class _Walker:
                     return
             return
         before = self.state
+        self.num_uncertain += 1
         afters = [] if op.is_exhaustive else [before]
         for case in op.cases:
             self.state = before.copy()
@@ -576,6 +601,7 @@ class _Walker:
             except _Ended:
                 continue
             afters.append(self.state)
+        self.num_uncertain -= 1
         if not afters:
             raise _Ended
         merged = _hull_of(afters)
@@ -586,6 +612,7 @@ class _Walker:
         """Round by round where the number of rounds is known; otherwise once, and unbounded from there."""
         over = self.value(op.over).known if op.over is not None else UNKNOWN
         items = over if isinstance(over, list) and len(over) <= MAX_ROUNDS else None
+        self.num_uncertain += items is None
         outer = self.nexts, self.breaks
         done: list[_State] = [self.state.copy()] if items is None and op.over is not None else []
         current: _State | None = self.state
@@ -606,6 +633,7 @@ class _Walker:
             for state in done:
                 _widen(state)
         self.nexts, self.breaks = outer
+        self.num_uncertain -= items is None
         merged = _hull_of(done)
         if merged is None:
             raise _Ended

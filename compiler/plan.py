@@ -127,6 +127,11 @@ class Plan:
         return hints_of(self)
 
     @cached_property
+    def guesses(self) -> dict[Any, Any]:
+        """What has been worked out of its budgets, kept so that it is worked out once."""
+        return {}
+
+    @cached_property
     def has_branches(self) -> bool:
         """Whether streams of the program run beside each other."""
         return any(new_streams(op) for op in walk(self.program.body))

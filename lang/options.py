@@ -78,6 +78,11 @@ RUN_NAMES = frozenset(
 )  # fmt: skip
 
 
+def new_seed() -> int:
+    """The seed of a run that was given none."""
+    return _SEEDS.getrandbits(63)
+
+
 def checked_outputs(outputs: Any, where: SourceLoc | None) -> tuple[str, ...] | None:
     """The names of `outputs=`. Raises ArgumentError for what is no list of names."""
     if outputs is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..compiler.budget import refuse_overflow
 from ..compiler.passes.base import CompileOptions
 from ..core.backend import Backend
 from ..core.errors import Aborted, ArgumentError, SourceLoc
@@ -85,6 +86,7 @@ class Running:
         nested = Hub.here(self.backend)
         hub = nested or Hub(self.backend)
         task = self.task(hub, arguments)
+        self.refuse_overflow()
         if self.plan is not None and nested is None:
             together.prepare_one(hub, self.plan, self.disabled)
         hub.run_here(task)
@@ -147,6 +149,7 @@ class Running:
         on_error: str,
     ) -> Iterator[ProgramState]:
         """The states of all instances, in order or as they end."""
+        self.refuse_overflow()
         draft = together.draft_of([(self, row) for row in rows])
         order = draft.order if draft is not None else range(len(rows))
         chosen = draft.orders if draft is not None and draft.orders else None
@@ -166,6 +169,12 @@ class Running:
             ended = pinned(self.backend, prefix, ended)
         ended = _with_progress(ended, len(rows), progress_bar)
         return _states(ended, unordered, on_error)
+
+    def refuse_overflow(self) -> None:
+        """Raise ContextOverflow, at its line, where no run of the plan can fit the model's context."""
+        able = self.backend.capabilities
+        if self.plan is not None and able.token_ids:
+            refuse_overflow(self.plan, self.backend.tokenizer, able.max_context_len)
 
     def _noting_holds(self, hub: Hub, ended: Iterator[Task]) -> Iterator[Task]:
         """Remember with the function whether its bodies keep a thread for long."""
@@ -238,3 +247,8 @@ def _states(ended: Iterator[Task], unordered: bool, on_error: str) -> Iterator[P
         while following in ready:
             yield ProgramState(ready.pop(following).executor)
             following += 1
+
+
+def states_of(ended: Iterator[Task], on_error: str) -> Iterator[ProgramState]:
+    """The states of tasks in the order of their instances; with on_error="raise" the first failure is raised."""
+    return _states(ended, False, on_error)

@@ -39,13 +39,14 @@ def _need(workload: Workload, machine: Machine) -> float:
     """A guess of the KV that all instances take: of each program one is worked out, the others by their size."""
     if machine.kv_tokens is None:
         return float("inf")
-    each: dict[int, tuple[float, int]] = {}
+    options = tuple(sorted((name, repr(value)) for name, value in machine.defaults.items()))
+    key = "kv", machine.tokenizer.hash if machine.tokenizer is not None else None, options
     total = 0.0
     for instance in workload.instances:
         size = 1 + _size(instance.arguments)
-        known = each.get(id(instance.plan))
+        known = instance.plan.guesses.get(key)
         if known is None:
-            known = each[id(instance.plan)] = _kv_of(instance.plan, instance.arguments, machine), size
+            known = instance.plan.guesses[key] = _kv_of(instance.plan, instance.arguments, machine), size
         total += known[0] * max(1.0, size / known[1])
     return total
 

@@ -1,6 +1,8 @@
 """What the schedule decides changes what is computed and never what comes out: order-free parts, outputs, gens in
 common, and how many programs are in flight."""
 
+from dataclasses import replace
+
 import pytest
 from support.scripted import ScriptedBackend
 
@@ -235,3 +237,60 @@ def test_pressure_learns_what_programs_hold():
     pressure.computed("c", finished(5000, 0))
     pressure.ended("c")
     assert pressure.limit == 1
+
+
+# different programs at once
+
+
+@dslc.function
+def summary(s, documents):
+    s += "Read these:\n" + "\n".join(documents) + "\nA summary:" + dslc.gen("summary", max_tokens=8)
+
+
+def test_different_programs_run_at_once():
+    calls = [(answer, ROWS[0]), (summary, {"documents": ROWS[0]["documents"]}), (answer, ROWS[1])]
+    states = dslc.run_together(calls, backend=backend(), seed=1)
+    assert ["answer" in s for s in states] == [True, False, True] and "summary" in states[1]
+    alone = [program.run(**row, backend=backend(), seed=1) for program, row in calls]
+    assert states[1].text() == alone[1].text()
+    there = backend()
+    interpreted = dslc.run_together(calls, backend=there, seed=1, compiled=False, orders=[s.orders() for s in states])
+    assert [s.text() for s in interpreted] == [s.text() for s in states]
+    assert dslc.run_together([], backend=there) == []
+
+
+def test_equal_gens_of_different_programs_are_made_once():
+    other = dslc.function(twice.body)
+    there = backend()
+    states = dslc.run_together([(twice, {"question": "a"}), (other, {"question": "a"})], backend=there)
+    assert len(there.requests) == 1 and states[0].text() == states[1].text()
+
+
+def test_what_cannot_run_together_is_refused():
+    async def asynchronous(s):
+        s += "x"
+
+    with pytest.raises(ArgumentError, match=r"calls\[0\] must be \(program, arguments\)"):
+        dslc.run_together([answer], backend=backend())
+    with pytest.raises(ArgumentError, match="is async"):
+        dslc.run_together([(dslc.function(asynchronous), {})], backend=backend())
+    with pytest.raises(ArgumentError):
+        dslc.run_together([(answer, {"wrong": 1})], backend=backend())
+
+
+def test_a_prompt_that_can_never_fit_is_refused_before_anything_is_sent():
+    there = backend()
+    limit = there.capabilities.max_context_len or 10_000
+
+    @dslc.function
+    def program(s, question):
+        s += question + dslc.gen("first", max_tokens=2)
+        s += "word " * (2 * limit)
+        s += dslc.gen("second", max_tokens=2)
+
+    there.capabilities = replace(there.capabilities, max_context_len=limit)
+    with pytest.raises(dslc.ContextOverflow, match="no run of it can succeed") as caught:
+        program.run(question="why?", backend=there)
+    assert not there.requests and caught.value.where.function == "program"
+    with pytest.raises(dslc.ContextOverflow, match="'second'"):
+        program.run_batch([{"question": "why?"}] * 2, backend=there)
