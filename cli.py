@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_compile import Compiling, kept_on_disk, refuse_nameless, write_whole
-from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, outputs_of, program_makers, programs
+from .cli_compile import Compiling, kept_on_disk, refuse_unsaveable, write_whole
+from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, outputs_of, program_makers
 from .cli_run import add_run
 from .core.errors import DslcError
 
@@ -109,17 +110,20 @@ def _compile(arguments: argparse.Namespace) -> int:
     check_pass_names((*disabled, *(arguments.only or ())))
     if arguments.only is not None:
         disabled += [name for name in PASS_NAMES if name not in arguments.only]
-    compiling = Compiling(arguments.model, CompileOptions(disabled=tuple(dict.fromkeys(disabled))))
+    options = CompileOptions(disabled=tuple(dict.fromkeys(disabled)))
+    compiling = Compiling(arguments.model, options)
     needs_plan = arguments.stats or arguments.print_after_all or not {"ir", "json", "dot"}.issuperset(emits)
     texts: list[str] = []
-    for program in programs(arguments.program, arguments.strict):
+    for make in program_makers(arguments.program, arguments.strict):
+        program = make()
+        compiling.options = replace(options, outputs=outputs_of(make))
         plan: Plan | None = None
         if needs_plan:
             plan = compiling.plan(program, _tell_pass if arguments.print_after_all else None)
         else:
             compiling.verify(program)
         if "plan-json" in emits:
-            refuse_nameless(program)
+            refuse_unsaveable(program, make)
         texts += [_form(form, program, plan, compiling, arguments.lines) for form in emits]
         if arguments.stats and plan is not None:
             for name, count in compiling.stats(program, plan).items():

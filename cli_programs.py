@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,6 @@ class CliError(Exception):
     """What is wrong with the command or the user's file, as a line for the user."""
 
 
-def programs(target: str, strict: bool) -> Iterator[Program]:
-    """The programs a target names. With `strict` a break is a TraceError."""
-    return (make() for make in program_makers(target, strict))
-
-
 def program_makers(target: str, strict: bool = False) -> list[Callable[[], Program]]:
     """For each program named by the target, what reads or traces it; each may raise on its own."""
     path, _ = split_target(target)
@@ -42,8 +37,14 @@ def program_makers(target: str, strict: bool = False) -> list[Callable[[], Progr
 
 def outputs_of(make: Callable[[], Program]) -> tuple[str, ...] | None:
     """The outputs that the program declares, which this makes; None if it declares none."""
-    function = getattr(getattr(make, "func", None), "__self__", None)
-    return getattr(function, "outputs", None)
+    outputs: tuple[str, ...] | None = getattr(function_of(make), "outputs", None)
+    return outputs
+
+
+def function_of(make: Callable[[], Program]) -> Function | None:
+    """The function whose program this makes; None for a program that is read from a file."""
+    found: Function | None = getattr(getattr(make, "func", None), "__self__", None)
+    return found
 
 
 def _read_program(path: Path) -> Program:

@@ -186,19 +186,26 @@ def _print_state(state: ProgramState, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, ensure_ascii=False, default=repr))
         return
-    print(result["text"])
+    if result["text"] is not None:
+        print(result["text"])
     print(json.dumps(result["variables"], ensure_ascii=False, indent=1, default=repr))
     if result["ret_value"] is not None:
         print(f"returned {result['ret_value']!r}")
 
 
 def _result(state: ProgramState) -> dict[str, Any]:
+    """What a run gives: with declared outputs only these, and no text, as not all of it was run."""
     from .lang.executor import Executor
 
     assert isinstance(state.sink, Executor)  # the sink of a state that has run
-    names = list(state.sink.streams[state.stream].variables)
+    outputs = state.sink.outputs
+    names = [name for name in state.sink.streams[state.stream].variables if outputs is None or name in outputs]
     variables = {name: state[name] for name in names}
-    return {"text": state.text(), "variables": variables, "ret_value": state.ret_value}
+    return {
+        "text": state.text() if outputs is None else None,
+        "variables": variables,
+        "ret_value": state.ret_value,
+    }
 
 
 def _rows(path: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .cli_programs import CliError, host_names, host_objects, one_function, split_target
 from .compiler.journal import HostJournal, Journal, JournalFile, Record
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .core.backend import Backend
     from .lang.function import Function
     from .lang.hub import Hub, Task
+    from .lang.options import RunOptions
+    from .lang.running import Running
     from .lang.state import ProgramState
     from .runtime.engine import Engine
 
@@ -95,54 +97,127 @@ class Runnable:
 
     def on(self, backend: Backend, sampling: dict[str, Any], kept: Kept | None = None) -> Launched:
         """The program on a backend, ready to run rows. Raises what is wrong with options or plan."""
-        from .lang.executor import Executor
-        from .lang.hub import Hub, Task
         from .lang.options import run_options
         from .lang.running import Running
-        from .lang.walker import walk_plan
 
-        hub = Hub(backend)
         if self.function is not None:
             running = Running.of(self.function, {"backend": backend, **sampling}, self.function.where)
-            return Launched(hub, functools.partial(running.task, hub), running.plan, kept)
+            return LaunchedFunction(running, kept)
         assert self.plan is not None
-        plan, options = self.plan, run_options(sampling, self.where)
-        plan.check_tokenizer(backend.tokenizer.hash if backend.tokenizer is not None else None)
-
-        def walk(arguments: dict[str, Any], instance: int) -> Task:
-            executor = Executor(hub, plan.program.title, options, instance, plan)
-            executor.hosts = self.hosts
-            return Task(executor, lambda: walk_plan(executor, plan, arguments))
-
-        return Launched(hub, walk, plan, kept)
+        options = run_options(sampling, self.where)
+        self.plan.check_tokenizer(backend.tokenizer.hash if backend.tokenizer is not None else None)
+        return LaunchedPlan(backend, self.plan, self.hosts, options, kept)
 
 
-@dataclass
-class Launched:
+class Launched(Protocol):
     """A program on a backend. `plan` None: its body runs."""
 
-    hub: Hub
-    make: Callable[[dict[str, Any], int], Task]
-    plan: Plan | None
-    kept: Kept | None = None
+    @property
+    def plan(self) -> Plan | None: ...
 
     def states(self, rows: list[dict[str, Any]], todo: list[int]) -> Iterator[ProgramState]:
-        """The states of the rows in `todo`, each as it ends, under its row's number (which its seed depends on)."""
-        from .compiler.schedule import Instance, Workload, schedule
-        from .lang.state import ProgramState
+        """The states of the rows in `todo`, each as it ends, under its row's number (which its seed depends on).
 
-        order: Sequence[int] = todo
-        if self.plan is not None and len(todo) > 1:
-            workload = Workload(tuple(Instance(self.plan, rows[i]) for i in todo))
-            order = [todo[i] for i in schedule(workload, self.hub.tokenizer).order]
-        for task in self.hub.run(self._task(rows[i], i) for i in order):
+        What the schedule arranges (`dslc.unordered`) follows from all rows: it is the same when a run goes on.
+        """
+
+
+class LaunchedFunction:
+    """A function of a Python file: what `run_batch` does, under the rows' numbers."""
+
+    def __init__(self, running: Running, kept: Kept | None) -> None:
+        self.running = running
+        self.plan = running.plan
+        self.kept = kept
+
+    def states(self, rows: list[dict[str, Any]], todo: list[int]) -> Iterator[ProgramState]:
+        from .lang.together import draft_of
+
+        running = self.running
+        if running.function.is_async:
+            return _async_states(running, rows, todo)
+        draft = draft_of([(running, row) for row in rows]) if len(rows) > 1 else None
+        orders = draft.orders if draft is not None and draft.orders else None
+        numbered = numbered_type()(**vars(replace(running, orders=orders)), numbers=tuple(todo), kept=self.kept)
+        states: Iterator[ProgramState] = numbered.run_batch([rows[i] for i in todo], "auto", False, True, "keep")
+        return states
+
+
+@functools.cache
+def numbered_type() -> Any:
+    """`Running` whose instances carry given numbers and journals; made late, as `lang` is loaded late."""
+    from .lang.running import Running
+
+    @dataclass(frozen=True)
+    class Numbered(Running):
+        numbers: tuple[int, ...] = ()
+        kept: Kept | None = None
+
+        def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Any = None) -> Task:
+            task = super().task(hub, arguments, self.numbers[instance], orders)
+            if self.kept is not None and self.plan is not None:
+                task.executor.journal = self.kept.hosts(task.executor.title, self.numbers[instance])
+            return task
+
+    return Numbered
+
+
+def _async_states(running: Running, rows: list[dict[str, Any]], todo: list[int]) -> Iterator[ProgramState]:
+    """The states of an async program, in an event loop of its own."""
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    try:
+        pending = {loop.create_task(running.arun(rows[i], i)) for i in todo}
+        while pending:
+            ended, pending = loop.run_until_complete(asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED))
+            yield from (task.result() for task in ended)
+    finally:
+        loop.close()
+
+
+class LaunchedPlan:
+    """A saved plan, with what the names in it stand for."""
+
+    def __init__(
+        self, backend: Backend, plan: Plan, hosts: Mapping[str, Any], options: RunOptions, kept: Kept | None
+    ) -> None:
+        self.backend = backend
+        self.plan = plan
+        self.hosts = hosts
+        self.options = options
+        self.kept = kept
+
+    def states(self, rows: list[dict[str, Any]], todo: list[int]) -> Iterator[ProgramState]:
+        from .compiler.schedule import Instance, Workload
+        from .compiler.scheduling.base import Machine
+        from .compiler.scheduling.make import make_draft
+        from .lang.hub import Hub
+        from .lang.state import ProgramState
+        from .lang.together import prepare
+
+        hub, able = Hub(self.backend), self.backend.capabilities
+        machine = Machine(hub.tokenizer, able.kv_tokens, dict(self.options.sampling))
+        draft = make_draft(Workload(tuple(Instance(self.plan, row) for row in rows)), machine)
+        prepare(hub, draft)
+        wanted = frozenset(todo)
+        orders = draft.orders
+        tasks = (self._task(hub, rows[i], i, orders[i] if orders else None) for i in draft.order if i in wanted)
+        for task in hub.run(tasks):
             yield ProgramState(task.executor)
 
-    def _task(self, arguments: dict[str, Any], number: int) -> Task:
-        task = self.make(arguments, number)
-        if self.kept is not None and self.plan is not None:
-            task.executor.journal = self.kept.hosts(task.executor.title, number)
-        return task
+    def _task(self, hub: Hub, arguments: dict[str, Any], number: int, orders: Any) -> Task:
+        from .lang.executor import Executor
+        from .lang.hub import Task
+        from .lang.walker import walk_plan
+
+        executor = Executor(hub, self.plan.program.title, self.options, number, self.plan)
+        executor.hosts = self.hosts
+        if orders:
+            executor.orders = orders
+        if self.kept is not None:
+            executor.journal = self.kept.hosts(executor.title, number)
+        return Task(executor, lambda: walk_plan(executor, self.plan, arguments))
 
 
 @dataclass

@@ -126,24 +126,27 @@ class Journal(Around):
         self.num_replayed = 0
         self.num_computed = 0
         self.computed_ops: Counter[tuple[str, int]] = Counter()
+        self._counting = threading.Lock()
 
     def submit(self, requests: Sequence[GenRequest], sink: EventSink) -> None:
         """Answer what is known; hand on the rest and write down its results."""
         unknown: list[GenRequest] = []
         keys: dict[str, str] = {}
+        replayed = 0
         for request in requests:
             key = key_of(request, self.tokenizer)
             known = self.record.gens.get(key)
             if known is not None:
                 now = time.monotonic()
-                self.num_replayed += 1
+                replayed += 1
                 sink(replace(known, request_id=request.id, queued_at=now, first_token_at=now, finished_at=now))
                 continue
             unknown.append(request)
             keys[request.id] = key
-            self.num_computed += 1
-            if request.origin is not None:
-                self.computed_ops[request.origin.program, request.origin.op] += 1
+        with self._counting:
+            self.num_replayed += replayed
+            self.num_computed += len(unknown)
+            self.computed_ops.update((r.origin.program, r.origin.op) for r in unknown if r.origin is not None)
 
         def hear(event: Event) -> None:
             if isinstance(event, Finished) and self.file is not None:

@@ -174,3 +174,74 @@ def test_results_go_only_into_a_file_of_results(program, rows, tmp_path, capsys)
     assert f"{out}:1: not a result line" in capsys.readouterr().err and out.read_text() == "dear diary\n"
     assert cli.main(["run", f"{program}:capital", "--args", str(rows)]) == 1
     assert "--args FILE and --out FILE go together" in capsys.readouterr().err
+
+
+MORE = """\
+import asyncio
+import dslc
+
+@dslc.function(outputs=["b"])
+def declared(s, country):
+    s += f"{country}: "
+    s += dslc.gen("a", max_tokens=2)
+    s += dslc.gen("b", max_tokens=2)
+    s += dslc.gen("c", max_tokens=2)
+
+@dslc.function
+def typed(s, country):
+    s += f"How many live in {country}? "
+    s += dslc.gen("n", type=int, max_tokens=4)
+
+@dslc.function
+async def later(s, country):
+    s += f"{country}: "
+    s += dslc.gen("a", max_tokens=2)
+    await asyncio.sleep(0)
+    s += "."
+
+def make(count):
+    def shout(text):
+        print(text)
+        return text * count
+    return shout
+
+TOOLS = {"shout": make(2)}
+
+@dslc.function
+def nameless(s, country):
+    s += TOOLS["shout"](country)
+"""
+
+
+@pytest.fixture
+def more(tmp_path, program):
+    path = tmp_path / "more.py"
+    path.write_text(MORE)
+    return path
+
+
+def test_only_declared_outputs_are_run_and_printed(more, tmp_path, capsys):
+    options = ["--arg", "country=Peru", "--json", "--dtype", "float32", "--sampling", "temperature=0"]
+    assert cli.main(["run", f"{more}:declared", *options, "--trace"]) == 0
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)["variables"]) == ["b"] and "total: 2 requests" in err
+    assert cli.main(["compile", f"{more}:declared", "-o", str(tmp_path / "d.plan")]) == 0
+    assert cli.main(["run", str(tmp_path / "d.plan"), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["variables"]["b"] == json.loads(out)["variables"]["b"]
+
+
+def test_an_async_program_gives_a_line_for_each_row(more, rows, tmp_path, capsys):
+    out = tmp_path / "later.jsonl"
+    options = ["--dtype", "float32", "--sampling", "temperature=0"]
+    assert cli.main(["run", f"{more}:later", "--args", str(rows), "--out", str(out), *options]) == 0
+    found = read(out)
+    assert [found[i]["text"].split(":")[0] for i in range(5)] == [row["country"] for row in ROWS]
+    assert all(line["text"].endswith(".") for line in found.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("typed", "gives 'n' a type"), ("nameless", "which a saved plan cannot")]
+)
+def test_what_a_plan_cannot_hold_is_not_saved(more, tmp_path, capsys, name, message):
+    assert cli.main(["compile", f"{more}:{name}", "-o", str(tmp_path / "p.plan")]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "p.plan").exists()
