@@ -160,7 +160,7 @@ class Worker:
             jumped = {extend.seq for extend in batch.extends if extend.samples}
         if wanted == members and not jumped:
             return
-        still = set(wanted) - jumped
+        still = set(wanted) - jumped if jumped else set(wanted)
         stay = [place for place, seq in enumerate(members) if seq in still]
         kept = [members[place] for place in stay]
         new = wanted[len(stay) :]
@@ -177,7 +177,10 @@ class Worker:
         if not is_in_order:
             place_of = {seq: place for place, seq in enumerate(kept + new)}
             self._sampling.filter([place_of[seq] for seq in wanted])
-        self._prompt_lens = np.fromiter([seq.prompt_len for seq in wanted], np.int64, len(wanted))
+            self._prompt_lens = np.fromiter([seq.prompt_len for seq in wanted], np.int64, len(wanted))
+        else:
+            lens = np.array([seq.prompt_len for seq in new], dtype=np.int64)
+            self._prompt_lens = np.concatenate([self._prompt_lens[stay], lens])
         self._members = list(wanted)
         self._special = _Special.of(wanted)
 
