@@ -31,6 +31,7 @@ from .values import (
     ValueProgram,
     demand_of,
     exclusions,
+    keep,
     surviving_arrays,
     surviving_objects,
 )
@@ -82,6 +83,7 @@ class SchemaMachine:
         self._moves: dict[int, dict[int, int]] = {}
         self._num_moves = 0
         self._values: dict[Demand, ValueProgram] = {}
+        self._survived: dict[tuple[Any, int, str | None], ArrayTracks | ObjectTracks] = {}
         self._end = self._push((Kind.END,), -1)
         root = self._push((Kind.ROOT,), -1)
         self.start = self._value((Want(universe.root),), root) << SHIFT if universe.inhabited(universe.root) else -1
@@ -327,8 +329,12 @@ class SchemaMachine:
         if frame[0] is Kind.ITEM_ROOT:
             return self._push((Kind.DONE, result), -1) << SHIFT
         if frame[3] is Phase.VALUE:
-            is_array = frame[0] is Kind.ARRAY
-            tracks = surviving_arrays(frame[2], result, value) if is_array else surviving_objects(frame[2], result)
+            key = (frame[2], result, value)
+            tracks = self._survived.get(key)
+            if tracks is None:
+                is_array = frame[0] is Kind.ARRAY
+                tracks = surviving_arrays(frame[2], result, value) if is_array else surviving_objects(frame[2], result)
+                keep(self._survived, key, tracks)
             return self._gap(self._push((frame[0], frame[1], tracks, Phase.AFTER), parent) << SHIFT)
         program: ObjectProgram = frame[1]
         classes, number = (0, result) if frame[3] is Phase.NAME else program.meaning(result)

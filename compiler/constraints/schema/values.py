@@ -26,6 +26,8 @@ ObjectTracks = tuple[tuple[int, ObjectTrack], ...]
 PendingArray = tuple[tuple[int, ArrayTrack, Want], ...]
 PendingObject = tuple[tuple[int, ObjectTrack, Want], ...]
 Track = TypeVar("Track", ArrayTrack, ObjectTrack)
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @lru_cache(maxsize=16)
@@ -116,6 +118,16 @@ def _scalars_without(shape: Shape, without: frozenset[str] | None) -> Shape:
     )
 
 
+MAX_KEPT = 5000
+
+
+def keep(memo: dict[Key, Value], key: Key, value: Value) -> None:
+    """Put something into a memo that is emptied when it has grown."""
+    if len(memo) >= MAX_KEPT:
+        memo.clear()
+    memo[key] = value
+
+
 def surviving_arrays(pending: PendingArray, result: int, value: str | None) -> ArrayTracks:
     """The tracks whose want the item met. `value`: its canonical text, where it was recorded."""
     met = _met(pending, result)
@@ -157,6 +169,7 @@ class ArrayProgram:
         self.plans = [plan for _, plan in members]
         self.universe = universe
         self.start: ArrayTracks = tuple((m, plan.start) for m, plan in enumerate(self.plans))
+        self._next: dict[ArrayTracks, PendingArray] = {}
 
     def close(self, tracks: ArrayTracks) -> int:
         """The bits met if the array ends here."""
@@ -168,12 +181,16 @@ class ArrayProgram:
 
     def next_item(self, tracks: ArrayTracks) -> PendingArray:
         """What one more item may lead to."""
-        inhabited = self.universe.inhabited
-        return tuple(
-            (member, after, want)
-            for member, track in tracks
-            for after, want in self.plans[member].next_items(track, inhabited)
-        )
+        found = self._next.get(tracks)
+        if found is None:
+            inhabited = self.universe.inhabited
+            found = tuple(
+                (member, after, want)
+                for member, track in tracks
+                for after, want in self.plans[member].next_items(track, inhabited)
+            )
+            keep(self._next, tracks, found)
+        return found
 
 
 class ObjectProgram:
@@ -187,6 +204,10 @@ class ObjectProgram:
         self.trie = NameTrie(list(dict.fromkeys(name for plan in self.plans for name in plan.names)))
         self._number = {name: i for i, name in enumerate(self.trie.names)}
         self._readers: dict[tuple[int, int, frozenset[str]], Reader | None] = {}
+        # What follows from the tracks alone, whatever is around the object:
+        self._bits: dict[ObjectTracks, int] = {}
+        self._open: dict[ObjectTracks, Reader | None] = {}
+        self._after: dict[tuple[ObjectTracks, str | None, int | None, int], PendingObject] = {}
 
     def close(self, tracks: ObjectTracks) -> int:
         """The bits met if the object ends here."""
@@ -198,6 +219,14 @@ class ObjectProgram:
 
     def after_key(self, tracks: ObjectTracks, name: str | None, number: int | None, classes: int) -> PendingObject:
         """Where a key leads: the declared name `number`, which is also undeclared in the members of `classes`."""
+        key = (tracks, name, number, classes)
+        found = self._after.get(key)
+        if found is None:
+            found = self._after_key(tracks, name, number, classes)
+            keep(self._after, key, found)
+        return found
+
+    def _after_key(self, tracks: ObjectTracks, name: str | None, number: int | None, classes: int) -> PendingObject:
         pending: list[tuple[int, ObjectTrack, Want]] = []
         if number is not None:
             declared = self.trie.names[number]
@@ -216,6 +245,13 @@ class ObjectProgram:
 
     def declared_bits(self, tracks: ObjectTracks) -> int:
         """A bit for each declared name that may come next."""
+        found = self._bits.get(tracks)
+        if found is None:
+            found = self._declared_bits(tracks)
+            keep(self._bits, tracks, found)
+        return found
+
+    def _declared_bits(self, tracks: ObjectTracks) -> int:
         bits = 0
         for member, track in tracks:
             plan = self.plans[member]
@@ -225,6 +261,11 @@ class ObjectProgram:
 
     def open_reader(self, tracks: ObjectTracks) -> Reader | None:
         """How the next key is read where undeclared names may come; None where they may not. Delivers labels."""
+        if tracks not in self._open:
+            keep(self._open, tracks, self._open_reader(tracks))
+        return self._open[tracks]
+
+    def _open_reader(self, tracks: ObjectTracks) -> Reader | None:
         classes = 0
         for i, (member, which) in enumerate(self._names.classes):
             if any(m == member and self.plans[m].undeclared_next(track, which, None) for m, track in tracks):
