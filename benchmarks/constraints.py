@@ -3,6 +3,11 @@
     python benchmarks/constraints.py coverage FOLDER...    schemas with instances: one JSON file each with `schema` and
                                                            `tests: [{data, valid}]`, or JSON-Schema-Test-Suite folders
 
+    python benchmarks/constraints.py masks|compile|forced FOLDER...  over a vocabulary of 131,072 tokens, beside the
+                                                           peers named with --peers (see `constraint_engines.py`)
+    python benchmarks/constraints.py regex                 25 typical regexes
+    python benchmarks/constraints.py beside                what compiling does to another stream
+
 An instance is fed as text in the constraint's own spacing. A valid one that is refused as it stands is tried again in
 the promised form: declared keys first and in the schema's order, numbers in their shortest plain spelling. If that is
 accepted it counts as `reordered` / `respelled`; if not, as wrong. An invalid one that is accepted is wrong.
@@ -241,11 +246,17 @@ def main() -> None:
         one.add_argument("--instances", type=int, default=2, help="valid instances of each schema")
         one.add_argument("--max-tokens", type=int, default=300, help="of each instance")
         one.add_argument("--every", type=int, default=1, help="take each n-th schema")
+    verbs.add_parser("beside", help="the time between tokens of another stream while hostile constraints come in")
     for verb in ("coverage", "masks", "compile", "forced"):
         verbs.choices[verb].add_argument("folders", nargs="+", type=Path)
     arguments = parser.parse_args()
     if arguments.verb == "coverage":
         sys.exit(0 if coverage(arguments.folders, arguments.formats, arguments.verbose) else 1)
+    if arguments.verb == "beside":
+        from constraint_beside import beside
+
+        beside()
+        return
     measure(arguments)
 
 
