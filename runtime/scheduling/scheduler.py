@@ -477,8 +477,9 @@ class Scheduler:
 
     def _drop_done(self) -> None:
         if self._is_stale:
-            self.prefilling = [seq for seq in self.prefilling if seq.stage is Stage.PREFILL]
-            self.decoding = [seq for seq in self.decoding if seq.stage is Stage.DECODE]
+            prefill, decode = Stage.PREFILL, Stage.DECODE
+            self.prefilling = [seq for seq in self.prefilling if seq.stage is prefill]
+            self.decoding = [seq for seq in self.decoding if seq.stage is decode]
             self._is_stale = False
 
     # Faults
