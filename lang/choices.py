@@ -46,7 +46,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _best(scores: Sequence[float]) -> int:
     """The first of the greatest."""
-    return max(range(len(scores)), key=lambda i: (scores[i], -i))
+    return scores.index(max(scores))
 
 
 class TokenLengthNormalized:
@@ -58,7 +58,7 @@ class TokenLengthNormalized:
     def __call__(
         self, *, choices: Sequence[str], logprobs: Sequence[Sequence[float]], token_ids: Any, unconditional: Any
     ) -> ChoicesDecision:
-        scores = tuple(_mean(values) for values in logprobs)
+        scores = tuple([sum(values) / len(values) for values in logprobs])
         return ChoicesDecision(choices[_best(scores)], scores, {"normalized_prompt_logprobs": list(scores)})
 
 

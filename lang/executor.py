@@ -8,7 +8,9 @@ its generation in flight. Reading a value that is not there suspends whoever rea
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir import (
@@ -27,8 +29,9 @@ from ..core.errors import ProgramError, SourceLoc, UndefinedVariable
 from . import rules, steps
 from .generate import generate
 from .options import RunOptions
+from .quick import maker
 from .reasoning_format import REASONING_SUFFIX
-from .stream import Slot, Step, Stream
+from .stream import GONE, Slot, Step, Stream
 from .unordered import arranged
 
 if TYPE_CHECKING:
@@ -40,9 +43,20 @@ if TYPE_CHECKING:
     from .types import TypeSpec
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+new_ref = maker(Ref)
+
+
 class Executor:
     """Sink and state of one running program instance. Touched by the thread of its hub only."""
 
+    __slots__ = (
+        "_delivered", "_next_ref", "_next_stream", "_num_unordered", "backend", "failure", "feed", "hosts", "hub",
+        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "options", "orders", "origin",
+        "outputs", "plan", "ret_value", "root", "slots", "streams", "title", "tokenizer", "types",
+    )  # fmt: skip
     is_tracing = False
 
     def __init__(self, hub: Hub, title: str, options: RunOptions, instance: int = 0, plan: Plan | None = None) -> None:
@@ -56,9 +70,9 @@ class Executor:
         self.root = Stream(0, "0")
         self.streams: dict[int, Stream] = {0: self.root}
         self.slots: dict[int, Slot] = {}  # by value id
-        self.types: Mapping[str, TypeSpec] = {}  # of variables, where a plan is walked: it holds no types
+        self.types: Mapping[str, TypeSpec] = NOTHING  # of variables, where a plan is walked: it holds no types
         self.origin: dict[int, int] = {}  # values of a round of a loop -> those of the plan
-        self.hosts: Mapping[str, Any] = {}  # objects of the user's process that a plan names
+        self.hosts: Mapping[str, Any] = NOTHING  # objects of the user's process that a plan names
         self.journal: HostJournal | None = None  # results of the plan's host calls, kept for a run that goes on later
         self.feed: Feed | None = None  # for readers outside, while the program streams
         self.ret_value: Any = None
@@ -67,16 +81,16 @@ class Executor:
         self.num_in_flight = 0
         self.num_generated_tokens = 0
         self._next_ref = 0
-        self.orders: Mapping[str, tuple[int, ...]] = {}  # of order-free parts, by "stream path/occurrence"
+        self.orders: Mapping[str, tuple[int, ...]] = NOTHING  # of order-free parts, by "stream path/occurrence"
         self.outputs: frozenset[str] | None = None  # the variables that can be read after the end; None: all
         self._num_unordered: dict[int, int] = {}  # by stream
         self._next_stream = 1
-        self._delivered: list[BaseException] = []
+        self._delivered: tuple[BaseException, ...] = ()
 
     # -- Sink
 
     def new_ref(self) -> Ref:
-        ref = Ref(self._next_ref)
+        ref = new_ref(self._next_ref)
         self._next_ref += 1
         return ref
 
@@ -87,7 +101,9 @@ class Executor:
 
     def emit(self, op: AnyOp, needs: Sequence[Slot] = (), resolve: Callable[[], AnyOp] | None = None) -> None:
         """Take an op whose operands are plain values; or which `resolve()` gives once the slots in `needs` are done."""
-        stream = self._stream(op)
+        stream = self.streams[op.stream]
+        if stream.is_joined or stream.error is not None or self.is_finished:
+            self._refuse(stream, op.where)
         kind = type(op)
         step = Step(rules.rule_of(op), op)
         if kind is Gen or kind is Select:
@@ -105,7 +121,8 @@ class Executor:
             step.extra = self._take_join(stream, op)
             needs = step.extra.marks
         for slot in needs:
-            self.push(stream, Step(rules.await_slot, op, extra=slot))
+            if not slot.is_done:
+                self.push(stream, Step(rules.await_slot, op, extra=slot))
         if resolve is not None:
             step.rule, step.extra = rules.resolved, resolve
         self.push(stream, step)
@@ -120,7 +137,7 @@ class Executor:
                 stream.begin(self.tokenizer, stream.open_role is not None)
             stream.append_text(text, where)
         else:
-            stream.queue.append(Step(rules.plain_text, text, extra=where))
+            self.push(stream, Step(rules.plain_text, text, extra=where))
 
     def append_gen(self, number: int, expr: GenExpr[Any]) -> None:
         """`emit` of the Gen of an expression, without the op."""
@@ -144,12 +161,12 @@ class Executor:
                 raise ProgramError("roles do not nest: close the open one first", where=op.where)
         else:
             self.slots[op.out.id] = Slot()
-        stream.regions.append(op)
+        stream.regions += (op,)
         self.push(stream, Step(rules.enter_role if isinstance(op, Role) else rules.enter_scope, op))
 
     def leave(self, op: Role | Scope) -> None:
         stream = self.streams[op.stream]
-        stream.regions = [region for region in stream.regions if region is not op]
+        stream.regions = tuple([region for region in stream.regions if region is not op])
         slot = None
         if isinstance(op, Scope):
             slot = self.slots[op.out.id]
@@ -324,14 +341,15 @@ class Executor:
         """
         error = steps.root_of(error)
         if not any(known is error for known in self._delivered):
-            self._delivered.append(error)
+            self._delivered += (error,)
         return error
 
     # -- variables, branches, joins
 
     def _set_variable(self, stream: Stream, var: str, slot: Slot) -> None:
         stream.variables[var] = slot
-        stream.changes.add(var)
+        if stream.changes is not None:
+            stream.changes.add(var)
         if self.feed is not None and stream is self.root:
             slot.watch(lambda: self._publish(var, slot))
 
@@ -359,7 +377,8 @@ class Executor:
             branch = Stream(number, f"{stream.path}.{stream.num_branches}", is_started=False)
             stream.num_branches += 1
             branch.variables = stream.variables.copy()
-            branch.regions = stream.regions.copy()
+            branch.changes = set()
+            branch.regions = stream.regions
             self.streams[number] = branch
             made.append(branch)
         branches = tuple(made)
@@ -375,14 +394,15 @@ class Executor:
         for branch in branches:
             if branch.is_joined:
                 raise ProgramError("a branch is joined twice", where=op.where)
-        marks = tuple(self.mark(branch, lambda: None) for branch in branches)
+        marks = tuple([self.mark(branch, lambda: None) for branch in branches if not branch.is_idle])
         gathered: list[tuple[Slot, tuple[Slot, ...]]] = []
         for branch in branches:
             branch.is_joined = True
         if op.mode == "gather_variable":
-            names = dict.fromkeys(name for branch in branches for name in branch.variables if name in branch.changes)
+            set_by = [(branch.variables, branch.changes or ()) for branch in branches]
+            names = dict.fromkeys([name for known, own in set_by if own for name in known if name in own])
             for name in names:
-                slots = tuple(branch.variables[name] for branch in branches if name in branch.changes)
+                slots = tuple([known[name] for known, own in set_by if name in own])
                 slot = Slot()
                 gathered.append((slot, slots))
                 self._set_variable(stream, name, slot)
@@ -405,9 +425,16 @@ class Executor:
 
     def push(self, stream: Stream, step: Step) -> None:
         """Carry the step out, or keep it until the stream gets there."""
-        stream.queue.append(step)
-        if stream.is_started and stream.busy is None and len(stream.queue) == 1:
-            self.advance(stream)
+        queue = stream.queue
+        if queue or stream.busy is not None or not stream.is_started:
+            if queue is GONE:
+                queue = stream.queue = deque()
+            queue.append(step)
+            return
+        try:
+            step.rule(self, stream, step)
+        except Exception as error:
+            self.fail_stream(stream, steps.placed(error, step.where), step.slot)
 
     def advance(self, stream: Stream) -> None:
         """Carry out the stream's steps up to the next generation."""
@@ -471,6 +498,9 @@ class Executor:
         self.is_finished = True
         for stream in self.streams.values():
             stream.settle()
+        self.slots = {}
+        self.plan = None
+        self.types = self.hosts = NOTHING
         if self.feed is not None:
             self.feed.end(self.failure)
 

@@ -65,7 +65,9 @@ class Function:
         self._lock = threading.RLock()
         self._traced: Traced | None = None
         self._types: dict[str, set[TypeSpec | None]] = {}
+        self._specs: dict[str, TypeSpec] = {}
         self._plans: dict[Any, Plan] = {}
+        self._last_plan: tuple[Any, Any, Traced, Plan] | None = None  # what it was made for, and it
         self._has_source = True
         self._may_block: bool | None = None
 
@@ -92,6 +94,8 @@ class Function:
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments by name, bound ones and defaults included. Raises ArgumentError naming what is wrong."""
+        if not args and kwargs.keys() == self.signature.names_set:
+            return dict(kwargs)
         return self.signature.arguments(args, kwargs, self.bound, caller())
 
     # -- compiling
@@ -121,6 +125,7 @@ class Function:
                     num_api_spec_tokens=self.num_api_spec_tokens,
                 )
                 self._types = types
+                self._specs = {name: spec for name, specs in types.items() for spec in specs if spec is not None}
             return self._traced
 
     def trace(self, **kwargs: Any) -> Program:
@@ -162,6 +167,18 @@ class Function:
             return None
         if compiled is False:
             return None
+        tokenizer = backend.tokenizer if backend.capabilities.token_ids else None
+        last = self._last_plan
+        if last is not None and last[0] is tokenizer and last[1] == (options, history) and last[2].guards.hold():
+            return last[3]
+        plan = self._plan_to_run(tokenizer, compiled, options, history)
+        traced = self._traced
+        self._last_plan = (tokenizer, (options, history), traced, plan) if plan is not None and traced else None
+        return plan
+
+    def _plan_to_run(
+        self, tokenizer: Tokenizer | None, compiled: bool | None, options: CompileOptions | None, history: History
+    ) -> Plan | None:
         try:
             program = self._trace().program
         except NoSource as error:
@@ -184,7 +201,7 @@ class Function:
         if history == "render":
             options = _with_roles(options)
         try:
-            return self.plan(backend.tokenizer if backend.capabilities.token_ids else None, options)
+            return self.plan(tokenizer, options)
         except (VerifyError, RequestError):
             if compiled:
                 raise
@@ -193,7 +210,7 @@ class Function:
     @property
     def types(self) -> Mapping[str, TypeSpec]:
         """The types of the variables that the plan generates."""
-        return {name: spec for name, specs in self._types.items() for spec in specs if spec is not None}
+        return self._specs
 
     @property
     def hosts(self) -> Mapping[str, Any]:
@@ -364,8 +381,12 @@ class Function:
         """The program's own arguments, and the run's options; a parameter of the program goes before an option."""
         own: dict[str, Any] = {}
         others: dict[str, Any] = {}
-        for name, value in (*options.items(), *((name, value) for name, value in named.items() if value is not None)):
-            (others if name in RUN_NAMES and name not in self.signature.names else own)[name] = value
+        names = self.signature.names_set
+        for name, value in options.items():
+            (others if name in RUN_NAMES and name not in names else own)[name] = value
+        for name, value in named.items():
+            if value is not None:
+                (others if name not in names else own)[name] = value
         return own, others
 
 

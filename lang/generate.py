@@ -12,6 +12,7 @@ from ..core.errors import DeadlineExceeded, ProgramError, RequestError
 from ..core.events import Failed, Finished, Tokens
 from ..core.request import GenRequest, LogprobWish, Origin, Segment
 from . import meta
+from .quick import maker
 from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
 from .steps import check_text, close_run, placed
 from .stream import Slot, Step, Stream
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from .gens import GenExpr
 
 
+new_request = maker(GenRequest)
+new_origin = maker(Origin)
+
+
 def generate(executor: Executor, stream: Stream, step: Step) -> None:
     """Send the request of a gen; the stream waits for its result."""
     op: Gen | GenExpr[Any] = step.op
@@ -31,19 +36,21 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     slot = step.slot
     assert slot is not None
     stream.num_requests += 1
-    seed = executor.options.seed_of(executor.instance, stream.path, stream.num_requests)
-    request = GenRequest(
-        id=request_id(executor, stream),
-        segments=prompt(executor, stream),
-        sampling=executor.options.merged(op.sampling, seed),
-        constraint=_constraint(executor, op),
+    options = executor.options
+    is_told = executor.feed is not None and stream is executor.root
+    request = new_request(
+        request_id(executor, stream),
+        prompt(executor, stream),
+        sampling=options.merged(op.sampling, options.seed_of(executor.instance, stream.path, stream.num_requests)),
+        constraint=_constraint(executor, op) if op.constraint is not None else None,
         logprobs=_logprobs(executor, op),
-        stream=executor.feed is not None and stream is executor.root and executor.backend.capabilities.streaming,
+        stream=is_told and executor.backend.capabilities.streaming,
         timeout_s=seconds_left(executor),
         origin=origin(executor, stream, number),
     )
     told: Telling | None = None
-    if executor.feed is not None and stream is executor.root:
+    if is_told:
+        assert executor.feed is not None
         told = Telling(executor.feed, request, op.var, executor.tokenizer, _reasoning(op))
     finished = partial(_generated, executor, stream, step, request, told)
     send(executor, stream, request, step, finished, told.add if told is not None else None)
@@ -51,8 +58,10 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
 
 def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:
     """The stream as segments of a request; the run that is pending ends here."""
-    stream.begin(executor.tokenizer, stream.open_role is not None)
-    close_run(executor, stream)
+    if not stream.segments:
+        stream.begin(executor.tokenizer, stream.open_role is not None)
+    if stream.run:
+        close_run(executor, stream)
     return tuple(stream.segments)
 
 
@@ -65,12 +74,11 @@ def request_id(executor: Executor, stream: Stream) -> str:
 
 def origin(executor: Executor, stream: Stream, number: int) -> Origin:
     """Where a request comes from. `number` is that of the value it gives (in the plan, if one is walked)."""
-    return Origin(executor.title, executor.origin.get(number, number), executor.instance, stream.path)
+    return new_origin(executor.title, executor.origin.get(number, number), executor.instance, stream.path)
 
 
-def _constraint(executor: Executor, op: Gen | GenExpr[Any]) -> Constraint | None:
-    if op.constraint is None:
-        return None
+def _constraint(executor: Executor, op: Gen | GenExpr[Any]) -> Constraint:
+    assert op.constraint is not None
     able = executor.backend.capabilities
     if op.constraint.kind not in able.constraints:
         raise RequestError(f"the backend {able.name!r} cannot enforce it", field=op.constraint.kind)
@@ -150,10 +158,20 @@ def _reasoning(op: Gen | GenExpr[Any]) -> ReasoningFormat | None:
 def _generated(
     executor: Executor, stream: Stream, step: Step, request: GenRequest, told: Telling | None, event: Finished
 ) -> None:
+    slot = step.slot
+    assert slot is not None
     first = event.outputs[0]
+    reasoning = _reasoning(step.op)
+    if told is None and reasoning is None and len(event.outputs) == 1 and request.sampling.n == 1:
+        executor.num_generated_tokens += len(first.token_ids)
+        if executor.tokenizer is not None:
+            stream.append_generated(first.kept_ids, first.kept_tail, first.text)
+        else:
+            stream.append_generated((), first.text, first.text)
+        slot.set(first.text, meta.OutputMeta(request, event, first, executor.tokenizer))
+        return
     for output in event.outputs:
         executor.num_generated_tokens += len(output.token_ids)
-    reasoning = _reasoning(step.op)
     texts = [output.text for output in event.outputs]
     thoughts = [""] * len(texts)
     if reasoning is not None:
@@ -165,9 +183,7 @@ def _generated(
         stream.append_generated((), texts[0], texts[0], num_told)
     if told is not None:
         told.end(event, thoughts[0], texts[0])
-    infos: list[Any] = [partial(meta.of_output, request, event, output, executor.tokenizer) for output in event.outputs]
-    slot = step.slot
-    assert slot is not None
+    infos: list[Any] = [meta.OutputMeta(request, event, output, executor.tokenizer) for output in event.outputs]
     is_one = request.sampling.n == 1
     if slot.beside is not None:
         slot.beside.set(thoughts[0] if is_one else thoughts)
@@ -206,5 +222,5 @@ def _ended(executor: Executor, stream: Stream, slot: Slot, step: Step, finished:
     except Exception as error:
         executor.fail_stream(stream, placed(error, step.where), slot)
         return
-    if stream.busy is None:
+    if stream.busy is None and stream.queue:
         executor.advance(stream)

@@ -241,13 +241,17 @@ def gen(
         return _select_by_gen(name, dict(zip(GEN_OPTIONS, given, strict=True)), where)
     try:
         known = _known.get(given)
-        if known is not None and known[0] == tuple([value.__class__ for value in given]):  # 1, 1.0 and True are equal
-            return GenExpr(name, known[1], where)
     except TypeError:  # a list, a dict or a Symbol among them: not hashable
         return GenExpr(name, _gen_options(dict(zip(GEN_OPTIONS, given, strict=True)), where), where)
+    if known is not None:
+        for i, kind in known[0]:
+            if given[i].__class__ is not kind:  # 1, 1.0 and True are equal
+                break
+        else:
+            return GenExpr(name, known[1], where)
     options = _gen_options(dict(zip(GEN_OPTIONS, given, strict=True)), where)
     if len(_known) < _MAX_KNOWN:
-        _known[given] = (tuple([value.__class__ for value in given]), options)
+        _known[given] = (tuple([(i, value.__class__) for i, value in enumerate(given) if value is not None]), options)
     return GenExpr(name, options, where)
 
 
@@ -272,7 +276,7 @@ GEN_OPTIONS = (
 CONSTRAINT_OPTIONS = ("constraint", "type", "tools", "dtype", "regex", "json_schema", "grammar", "ebnf")
 _NOT_SAMPLING = frozenset({*LOGPROB_NAMES, *CONSTRAINT_OPTIONS, "choices", "choices_method"})
 _MAX_KNOWN = 4096
-_known: dict[Any, tuple[tuple[Any, ...], GenOptions]] = {}
+_known: dict[Any, tuple[tuple[tuple[int, Any], ...], GenOptions]] = {}
 
 
 def _gen_options(given: dict[str, Any], where: SourceLoc | None) -> GenOptions:

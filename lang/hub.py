@@ -17,7 +17,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import greenlet
@@ -28,13 +27,18 @@ from ..core.events import Event, Failed, Finished, Tokens
 from ..core.request import GenRequest
 from .common import CommonGens
 from .pressure import Pressure
+from .quick import copier
 from .stream import Slot
 
 if TYPE_CHECKING:
     from .executor import Executor
 
+_with_hints = copier(GenRequest, "hints")
 _NAMES = itertools.count(1)
+_PROCESS = [f"run{os.getpid():x}"]  # a request's name differs from those of other processes
+os.register_at_fork(after_in_child=lambda: _PROCESS.__setitem__(0, f"run{os.getpid():x}"))
 _WARNED: set[Any] = set()
+_NO_TASKS: Iterator[Any] = iter(())
 _HERE = threading.local()  # .hub: the hub whose program runs in this thread
 Done = Callable[["Finished | Failed"], None]
 HOLD_S = 0.005
@@ -80,11 +84,11 @@ class Hub:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.tokenizer = backend.tokenizer if backend.capabilities.token_ids else None
-        self.name = f"run{os.getpid():x}-{next(_NAMES)}"
+        self.name = f"{_PROCESS[0]}-{next(_NAMES)}"
         self._outbox: list[GenRequest] = []
         self._in_flight: dict[str, _InFlight] = {}
         self._inbox: deque[Event] = deque()
-        self._unstarted: Iterator[Task] = iter(())
+        self._unstarted: Iterator[Task] = _NO_TASKS
         self._nested: deque[Task] = deque()
         self._num_started = 0
         self._ready: deque[Task] = deque()  # suspended, and what they wait for is there
@@ -110,7 +114,7 @@ class Hub:
     ) -> None:
         """Submit a request with the next batch; `done` gets its last event, `progress` its tokens, in this thread."""
         if self.sends_hints and executor.plan is not None and request.origin is not None:
-            request = replace(request, hints=executor.plan.hints.get(request.origin.op))
+            request = _with_hints(request, executor.plan.hints.get(request.origin.op))
         if self.common is None or not self.common.joins(request):
             self._outbox.append(request)
         self._in_flight[request.id] = _InFlight(executor, done, progress)
@@ -278,14 +282,15 @@ class Hub:
         outer, _HERE.hub = getattr(_HERE, "hub", None), self
         before, self._current = self._current, task
         began = time.perf_counter()
+        body = task.greenlet
         try:
-            task.greenlet.switch()
+            body.switch()
         finally:
             _HERE.hub = outer
             self._current = before
             if time.perf_counter() - began > HOLD_S:
                 self.num_holds += 1
-        if task.greenlet.dead:
+        if body.dead:
             task.greenlet = None
             if task.error is not None:
                 task.executor.crash(task.error)

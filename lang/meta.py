@@ -11,8 +11,24 @@ from ..core.text.tokenizer import Tokenizer
 from .choices import ChoicesDecision
 
 
+class OutputMeta:
+    """The meta info of one generated text, made when somebody asks: until then what it is made of, and no more."""
+
+    __slots__ = ("event", "id", "logprobs", "output", "tokenizer")
+
+    def __init__(self, request: GenRequest, event: Finished, output: Output, tokenizer: Tokenizer | None) -> None:
+        self.id = request.id
+        self.logprobs = request.logprobs
+        self.event = event
+        self.output = output
+        self.tokenizer = tokenizer
+
+    def __call__(self) -> dict[str, Any]:
+        return of_output(self, self.event, self.output, self.tokenizer)
+
+
 def of_output(
-    request: GenRequest, event: Finished, output: Output, tokenizer: Tokenizer | None, num_told: int = 0
+    request: GenRequest | OutputMeta, event: Finished, output: Output, tokenizer: Tokenizer | None, num_told: int = 0
 ) -> dict[str, Any]:
     """The meta info of one generated text. Log-probs come as (log-prob, token id, text or None) triples.
 
@@ -83,7 +99,7 @@ def _pairs(
 
 
 def of_choices(
-    request: GenRequest,
+    request_id: str,
     event: Finished,
     choices: Sequence[str],
     sequences: Sequence[Sequence[int]],
@@ -92,7 +108,7 @@ def of_choices(
 ) -> dict[str, Any]:
     """The meta info of a select: the method's own numbers, and the log-prob of every token of every choice."""
     info: dict[str, Any] = {
-        "id": request.id,
+        "id": request_id,
         "prompt_tokens": event.num_prompt_tokens,
         "cached_tokens": event.num_cached_tokens,
         "choices": list(choices),

@@ -14,15 +14,17 @@ from ..core.errors import ArgumentError, SourceLoc
 from ..core.request import LogprobWish
 from ..core.sampling import SamplingParams
 from .checks import LOGPROB_NAMES, Overrides, logprob_wish, sampling_overrides
+from .quick import copier, maker
 
 History = Literal["append", "render"]
 
+_with_seed = copier(SamplingParams, "seed")
 _MAX_KNOWN = 1024
 _SEEDS = random.Random()  # of runs without a seed of their own; begun by the operating system
 os.register_at_fork(after_in_child=_SEEDS.seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """Made by `run` and `run_batch`; read by the executor for every request.
 
@@ -36,7 +38,7 @@ class RunOptions:
     history: History = "append"
     deadline: float | None = None
     token_budget: int | None = None
-    _merged: dict[Overrides, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+    _merged: dict[Overrides, SamplingParams] = field(default_factory=dict, repr=False, compare=False)
 
     def merged(self, overrides: Overrides, seed: int) -> SamplingParams:
         """The run's defaults with a gen's own options over them; `seed` where neither gives one.
@@ -45,13 +47,11 @@ class RunOptions:
         """
         known = self._merged.get(overrides)
         if known is None:
-            known = {**dict(self.sampling), **dict(overrides)}
-            SamplingParams(**known).verify()
+            known = SamplingParams(**{**dict(self.sampling), **dict(overrides)})
+            known.verify()
             if len(self._merged) < _MAX_KNOWN:
                 self._merged[overrides] = known
-        if "seed" in known:
-            return SamplingParams(**known)
-        return SamplingParams(**known, seed=seed)
+        return known if known.seed is not None else _with_seed(known, seed)
 
     def seed_of(self, instance: int, path: str, occurrence: int) -> int:
         """The seed of one request: a hash of (run seed, batch index, stream path, occurrence in that stream).
@@ -60,6 +60,9 @@ class RunOptions:
         """
         text = f"{self.seed}/{instance}/{path}/{occurrence}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+_new_options = maker(RunOptions)
 
 
 # Options of run() that are defaults for its gens, under SGLang's names; gen() calls two of them otherwise.
@@ -95,7 +98,7 @@ def checked_outputs(outputs: Any, where: SourceLoc | None) -> tuple[str, ...] | 
 def run_options(options: Mapping[str, Any], where: SourceLoc | None) -> RunOptions:
     """From the options of `run(...)` by name. Raises RequestError or ArgumentError for a bad one."""
     if not options or options.keys() == {"use_thread"}:
-        return RunOptions((), _SEEDS.getrandbits(63))
+        return _new_options((), _SEEDS.getrandbits(63), _merged={})
     sampling = sampling_overrides({name: options[name] for name in SAMPLING_NAMES if name in options}, where)
     asked, start, top, with_text, token_ids = (options.get(name) for name in LOGPROB_NAMES)
     wish = logprob_wish(asked, start, top, with_text, token_ids, where)

@@ -6,6 +6,7 @@ the rendered text and tokenised as plain text. The prefix cache makes the unchan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.ir import Role
@@ -48,7 +49,7 @@ def leave(executor: Executor, stream: Stream, template: ChatTemplate) -> None:
 def _replace(stream: Stream, tokenizer: Tokenizer, text: str) -> None:
     """Make `text` the whole of the stream."""
     common = _common(stream.text(), text)
-    stream.scopes = [(op, min(start, common)) for op, start in stream.scopes]
+    stream.scopes = tuple([(op, min(start, common)) for op, start in stream.scopes])
     stream.segments = []
     stream.run = []
     stream.pieces = []
@@ -62,7 +63,7 @@ def _replace(stream: Stream, tokenizer: Tokenizer, text: str) -> None:
     stream.append_special(text[at:], tokenizer)
 
 
-def _contents(messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]]:
+def _contents(messages: Sequence[dict[str, Any]], text: str) -> list[tuple[int, int]]:
     """Where the contents of the messages stand in the rendered text, as far as they do, in order."""
     found: list[tuple[int, int]] = []
     at = 0

@@ -118,12 +118,12 @@ def set_mark(executor: Executor, stream: Stream, step: Step) -> None:
 
 
 def enter_scope(executor: Executor, stream: Stream, step: Step) -> None:
-    stream.scopes.append((step.op, stream.text_len))
+    stream.scopes += ((step.op, stream.text_len),)
 
 
 def leave_scope(executor: Executor, stream: Stream, step: Step) -> None:
     start = next((start for op, start in reversed(stream.scopes) if op is step.op), stream.text_len)
-    stream.scopes = [entry for entry in stream.scopes if entry[0] is not step.op]
+    stream.scopes = tuple([entry for entry in stream.scopes if entry[0] is not step.op])
     assert step.slot is not None
     step.slot.set(stream.text_from(start))
 
@@ -153,7 +153,7 @@ def leave_role(executor: Executor, stream: Stream, step: Step) -> None:
     content = stream.text_from(role.text_start)
     if op.suffix:
         content = content[: -len(op.suffix)]
-    stream.messages.append({"role": op.role, "content": content})
+    stream.messages += ({"role": op.role, "content": content},)
     if stream.is_rendered:
         rendered.leave(executor, stream, _template(executor, op))
     elif op.suffix is None:

@@ -24,6 +24,7 @@ from .hub import Hub, Task
 from .options import RunOptions, checked_outputs, run_options
 from .outside import Outside
 from .prefix import pinned, static_prefix
+from .quick import maker
 from .state import ProgramState
 from .walker import walk_plan
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 MAX_CARRIERS = 64  # threads of a batch whose bodies may block, unless num_threads says otherwise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Running:
     """What all instances of a run have in common."""
 
@@ -64,7 +65,7 @@ class Running:
         target = backend if backend is not None else default_backend()
         plan = function.plan_to_run(target, compiled, compile_options, run.history)
         disabled = compile_options.disabled if compile_options is not None else ()
-        return cls(function, target, run, plan, disabled, outputs, orders)
+        return _new_running(function, target, run, plan, disabled, outputs, orders)
 
     def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None) -> Task:
         """One instance: its plan walked, or its body run. `orders`: of order-free parts, as the schedule has them."""
@@ -219,6 +220,9 @@ class Running:
                 hub.post(functools.partial(hub.cancel, task, error))
             while running:
                 running.pop(ended.get(), None)
+
+
+_new_running = maker(Running)
 
 
 def _with_progress(ended: Iterator[Task], total: int, is_shown: bool) -> Iterator[Task]:

@@ -8,26 +8,29 @@ depend on where the tokenizer could tell that ids are settled.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..compiler.ir import Ref, Select
 from ..core.errors import RequestError
 from ..core.events import Finished
 from ..core.request import GenRequest, ScoreTrie, Segment
+from ..core.sampling import SamplingParams
 from . import meta
 from .checks import check_choices
 from .choices import ChoicesDecision, choices_method
-from .generate import origin, request_id, seconds_left, send
+from .generate import new_request, origin, request_id, seconds_left, send
 from .steps import check_text, warn_of_specials
-from .stream import Step, Stream
+from .stream import Step, Stream, new_segment
 
 if TYPE_CHECKING:
     from ..core.text.tokenizer import Tokenizer
     from .executor import Executor
 
 Scores = Sequence[Sequence[float]]
+_NO_SAMPLING = SamplingParams()
 
 
 def select(executor: Executor, stream: Stream, step: Step) -> None:
@@ -39,55 +42,93 @@ def select(executor: Executor, stream: Stream, step: Step) -> None:
         raise RequestError(f"the backend {able.name!r} cannot score choices", field="choices")
     choices = _choices(op)
     method = choices_method(op.method)
-    stream.begin(tokenizer, stream.open_role is not None)
+    if not stream.segments:
+        stream.begin(tokenizer, stream.open_role is not None)
     stream.num_requests += 1
-    warn_of_specials(executor, stream)
-    fixed, sequences = _tokens(executor, tokenizer, stream, op, choices)
+    scored = _scored(executor, tokenizer, stream, op, choices)
+    fixed = (*stream.segments, scored.shared) if scored.shared is not None else tuple(stream.segments)
     if not fixed:
         raise RequestError("there must be some text before a select", field="choices")
-    request = _request(executor, stream, op, fixed, sequences)
+    request = _request(executor, stream, op, fixed, scored.trie)
+    sequences = scored.trie.sequences
 
-    def decide(event: Finished, alone: Scores | None) -> None:
+    def decide(alone: Scores | None, event: Finished) -> None:
         decision = method(choices=choices, logprobs=event.scores, token_ids=sequences, unconditional=alone)
         chosen = _draw(executor, stream, op, choices, decision)
         stream.append_text(chosen)
         assert step.slot is not None
-        step.slot.set(chosen, partial(meta.of_choices, request, event, choices, sequences, decision, alone))
+        step.slot.set(chosen, partial(meta.of_choices, request.id, event, choices, sequences, decision, alone))
 
-    def scored(event: Finished) -> None:
-        if method.needs_unconditional:
-            _score_alone(executor, stream, step, sequences, partial(decide, event))
-        else:
-            decide(event, None)
+    def compare(event: Finished) -> None:
+        _score_alone(executor, stream, step, scored.trie, lambda alone: decide(alone, event))
 
-    send(executor, stream, request, step, scored)
+    send(executor, stream, request, step, compare if method.needs_unconditional else partial(decide, None))
 
 
 def _choices(op: Select) -> tuple[str, ...]:
-    if not isinstance(op.choices, tuple):
-        raise RequestError(f"must be a list of strings, not {op.choices!r}", field="choices")
-    choices = tuple(check_text(choice, op.where) for choice in op.choices)
-    check_choices(choices, op.where)
+    """The choices of the op, checked."""
+    choices: Any = op.choices
+    if not isinstance(choices, tuple):
+        raise RequestError(f"must be a list of strings, not {choices!r}", field="choices")
+    for choice in choices:
+        if choice.__class__ is not str or not choice:
+            check_text(choice, op.where)
+            check_choices(choices, op.where)
+    if not choices:
+        check_choices(choices, op.where)
     return choices
 
 
-def _tokens(
-    executor: Executor, tokenizer: Tokenizer, stream: Stream, op: Select, choices: tuple[str, ...]
-) -> tuple[tuple[Segment, ...], tuple[tuple[int, ...], ...]]:
-    """The fixed prompt, and the ids of each choice after it. The run stays pending: the choice will be part of it."""
+class _Scored(NamedTuple):
+    """Choices after a tail of text that is not settled: the tokens that all share of the tail, and the rest of each."""
+
+    shared: Segment | None
+    trie: ScoreTrie
+
+
+_MAX_KNOWN, _MAX_TAIL = 4096, 64
+_known: weakref.WeakKeyDictionary[Any, dict[Any, _Scored]] = weakref.WeakKeyDictionary()
+
+
+def _scored(executor: Executor, tokenizer: Tokenizer, stream: Stream, op: Select, choices: tuple[str, ...]) -> _Scored:
+    """The tokens of the choices. What no choice can change of the text before them is settled in the stream."""
+    tail = _settle(executor, tokenizer, stream)
+    known = _known.get(tokenizer)
+    if known is None:
+        known = _known[tokenizer] = {}
+    found = known.get((tail, choices))
+    if found is None:
+        sequences: tuple[tuple[int, ...], ...] = ()
+        if executor.plan is not None:
+            facts = executor.plan.select(Ref(executor.origin.get(op.out.id, op.out.id)))
+            if facts.tail == tail:
+                sequences = facts.sequences
+        sequences = sequences or tuple([tuple(tokenizer.encode(tail + choice)) for choice in choices])
+        shared = _shared(tokenizer, tail, sequences)
+        found = _Scored(
+            Segment(ids=sequences[0][:shared]) if shared else None,
+            ScoreTrie(tuple([ids[shared:] for ids in sequences])),
+        )
+        if len(tail) <= _MAX_TAIL:
+            if len(known) >= _MAX_KNOWN:
+                known.clear()
+            known[tail, choices] = found
+    return found
+
+
+def _settle(executor: Executor, tokenizer: Tokenizer, stream: Stream) -> str:
+    """Tokenise the stream's text up to the last place where no later text can change earlier ids; the rest of it."""
+    if not stream.run:
+        return ""
+    warn_of_specials(executor, stream)
     pending = stream.pending
     cut = tokenizer.safe_cut(pending)
-    settled, tail = tuple(tokenizer.encode(pending[:cut])), pending[cut:]
-    sequences: tuple[tuple[int, ...], ...] = ()
-    if executor.plan is not None:
-        facts = executor.plan.select(Ref(executor.origin.get(op.out.id, op.out.id)))
-        if facts.tail == tail:
-            sequences = facts.sequences
-    sequences = sequences or tuple(tuple(tokenizer.encode(tail + choice)) for choice in choices)
-    shared = _shared(tokenizer, tail, sequences)
-    settled += sequences[0][:shared]
-    fixed = (*stream.segments, Segment(ids=settled)) if settled else tuple(stream.segments)
-    return fixed, tuple(ids[shared:] for ids in sequences)
+    if not cut:
+        return pending
+    tail = pending[cut:]
+    stream.segments.append(new_segment(tuple(tokenizer.encode(pending[:cut]))))
+    stream.run = [(tail, stream.run[0][1])] if tail else []
+    return tail
 
 
 def _shared(tokenizer: Tokenizer, tail: str, sequences: Sequence[Sequence[int]]) -> int:
@@ -103,13 +144,12 @@ def _shared(tokenizer: Tokenizer, tail: str, sequences: Sequence[Sequence[int]])
     return count
 
 
-def _request(
-    executor: Executor, stream: Stream, op: Select, fixed: tuple[Segment, ...], sequences: tuple[tuple[int, ...], ...]
-) -> GenRequest:
-    return GenRequest(
-        id=request_id(executor, stream),
-        segments=fixed,
-        score=ScoreTrie(sequences),
+def _request(executor: Executor, stream: Stream, op: Select, fixed: tuple[Segment, ...], trie: ScoreTrie) -> GenRequest:
+    return new_request(
+        request_id(executor, stream),
+        fixed,
+        sampling=_NO_SAMPLING,
+        score=trie,
         timeout_s=seconds_left(executor),
         origin=origin(executor, stream, op.out.id),
     )
@@ -119,7 +159,7 @@ def _score_alone(
     executor: Executor,
     stream: Stream,
     step: Step,
-    sequences: tuple[tuple[int, ...], ...],
+    trie: ScoreTrie,
     then: Callable[[Scores], None],
 ) -> None:
     """Score the choices after nothing but the beginning of a text (BOS, or end-of-text where there is no BOS)."""
@@ -130,7 +170,7 @@ def _score_alone(
         raise RequestError(
             "this method needs a BOS or end-of-text token to score choices without a prompt", field="choices_method"
         )
-    request = _request(executor, stream, step.op, (Segment(ids=(start,)),), sequences)
+    request = _request(executor, stream, step.op, (Segment(ids=(start,)),), trie)
     send(executor, stream, request, step, lambda event: then(event.scores))
 
 

@@ -13,6 +13,7 @@ from .exprs import Expression, ExprList, MediaExpr, flatten
 from .gens import GenExpr, SelectExpr
 from .locate import caller
 from .partial import MISSING, partial_json
+from .quick import maker
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 JoinMode = Literal["gather_variable", "concate_and_append"]
+
+
+new_select = maker(Select)
 
 
 class TracedTypes:
@@ -101,10 +105,13 @@ class ProgramState:
 
     def emit_select(self, expr: SelectExpr) -> None:
         """Emit the op of a select expression."""
+        choices, temperature = expr.choices, expr.temperature
+        if self.sink.is_tracing:
+            choices, temperature = operand(choices), operand(temperature)
         self.sink.emit(
-            Select(
-                out=self.sink.new_ref(), var=expr.var, choices=operand(expr.choices), method=expr.method,
-                temperature=operand(expr.temperature), stream=self.stream, where=expr.where,
+            new_select(
+                out=self.sink.new_ref(), var=expr.var, choices=choices, method=expr.method,
+                temperature=temperature, stream=self.stream, where=expr.where,
             )
         )  # fmt: skip
 

@@ -51,15 +51,17 @@ def append_special(executor: Executor, stream: Stream, text: str) -> None:
 
 def close_run(executor: Executor, stream: Stream) -> None:
     """Tokenise what is pending."""
-    warn_of_specials(executor, stream)
-    stream.close_run(executor.tokenizer)
+    if stream.run:
+        warn_of_specials(executor, stream)
+        stream.close_run(executor.tokenizer)
 
 
 def warn_of_specials(executor: Executor, stream: Stream) -> None:
     """Say once for each line that wrote a special token's text as plain text."""
-    if executor.tokenizer is None or not stream.run:
+    run = stream.run
+    if executor.tokenizer is None or not run:
         return
-    if executor.tokenizer.find_special("".join(text for text, _ in stream.run)) is None:
+    if executor.tokenizer.find_special(run[0][0] if len(run) == 1 else "".join([text for text, _ in run])) is None:
         return
     for text, where in stream.run:
         found = executor.tokenizer.find_special(text) if where is not None else None

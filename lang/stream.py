@@ -18,7 +18,12 @@ from ..core.errors import ProgramError, SourceLoc
 from ..core.request import Segment
 from ..core.text.tokenizer import Tokenizer
 from .feed import Feed
+from .quick import maker
 from .types import TypeSpec
+
+Run = list[tuple[str, SourceLoc | None]]
+new_segment = maker(Segment)
+GONE: Any = ()  # in place of what a finished stream does not need any more
 
 
 class Slot:
@@ -146,26 +151,26 @@ class Stream:
         self.path = path
         # Settled prompt, the run that is not tokenised yet (with the user's lines), and the whole text in pieces.
         self.segments: list[Segment] = []
-        self.run: list[tuple[str, SourceLoc | None]] = []
+        self.run: Run = []
         self.pieces: list[str] = []
         self.text_len = 0
         self.feed: Feed | None = None  # hears of all text
         self.log: list[Any] | None = None  # what a branch appended, for a join that appends it again
         # Chat turns and scopes, as of the last step carried out.
-        self.messages: list[dict[str, Any]] = []
+        self.messages: tuple[dict[str, Any], ...] = ()
         self.first_message = 0  # how many of them a branch has from its parent
         self.roles: tuple[str, ...] = ()
         self.open_role: OpenRole | None = None
         self.is_rendered = False  # the template writes all turns anew at each (history="render")
-        self.scopes: list[tuple[Scope, int]] = []
+        self.scopes: tuple[tuple[Scope, int], ...] = ()
         # Variables and open regions, as of the last op emitted.
         self.variables: dict[str, Slot] = {}
-        self.changes: set[str] = set()  # variables that a branch set itself
-        self.regions: list[Role | Scope] = []
-        self.branches: list[Stream] = []
+        self.changes: set[str] | None = None  # variables that a branch set itself
+        self.regions: tuple[Role | Scope, ...] = ()
+        self.branches: tuple[Stream, ...] = ()
         self.siblings: tuple[Stream, ...] = ()  # the branches of the same fork, this one included
         # What is still to do.
-        self.queue: deque[Step] = deque()
+        self.queue: deque[Step] = GONE  # made for the first step that has to wait
         self.busy: Slot | None = None  # the generation that must end before the next step
         self.request_id = ""  # of that generation
         self.is_started = is_started  # a branch starts when its fork is reached
@@ -205,7 +210,7 @@ class Stream:
     def pending(self) -> str:
         """The text of the run that is not tokenised yet."""
         if len(self.run) > 1:
-            self.run = [("".join(text for text, _ in self.run), self.run[0][1])]
+            self.run = [("".join([text for text, _ in self.run]), self.run[0][1])]
         return self.run[0][0] if self.run else ""
 
     def show(self, text: str) -> None:
@@ -226,14 +231,17 @@ class Stream:
         """Plain text, in the current run."""
         if text:
             self.run.append((text, where))
-            self.show(text)
+            self.pieces.append(text)
+            self.text_len += len(text)
+            if self.feed is not None:
+                self.feed.add_text(text)
             if self.log is not None:
                 self.log.append(text)
 
     def append_ids(self, ids: tuple[int, ...], text: str) -> None:
         """Constant tokens whose ids are final; the run before them ends."""
         if ids:
-            self.segments.append(Segment(ids=ids))
+            self.segments.append(new_segment(ids))
         if text:
             self.show(text)
         if self.log is not None:
@@ -257,15 +265,14 @@ class Stream:
         The feed has heard of the first `num_told` characters already.
         """
         if ids:
-            self.segments.append(Segment(ids=ids))
+            self.segments.append(new_segment(ids))
         if tail:
             self.run.append((tail, None))
         if text:
-            feed, self.feed = self.feed, None
-            self.show(text)
-            self.feed = feed
-            if feed is not None and num_told < len(text):
-                feed.add_text(text[num_told:])
+            self.pieces.append(text)
+            self.text_len += len(text)
+            if self.feed is not None and num_told < len(text):
+                self.feed.add_text(text[num_told:])
         if self.log is not None:
             self.log.append((ids, text, tail))
 
@@ -274,7 +281,7 @@ class Stream:
         if self.run:
             text = self.pending
             self.run = []
-            closed = Segment(text=text) if tokenizer is None else Segment(ids=tuple(tokenizer.encode(text)))
+            closed = Segment(text=text) if tokenizer is None else new_segment(tuple(tokenizer.encode(text)))
             self.segments.append(closed)
 
     def replay(self, log: list[Any], tokenizer: Tokenizer | None) -> None:
@@ -291,12 +298,13 @@ class Stream:
 
     def branch_off(self, stream: Stream) -> None:
         """Make `stream` begin as a copy of this one."""
-        text = self.text()
         stream.segments = self.segments.copy()
-        stream.run = [(self.pending, None)] if self.run else []
-        stream.pieces = [text] if text else []
+        if self.run:
+            stream.run = [(self.pending, None)]
+        if self.pieces:
+            stream.pieces = [self.text()]
         stream.text_len = self.text_len
-        stream.messages = self.messages.copy()
+        stream.messages = self.messages
         stream.first_message = len(self.messages)
         stream.roles = self.roles
         stream.is_rendered = self.is_rendered
@@ -312,7 +320,7 @@ class Stream:
         self.error = error
         self.is_started = True
         busy, self.busy = self.busy, None
-        steps, self.queue = self.queue, deque()
+        steps, self.queue = self.queue, GONE
         if busy is not None:
             busy.fail(error)
         for step in steps:
@@ -322,6 +330,8 @@ class Stream:
 
     def settle(self) -> None:
         """The program has ended: only the text, the turns and the variables are still of use."""
-        self.segments = []
-        self.run = []
-        self.log = None
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        self.segments = self.run = GONE
+        self.log = self.changes = None
+        self.siblings = self.branches = ()

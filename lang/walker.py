@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from ..compiler.expressions import STATEFUL, Outcome, Unset, evaluate
@@ -133,8 +134,12 @@ class _Walker:
     # -- one rule per op
 
     def text(self, op: Text) -> None:
-        if isinstance(op.text, str):
-            self.executor.emit(op)
+        text = op.text
+        if type(text) is Ref:
+            slot = self.executor.slots[text.id]
+            text = slot.value if slot.is_done and slot.error is None else None
+        if type(text) is str:
+            self.executor.append_text(op.stream, text, op.where)
             return
         self.emit_resolved(op, (op.text,), lambda: replace(op, text=check_text(self.value(op.text), op.where)))
 
@@ -149,7 +154,7 @@ class _Walker:
 
     def gen(self, op: Gen) -> None:
         source = op.constraint.source if op.constraint is not None else None
-        if not any(True for _ in _refs((op.sampling, source))):
+        if _is_constant((op.sampling, source)):
             self.executor.emit(op)
             return
 
@@ -164,6 +169,10 @@ class _Walker:
         self.emit_resolved(op, (op.sampling, source), resolve)
 
     def select(self, op: Select) -> None:
+        if _is_constant((op.choices, op.temperature)):
+            self.executor.emit(op)
+            return
+
         def resolve() -> Select:
             choices = self.value(op.choices)
             choices = tuple(choices) if isinstance(choices, list) else choices
@@ -385,6 +394,11 @@ def _refs(operand: Any) -> Iterator[Ref]:
     elif isinstance(operand, tuple):
         for item in operand:
             yield from _refs(item)
+
+
+@lru_cache(4096)
+def _is_constant(operand: Any) -> bool:
+    return next(_refs(operand), None) is None
 
 
 _CONTAINERS = frozenset({"tuple", "dict"})  # they hold what they are given: a list in them is a list
