@@ -153,8 +153,8 @@ if TYPE_CHECKING:
         select as select,
     )
     from .lang.reasoning import separate_reasoning as separate_reasoning
-    from .lang.several import run_together as run_together
     from .lang.sequence import seq as seq
+    from .lang.several import run_together as run_together
     from .lang.state import ProgramState as ProgramState
     from .lang.state import ProgramStateGroup as ProgramStateGroup
     from .lang.tools import ToolCall as ToolCall

@@ -124,6 +124,12 @@ def _unpack(value: Any, count: int) -> tuple[Any, ...]:
     return items
 
 
+def _part(text: Any, source: str, number: int, kind: str = "str") -> Any:
+    from .constraints.sequence import part_of
+
+    return part_of(text, source, number, kind)
+
+
 def _dict(*items: Any) -> dict[Any, Any]:
     return dict(zip(items[::2], items[1::2], strict=True))
 
@@ -206,6 +212,7 @@ FUNCTIONS: dict[str, Function] = {
     "unordered": Function(2, 2, None),
     "unpack": Function(2, 2, _unpack),
     "unset": Function(1, 1, Unset, is_total=True),
+    "part": Function(3, 4, _part),
     "error_of": Function(1, 1, lambda outcome: outcome.error),
     "result_of": Function(1, 1, lambda outcome: outcome.result),
 }

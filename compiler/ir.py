@@ -222,6 +222,8 @@ EXPR_FUNCTIONS: frozenset[str] = frozenset(
         "unpack",  # tuple(args[0]), which must have args[1] items
         "unset",  # what the Python variable args[0] holds while it is not set: to use it raises UnboundLocalError
         "unordered",  # args[1] joined with args[0], in the order that the schedule chose (else as given)
+        "part",  # of the text args[0] of a gen under the sequence args[1]: what belongs to part number args[2],
+        # as the type args[3] ("str", "int" or "float")
         "error_of", "result_of",  # of the outcome of a Host with `catches`
     }
 )  # fmt: skip

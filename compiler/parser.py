@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..core.constraint import ConstraintKind
 
 MAX_DEPTH = 200  # of regions and of nested operands
-CONSTRAINT_KINDS: tuple[ConstraintKind, ...] = ("regex", "json_schema", "ebnf")
+CONSTRAINT_KINDS: tuple[ConstraintKind, ...] = ("regex", "json_schema", "ebnf", "seq")
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r]+|\#[^\n]*)

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-ConstraintKind = Literal["regex", "json_schema", "ebnf"]
+ConstraintKind = Literal["regex", "json_schema", "ebnf", "seq"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +14,8 @@ class Constraint:
     """What a generated text must match, whole. Made by `gen(...)`, compiled once per (constraint, vocabulary).
 
     `source` is a regex, the canonical JSON text of a schema (keys in the author's order: they decide the order of
-    properties), or an EBNF grammar; `options` are sorted (name, value) pairs that change the language,
-    such as ("whitespace", "compact").
+    properties), an EBNF grammar, or the parts of a sequence as JSON (see `compiler.constraints.sequence`); `options`
+    are sorted (name, value) pairs that change the language, such as ("whitespace", "compact").
     """
 
     kind: ConstraintKind

@@ -16,7 +16,7 @@ from .char_algebra import from_texts
 from .char_dfa import CharDfa, from_regex
 from .ebnf.machine import GrammarMachine
 from .ebnf.reader import networks_of
-from .engines import OWN, ConstraintEngine, constraint_engine
+from .engines import KINDS, OWN, ConstraintEngine, constraint_engine
 from .interface import CompiledConstraint
 from .matcher import AutomatonConstraint
 from .nfa import TooLarge
@@ -27,6 +27,7 @@ from .schema.lower import Lowering, SchemaOptions
 from .schema.machine import SchemaMachine
 from .schema.style import STYLES
 from .schema.universe import Universe
+from .sequence import SequenceMachine, parts_of
 from .spelling import ByteDfa
 from .token_index import Automaton, Encode
 
@@ -144,7 +145,7 @@ def compile_automaton(constraint: Constraint, vocabulary: Vocabulary, encode: En
 
 def engine() -> ConstraintEngine:
     """Our own engine, for `engines`."""
-    return ConstraintEngine(OWN, compile_automaton)
+    return ConstraintEngine(OWN, compile_automaton, KINDS | {"seq"})
 
 
 def cache_counters() -> CacheCounters:
@@ -183,6 +184,9 @@ def _build(constraint: Constraint) -> Automaton:
     if constraint.kind == "ebnf":
         chosen_options(constraint, {})
         return GrammarMachine(networks_of(constraint.source))
+    if constraint.kind == "seq":
+        chosen_options(constraint, {})
+        return SequenceMachine(parts_of(constraint.source, build_automaton))
     raise ConstraintError(f"{constraint.kind} is not supported", field=constraint.kind)
 
 

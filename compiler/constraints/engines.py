@@ -18,7 +18,7 @@ from .interface import CompiledConstraint
 Encode = Callable[[str], list[int]]
 CompileFunction = Callable[[Constraint, Vocabulary, "Encode | None"], CompiledConstraint]
 
-KINDS = frozenset(("regex", "json_schema", "ebnf"))
+KINDS = frozenset(("regex", "json_schema", "ebnf"))  # what other engines serve; ours sequences too
 OWN = "automaton"
 
 

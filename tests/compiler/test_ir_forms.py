@@ -134,7 +134,7 @@ def test_an_op_with_an_unknown_kind_of_field_is_refused_by_name():
         ("program x() {\n  %0 = gen heat=3\n}", 2, "column 12: `gen` has no 'heat'; it has out, var, sampling, constraint, logprobs"),
         ('program x() {\n  %0 = gen "a" var="b"\n}', 2, "column 16: 'var' is given twice"),
         ("program x() {\n  join sideways 1\n}", 2, "column 8: mode is one of gather_variable, concate_and_append, not 'sideways'"),
-        ('program x() {\n  %0 = gen constraint=like("a")\n}', 2, "column 23: unknown constraint 'like'; there are regex, json_schema, ebnf"),
+        ('program x() {\n  %0 = gen constraint=like("a")\n}', 2, "column 23: unknown constraint 'like'; there are regex, json_schema, ebnf, seq"),
         ("program x() {\n  text 'a'\n}", 2, "column 8: unexpected \"'\""),
         ("program x() {\n  switch 1 {\n    text \"a\"\n  }\n}", 3, "column 5: expected `case` or `}`, found `text`"),
     ],

@@ -166,7 +166,7 @@ class ScriptedBackend:
         self.tokens_per_step = tokens_per_step
         self.capabilities = Capabilities(
             "scripted",
-            constraints=frozenset() if "constraints" in unlike else frozenset({"regex", "json_schema", "ebnf"}),
+            constraints=frozenset() if "constraints" in unlike else frozenset({"regex", "json_schema", "ebnf", "seq"}),
             scoring="scoring" not in unlike,
             logprobs="logprobs" not in unlike,
             streaming="streaming" not in unlike,
