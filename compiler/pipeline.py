@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from .ir import Program, Tokens, walk
 from .lower import lower
 from .passes.base import ChatFragments, CompileOptions, Context, Pass, PlanPass, ProgramPass
+from .passes.canonicalise import CANONICALISE
 from .passes.chat_template import LOWER_CHAT_TEMPLATE
 from .passes.constraint_cache import CONSTRAINT_CACHE
 from .passes.drop_unobserved import DROP_UNOBSERVED
@@ -38,6 +39,7 @@ PASSES: tuple[Pass, ...] = (
     DROP_UNOBSERVED,
     LOWER_CHAT_TEMPLATE,
     FOLD_TEXT,
+    CANONICALISE,
     TOKENIZE_CONSTANTS,
     CONSTRAINT_CACHE,
     STATIC_PREFIXES,

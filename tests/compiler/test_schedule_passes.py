@@ -6,6 +6,7 @@ import random
 import pytest
 from support.scripted import ScriptedTokenizer
 
+import dslc
 from dslc.compiler.parser import parse_program
 from dslc.compiler.passes.base import CompileOptions
 from dslc.compiler.pipeline import PASS_NAMES, SCHEDULE_PASS_NAMES, compile_program
@@ -238,3 +239,50 @@ def test_drop_unobserved(outputs, before, after):
     lines = [line.strip() for line in print_program(changed).splitlines()][1:-1]
     assert "".join(lines).replace(" ", "") == after.replace("\n", "").replace(" ", "")
     assert DROP_UNOBSERVED.run(program, Context()) == program
+
+
+# canonicalise
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('%0 = gen "a"; %1 = eq %0 "b"; %2 = not %1; text "c"', '%0 = gen "a"\ntext "c"'),
+        ('%0 = gen "a"; %1 = int %0; text "c"', '%0 = gen "a"\n%1 = int %0\ntext "c"'),  # it may raise
+        ('%0 = gen "a"; %1 = eq %0 "b"; set "x" %1', '%0 = gen "a"\n%1 = eq %0 "b"\nset "x" %1'),
+        ('%0 = has "x"; %1 = text; text "c"', 'text "c"'),
+        ('%0 = get "x"; text "c"', '%0 = get "x"\ntext "c"'),
+        (
+            '%0 = gen "a"; %1 = eq %0 "x"; switch %1 { case true { %2 = not %1; %3 = bool %0; set "y" %3 } }',
+            '%0 = gen "a"\n%1 = eq %0 "x"\nswitch %1 {\ncase true {\n%3 = bool %0\nset "y" %3\n}\n}',
+        ),
+    ],
+)
+def test_canonicalise_drops_what_nobody_reads(before, after):
+    assert rewritten(before) == after.replace(" ", "").replace("\n", "")
+
+
+def rewritten(before):
+    from dslc.compiler.ir import Program
+    from dslc.compiler.parser import parse_ops
+    from dslc.compiler.passes.base import Context
+    from dslc.compiler.passes.canonicalise import CANONICALISE
+
+    changed = CANONICALISE.run(Program("p", body=parse_ops(before)), Context())
+    return "".join(print_program(changed).splitlines()[1:-1]).replace(" ", "")
+
+
+def test_canonicalise_computes_once_what_all_rounds_compute():
+    @dslc.function
+    def program(s, items, word):
+        for item in items:
+            flag = word == "x"
+            s += item + dslc.gen("a", max_tokens=2)
+            s["flag"] = flag
+
+    plan = compile_program(program.compile(), ScriptedTokenizer())
+    left_out = compile_program(program.compile(), ScriptedTokenizer(), options=CompileOptions(("canonicalise",)))
+    first, other = (
+        text.index(" eq ") < text.index("loop ") for text in map(print_program, (plan.program, left_out.program))
+    )
+    assert first and not other
