@@ -124,6 +124,12 @@ class OutsideMatcher:
     def forced(self) -> list[int]:
         return [] if self.is_terminated or self.is_accepting else self._guide.forced()
 
+    def shortest_end(self) -> tuple[int, ...] | None:
+        raise ConstraintError(
+            "this grammar backend does not tell how far the end is: finish_valid needs grammar_backend='automaton'",
+            field="finish_valid",
+        )
+
     def rollback(self, num_tokens: int) -> None:
         taken = len(self._path) + self.is_terminated
         if not 0 <= num_tokens <= taken:

@@ -96,6 +96,21 @@ class AutomatonMatcher:
         return f"token {token_id} ({what}) is not allowed after {len(self._path)} tokens"
 
     @property
+    def index(self) -> TokenIndex:
+        """What the matcher reads its masks from."""
+        return self._index
+
+    def enter(self, data: bytes) -> bool:
+        """Go to where `data` leads from the beginning, as if it had come before any token. False: it is not allowed."""
+        state = self._index.step_bytes(self._index.automaton.start, data)
+        if state < 0:
+            return False
+        self._state = state
+        self._path.clear()
+        self.is_terminated = False
+        return True
+
+    @property
     def is_accepting(self) -> bool:
         return self._index.accepting(self._state)
 

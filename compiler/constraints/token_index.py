@@ -123,10 +123,11 @@ class TokenIndex:
         self._mask_bytes = 0
         self._steps: dict[tuple[int, int], int] = {}
         self._forced: dict[int, tuple[int, ...]] = {}
+        self.healed_rows: dict[bytes, Mask] = {}  # see `healing`
         self._ends: dict[int, tuple[int, ...] | None] = {}
         self._eos = frozenset(trie.eos_ids)
         self._accepting: dict[int, bool] = {}
-        self._lock = threading.RLock()  # automata grow as they are read: one reader at a time
+        self.lock = threading.RLock()  # automata grow as they are read: one reader at a time
         self._native = native_machine(automaton) if trie.native is not None else None
         if self._native is not None and automaton.start >= 0:
             self._native.explore(automaton.start, EXPLORED)
@@ -143,7 +144,7 @@ class TokenIndex:
         if found is not None:
             self.masks_reused += 1
             return found
-        with self._lock:
+        with self.lock:
             found = self._masks.get(state)
             if found is not None:
                 self.masks_reused += 1
@@ -198,7 +199,7 @@ class TokenIndex:
             vocabulary = self.trie.vocabulary
             data = vocabulary.token_bytes[token_id] if 0 <= token_id < vocabulary.size else None
             after = self.step_bytes(state, data) if data and token_id not in self._eos else -1
-            with self._lock:
+            with self.lock:
                 if len(self._steps) >= MAX_MEMO:
                     self._steps.clear()
                 self._steps[key] = after
@@ -206,7 +207,7 @@ class TokenIndex:
 
     def step_bytes(self, state: int, data: bytes) -> int:
         """The state after some bytes; -1 if they are not allowed."""
-        with self._lock:
+        with self.lock:
             if self._native is not None:
                 return self._native.step(state, data)
             for byte in data:
@@ -219,7 +220,7 @@ class TokenIndex:
         """Whether the text may end in `state`."""
         found = self._accepting.get(state)
         if found is None:
-            with self._lock:
+            with self.lock:
                 if len(self._accepting) >= MAX_MEMO:
                     self._accepting.clear()
                 found = self._accepting[state] = self.automaton.accepting(state)
@@ -229,14 +230,14 @@ class TokenIndex:
         """Whether the text may end in `state`, and nothing else can come."""
         if not self.accepting(state):
             return False
-        with self._lock:
+        with self.lock:
             return not self.automaton.moves(state)
 
     def shortest_end(self, state: int) -> tuple[int, ...] | None:
         """Tokens of a short way from `state` to acceptance; see `endings`."""
         if state in self._ends:
             return self._ends[state]
-        with self._lock:
+        with self.lock:
             found = shortest_end(self.automaton, self.trie, state)
             if len(self._ends) >= MAX_MEMO:
                 self._ends.clear()
@@ -249,12 +250,18 @@ class TokenIndex:
         """Canonical tokens of the bytes that must come after `state`."""
         found = self._forced.get(state)
         if found is None:
-            with self._lock:
+            with self.lock:
                 found = self._forced_tokens(state)
                 if len(self._forced) >= MAX_MEMO:
                     self._forced.clear()
                 self._forced[state] = found
         return found
+
+    def forced_after(self, begin: bytes) -> tuple[int, ...]:
+        """Canonical tokens of `begin` and the bytes that must come after it at the beginning of the constraint."""
+        with self.lock:
+            data, after = self.forced_bytes(self.automaton.start)
+            return self._canonical(begin + data, after)
 
     def forced_bytes(self, state: int) -> tuple[bytes, int]:
         """The bytes that must come after `state`, and the state they lead to."""
@@ -267,7 +274,10 @@ class TokenIndex:
         return bytes(out), state
 
     def _forced_tokens(self, state: int) -> tuple[int, ...]:
-        data, after = self.forced_bytes(state)
+        return self._canonical(*self.forced_bytes(state))
+
+    def _canonical(self, data: bytes, after: int) -> tuple[int, ...]:
+        """The tokens of bytes that must come and lead to `after`, less a last one that a longer one could replace."""
         if not data or self.encode is None:
             return ()
         whole = data[: _whole_chars(data)]
