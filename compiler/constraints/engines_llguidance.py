@@ -17,6 +17,7 @@ import llguidance.gbnf_to_lark
 
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
+from .ebnf.reader import is_root_form
 from .engines import ConstraintEngine
 from .engines_outside import Encode, OutsideConstraint
 from .interface import MaskRow
@@ -105,7 +106,10 @@ def _grammar(constraint: Constraint) -> str:
             return str(llguidance.LLMatcher.grammar_from_regex(constraint.source))
         if constraint.kind == "ebnf":
             chosen_options(constraint, {})
-            return str(llguidance.LLMatcher.grammar_from_lark(llguidance.gbnf_to_lark.any_to_lark(constraint.source)))
+            source = constraint.source
+            if is_root_form(source):
+                source = llguidance.gbnf_to_lark.gbnf_to_lark(source)
+            return str(llguidance.LLMatcher.grammar_from_lark(source))
         options = chosen_options(constraint, {"whitespace": tuple(STYLES), "format": ("assert", "annotate")})
         if options["format"] == "annotate":
             raise ConstraintError('llguidance has no format="annotate"', field="json_schema")

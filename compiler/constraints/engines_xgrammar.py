@@ -15,6 +15,7 @@ import xgrammar
 
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
+from .ebnf.reader import is_root_form
 from .engines import ConstraintEngine
 from .engines_outside import Encode, OutsideConstraint
 from .interface import MaskRow
@@ -79,7 +80,7 @@ def _compile(compiler: Any, constraint: Constraint) -> Any:
         return compiler.compile_regex(constraint.source)
     if constraint.kind == "ebnf":
         chosen_options(constraint, {})
-        if "::=" not in constraint.source:
+        if not is_root_form(constraint.source):
             raise ConstraintError("xgrammar takes grammars in the `root ::= ...` form only", field="ebnf")
         return compiler.compile_grammar(constraint.source)
     options = chosen_options(constraint, {"whitespace": tuple(STYLES), "format": ("assert", "annotate")})

@@ -5,6 +5,7 @@ import re
 
 import pydantic
 import pytest
+import torch
 from support.scripted import ScriptedBackend
 
 import dslc
@@ -129,6 +130,7 @@ def test_they_hold_on_a_real_model():
             "data", dslc.json({"enum": [{"b": 1, "a": 2}]}, whitespace="compact", key_order="any")
         )
 
+    torch.set_num_threads(1)
     with dslc.Engine(max_running_requests=4, max_total_tokens=4096) as engine:
         for seed in range(3):
             state = program.run(backend=engine, temperature=1.0, seed=seed, max_new_tokens=100)

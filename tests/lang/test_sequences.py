@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from support.scripted import ScriptedBackend
 
 import dslc
@@ -137,6 +138,7 @@ def test_on_a_real_model_interpreted_equals_compiled():
         )  # fmt: skip
         s += " Next: " + dslc.gen("next", max_tokens=4)
 
+    torch.set_num_threads(1)
     with dslc.Engine(max_running_requests=4, max_total_tokens=4096) as engine:
         for seed in range(4):
             a, b = (program.run(backend=engine, temperature=1.0, seed=seed, compiled=c) for c in (False, True))

@@ -25,7 +25,12 @@ def read_grammar(source: str) -> Grammar:
         raise ConstraintError("the grammar is empty; write `start: ...` or `root ::= ...`", field="ebnf")
     if len(source) > MAX_CHARS:
         raise ConstraintError(f"the grammar has {len(source)} characters, more than {MAX_CHARS}", field="ebnf")
-    return root_form.read(source) if _ROOT_FORM.search(source) else lark_form.read(source)
+    return root_form.read(source) if is_root_form(source) else lark_form.read(source)
+
+
+def is_root_form(source: str) -> bool:
+    """Whether a grammar is written as `root ::= ...`."""
+    return _ROOT_FORM.search(source) is not None
 
 
 @lru_cache(maxsize=16)
