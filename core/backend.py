@@ -27,6 +27,7 @@ class Capabilities:
     token_ids: bool = False  # takes ids in segments; otherwise text only
     media: frozenset[str] = frozenset()  # "image", "video"
     max_context_len: int | None = None
+    healing: bool = False  # takes requests with `healed` text
     kv_tokens: int | None = None  # how many tokens the KV pool holds
 
 

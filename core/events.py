@@ -39,7 +39,8 @@ class Output:
     """One finished choice of a request. `token_ids` are all sampled and forced ids, a trimmed end included.
 
     `text` is the kept text (a matched stop trimmed unless `no_stop_trim`). `kept_ids` are the leading ids whose text
-    lies wholly inside `text`, `kept_tail` the rest of `text` after them: detokenise(kept_ids) + kept_tail == text.
+    lies wholly inside `text`, `kept_tail` the rest of `text` after them: detokenise(kept_ids) + kept_tail == text
+    (with the request's `healed` text before it).
     `is_complete` says whether the text met its constraint where it ended (None: there was none).
     `forced_runs` are the (first, how many) of `token_ids` that were not sampled.
     """

@@ -95,7 +95,8 @@ class GenRequest:
     engine has priorities on). `cache_salt` and `adapter` separate prefix caches. `stream` asks for token events as
     they come; without it only the `Finished` event carries text. `routing_key` names whom the request belongs to (a
     user, a tenant): the policy "routing-key" keeps those of one key together. `logit_processor` is the name of a
-    registered one, called with `sampling.custom_params`.
+    registered one, called with `sampling.custom_params`. `healed` is the end of the prompt given back (`segments` are
+    without it): the output begins by spelling it, under the constraint, and its text is what comes after.
     """
 
     id: str
@@ -111,6 +112,7 @@ class GenRequest:
     timeout_s: float | None = None
     routing_key: str = ""
     logit_processor: str | None = None
+    healed: str = ""
     origin: Origin | None = None
     hints: Hints | None = None
 

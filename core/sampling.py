@@ -28,6 +28,9 @@ class SamplingParams:
     under the mask, which may split the text into tokens otherwise. None is the engine's default.
     `finish_valid` makes a constrained output complete before its tokens run out: a token after which it could not be
     any more is not taken, and the shortest way to an end is taken instead.
+    `token_healing` gives the end of a prompt back to a constrained output where later text could change its tokens:
+    they are generated again, so that a token may reach over the seam. None: where there is a constraint. A program
+    reads it; a request says what is given back.
     `custom_params`, a dict of JSON values, is for the request's logit processor; it is kept as its JSON text.
     """
 
@@ -52,6 +55,7 @@ class SamplingParams:
     no_stop_trim: bool = False
     jump_forward: bool | Literal["step"] | None = None
     finish_valid: bool = False
+    token_healing: bool | None = None
     custom_params: str = ""
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from ..core.request import GenRequest, LogprobWish, Origin, Segment
 from . import meta
 from .quick import maker
 from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
-from .steps import check_text, close_run, placed
+from .steps import check_text, close_run, placed, warn_of_specials
 from .stream import Slot, Step, Stream
 
 if TYPE_CHECKING:
@@ -38,10 +38,13 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     stream.num_requests += 1
     options = executor.options
     is_told = executor.feed is not None and stream is executor.root
+    sampling = options.merged(op.sampling, options.seed_of(executor.instance, stream.path, stream.num_requests))
+    healed = _give_back(executor, stream, op, sampling.token_healing)
     request = new_request(
         request_id(executor, stream),
         prompt(executor, stream),
-        sampling=options.merged(op.sampling, options.seed_of(executor.instance, stream.path, stream.num_requests)),
+        sampling=sampling,
+        healed=healed,
         constraint=_constraint(executor, op) if op.constraint is not None else None,
         logprobs=_logprobs(executor, op),
         stream=is_told and executor.backend.capabilities.streaming,
@@ -54,6 +57,28 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         told = Telling(executor.feed, request, op.var, executor.tokenizer, _reasoning(op))
     finished = partial(_generated, executor, stream, step, request, told)
     send(executor, stream, request, step, finished, told.add if told is not None else None)
+
+
+def _give_back(executor: Executor, stream: Stream, op: Gen | GenExpr[Any], wish: bool | None) -> str:
+    """The plain text at the end of the prompt whose tokens later text could change, taken out of the stream: the
+    output spells it again. Empty where nothing is healed."""
+    tokenizer = executor.tokenizer
+    if wish and op.constraint is None:
+        raise RequestError("is for constrained text", field="token_healing")
+    if op.constraint is None or wish is False or tokenizer is None or not stream.run or _reasoning(op) is not None:
+        return ""
+    if not executor.backend.capabilities.healing:
+        if wish:
+            raise RequestError(f"the backend {executor.backend.capabilities.name!r} heals none", field="token_healing")
+        return ""
+    stream.begin(tokenizer, stream.open_role is not None)
+    warn_of_specials(executor, stream)
+    pending, where = stream.pending, stream.run[0][1]
+    cut = tokenizer.safe_cut(pending)
+    if not cut and not stream.segments:
+        return ""
+    stream.run = [(pending[:cut], where)] if cut else []
+    return pending[cut:]
 
 
 def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:
@@ -165,7 +190,7 @@ def _generated(
     if told is None and reasoning is None and len(event.outputs) == 1 and request.sampling.n == 1:
         executor.num_generated_tokens += len(first.token_ids)
         if executor.tokenizer is not None:
-            stream.append_generated(first.kept_ids, first.kept_tail, first.text)
+            stream.append_generated(first.kept_ids, first.kept_tail, first.text, healed=request.healed)
         else:
             stream.append_generated((), first.text, first.text)
         slot.set(first.text, meta.OutputMeta(request, event, first, executor.tokenizer))
@@ -178,7 +203,7 @@ def _generated(
         thoughts, texts = map(list, zip(*map(reasoning.split, texts), strict=True))
     num_told = told.num_chars if told is not None else 0
     if executor.tokenizer is not None and reasoning is None:
-        stream.append_generated(first.kept_ids, first.kept_tail, first.text, num_told)
+        stream.append_generated(first.kept_ids, first.kept_tail, first.text, num_told, request.healed)
     else:
         stream.append_generated((), texts[0], texts[0], num_told)
     if told is not None:

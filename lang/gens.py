@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         no_stop_trim: bool | None
         jump_forward: bool | Literal["step"] | None
         finish_valid: bool | None
+        token_healing: bool | None
         token_ids_logprob: Sequence[int] | None
 
 
@@ -165,6 +166,7 @@ def gen(
     no_stop_trim: bool | None = None,
     jump_forward: bool | Literal["step"] | None = None,
     finish_valid: bool | None = None,
+    token_healing: bool | None = None,
     token_ids_logprob: Sequence[int] | None = None,
 ) -> GenExpr[str]: ...
 @traceable
@@ -207,6 +209,7 @@ def gen(
     no_stop_trim: bool | None = None,
     jump_forward: bool | Literal["step"] | None = None,
     finish_valid: bool | None = None,
+    token_healing: bool | None = None,
     token_ids_logprob: Sequence[int] | None = None,
 ) -> Any:
     """Generate text into the variable `name` and append it (positional order and names as in SGLang).
@@ -235,7 +238,7 @@ def gen(
         frequency_penalty, presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num,
         return_text_in_logprobs, dtype, choices, choices_method, regex, json_schema, type, tools, ebnf, grammar,
         constraint, repetition_penalty, logit_bias, seed, skip_special_tokens, spaces_between_special_tokens,
-        no_stop_trim, jump_forward, finish_valid, token_ids_logprob,
+        no_stop_trim, jump_forward, finish_valid, token_healing, token_ids_logprob,
     )  # fmt: skip
     if choices is not None or choices_method is not None:
         return _select_by_gen(name, dict(zip(GEN_OPTIONS, given, strict=True)), where)
@@ -271,7 +274,8 @@ GEN_OPTIONS = (
     "frequency_penalty", "presence_penalty", "ignore_eos", "return_logprob", "logprob_start_len", "top_logprobs_num",
     "return_text_in_logprobs", "dtype", "choices", "choices_method", "regex", "json_schema", "type", "tools", "ebnf",
     "grammar", "constraint", "repetition_penalty", "logit_bias", "seed", "skip_special_tokens",
-    "spaces_between_special_tokens", "no_stop_trim", "jump_forward", "finish_valid", "token_ids_logprob",
+    "spaces_between_special_tokens", "no_stop_trim", "jump_forward", "finish_valid", "token_healing",
+    "token_ids_logprob",
 )  # fmt: skip
 CONSTRAINT_OPTIONS = ("constraint", "type", "tools", "dtype", "regex", "json_schema", "grammar", "ebnf")
 _NOT_SAMPLING = frozenset({*LOGPROB_NAMES, *CONSTRAINT_OPTIONS, "choices", "choices_method"})

@@ -71,6 +71,7 @@ SAMPLING_NAMES = frozenset(
         "max_new_tokens", "min_new_tokens", "n", "stop", "stop_token_ids", "stop_regex", "temperature", "top_p",
         "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "ignore_eos", "logit_bias",
         "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "jump_forward", "finish_valid",
+        "token_healing",
     }
 )  # fmt: skip
 RUN_NAMES = frozenset(

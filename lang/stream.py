@@ -245,7 +245,7 @@ class Stream:
         if text:
             self.show(text)
         if self.log is not None:
-            self.log.append((ids, text, ""))
+            self.log.append((ids, text, "", ""))
 
     def append_special(self, text: str, tokenizer: Tokenizer | None) -> None:
         """Template text: special tokens in it end the run."""
@@ -259,8 +259,9 @@ class Stream:
                 self.close_run(tokenizer)
                 self.append_ids((part,), tokenizer.decode([part], skip_special_tokens=False))
 
-    def append_generated(self, ids: tuple[int, ...], tail: str, text: str, num_told: int = 0) -> None:
-        """What was generated: `ids` stay as they are, `tail` opens the next run; together they are `text`.
+    def append_generated(self, ids: tuple[int, ...], tail: str, text: str, num_told: int = 0, healed: str = "") -> None:
+        """What was generated: `ids` stay as they are, `tail` opens the next run; together they are `text`, after the
+        `healed` text before it, which is shown already.
 
         The feed has heard of the first `num_told` characters already.
         """
@@ -274,7 +275,7 @@ class Stream:
             if self.feed is not None and num_told < len(text):
                 self.feed.add_text(text[num_told:])
         if self.log is not None:
-            self.log.append((ids, text, tail))
+            self.log.append((ids, text, tail, healed))
 
     def close_run(self, tokenizer: Tokenizer | None) -> None:
         """Tokenise what is pending. Without a tokenizer text stays text."""
@@ -290,9 +291,15 @@ class Stream:
             if isinstance(item, str):
                 self.append_text(item)
             else:
-                ids, text, tail = item
+                ids, text, tail, healed = item
+                if healed and not self.pending.endswith(healed):  # it reaches back to before the branch
+                    self.append_text(text)
+                    continue
+                if healed:
+                    before, where = self.pending[: -len(healed)], self.run[0][1]
+                    self.run = [(before, where)] if before else []
                 self.close_run(tokenizer)
-                self.append_generated(ids, tail, text)
+                self.append_generated(ids, tail, text, healed=healed)
 
     # -- branches and failure
 

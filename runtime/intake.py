@@ -10,6 +10,7 @@ import numpy as np
 
 from ..compiler.constraints.compile import cache_counters, compile_constraint, is_quick
 from ..compiler.constraints.engines import constraint_engine
+from ..compiler.constraints.healing import healing
 from ..core.errors import ConstraintError, ContextOverflow, RequestError
 from ..core.sampling import MAX_TOP_LOGPROBS
 from ..core.text.stops import stop_set
@@ -212,6 +213,7 @@ class Intake:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos and self.tokenizer is not None:
             stop_ids |= frozenset(self.tokenizer.eos_ids)
+        num_healed = self._num_healed(source)
         compiled = None
         if source.constraint is not None:
             if self.tokenizer is None:
@@ -226,14 +228,16 @@ class Intake:
             )
         for index in range(params.n):
             seq = Sequence(request, index, num_prompt, source.priority, stop_ids=stop_ids)
-            seq.max_output = min(params.max_new_tokens, room)
+            seq.max_output = min(params.max_new_tokens + num_healed, room)
             if compiled is not None:
-                seq.matcher = compiled.start()
+                seq.matcher = healing(compiled.start(), source.healed)
+                if params.finish_valid:
+                    seq.matcher.shortest_end()  # refused here by engines that cannot tell
                 seq.mask = np.zeros(mask_words(self.vocab_size), dtype=np.int32)
                 seq.finish_valid = params.finish_valid
                 seq.jump_forward = self.jump_forward if params.jump_forward is None else params.jump_forward
             if needs_text(params, source.stream) and self.tokenizer is not None:
-                seq.text = OutputText(self.tokenizer, params)
+                seq.text = OutputText(self.tokenizer, params, source.healed)
             seq.per_token = (
                 source.stream
                 or seq.matcher is not None
@@ -244,11 +248,22 @@ class Intake:
             request.sequences.append(seq)
             request.outputs.append(None)
 
+    def _num_healed(self, source: GenRequest) -> int:
+        """How many tokens more an output may have for the text that it spells again."""
+        if not source.healed:
+            return 0
+        if source.constraint is None or self.tokenizer is None:
+            raise RequestError("text is healed under a constraint only", field="healed")
+        self.check_chars(source.healed, "healed")
+        return len(self.tokenizer.encode(source.healed)) if source.sampling.max_new_tokens else 0
+
     def _plan_scores(self, request: Request) -> None:
         score, num_prompt = request.source.score, len(request.prompt_ids)
         assert score is not None
         if request.source.sampling.n != 1 or request.source.constraint is not None:
             raise RequestError("a scoring request takes neither n nor a constraint", field="score")
+        if request.source.healed:
+            raise RequestError("a scoring request has none: its choices begin with it", field="healed")
         if not score.sequences:
             raise RequestError("there is nothing to score", field="score.sequences")
         if sum(map(len, score.sequences)) > MAX_TRIE_TOKENS:

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 class OutputText:
     """The text of one output: `push` ids as they come, `finish` once.
 
-    `text` is what is certain of the kept text so far; no beginning of it is ever taken back.
+    `text` is what is certain of the kept text so far; no beginning of it is ever taken back. The `healed` text that the
+    ids begin by spelling is no part of it.
 
     Stops count from token `min_new_tokens` on: text before that is passed through unsearched.
     """
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, healed: str = "") -> None:
         self._params = params
+        self._healed = healed
+        self._num_healing = len(healed)  # characters of it that are still to come
         self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
         self._stops: StopMatcher | None = None
         if params.stop or params.stop_regex:
@@ -65,11 +68,13 @@ class OutputText:
 
     def kept(self) -> tuple[int, str]:
         """(how many leading ids lie wholly in the text, the rest of the text after them)."""
-        text = self.text
+        text = self._healed + self.text
         count, num_chars = self._detokenizer.num_whole_ids(len(text))
         return count, text[num_chars:]
 
     def _search(self, piece: str) -> None:
+        if self._num_healing:
+            self._num_healing, piece = max(0, self._num_healing - len(piece)), piece[self._num_healing :]
         if self._stops is not None and self._num_ids >= self._params.min_new_tokens:
             piece = self._stops.feed(piece)
         self._pieces.append(piece)
@@ -104,7 +109,7 @@ def make_output(seq: Sequence, tokenizer: Tokenizer | None) -> Output:
         return Output(seq.index, "", ids, body, "", finish, tuple(seq.logprobs))
     text = seq.text
     if text is None:
-        text = seq.text = OutputText(tokenizer, seq.request.source.sampling)
+        text = seq.text = OutputText(tokenizer, seq.request.source.sampling, seq.request.source.healed)
         for token_id in body:
             text.push(token_id)
     text.finish()

@@ -55,7 +55,7 @@ def sampling_of(expr, **options):
 
 
 def test_the_table_is_complete():
-    assert {field for _, field, _, _ in OPTIONS} == SAMPLING_FIELDS - {"custom_params"}  # of a logit processor
+    assert {field for _, field, _, _ in OPTIONS} == SAMPLING_FIELDS - {"custom_params", "token_healing"}  # of a logit processor; of programs
 
 
 def test_positional_order_is_sglangs():
