@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dslc.compiler.constraints import compile as compiling
 from dslc.compiler.constraints import interface, mask_words, prepare
 from dslc.compiler.constraints.compile import ConstraintCache
 from dslc.core.constraint import Constraint, Vocabulary
@@ -87,6 +88,7 @@ class Own:
     def __init__(self, tekken: Tekken) -> None:
         self.tekken = tekken
         self.cache = ConstraintCache()
+        compiling.automata._store = lambda: None  # type: ignore[method-assign]  # nothing from earlier runs
         prepare.prepare_vocabulary(tekken.vocabulary)
 
     def compile(self, kind: str, source: str) -> Callable[[], Run]:
@@ -99,6 +101,7 @@ class Own:
 
     def forget(self) -> None:
         self.cache.clear()
+        compiling.automata.forget()
         prepare.forget_shared(self.tekken.vocabulary)
 
 

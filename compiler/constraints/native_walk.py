@@ -131,7 +131,11 @@ def usual_closures() -> list[Closure]:
     lower, upper, digits = ascii_lowercase, ascii_uppercase, "0123456789"
     for letters in (lower, upper, lower + upper):
         for more in ("", digits, digits + "_", digits + "-", digits + "_-", digits + "._-", " "):
-            found += [_over(letters + more, 0, n) for n in _LENGTHS[2:]]
+            found += [_over(letters + more, 0, n) for n in _LENGTHS[1:]]
+    letters = lower + upper + digits
+    in_uri, query = letters + "._~-!$&'()*+,;=", "/?"  # RFC 3986; then the name in an address (RFC 5321)
+    found += [_over(in_uri + more, 0, 255) for more in ("", ":", "@", ":@", ":@/", ":@" + query)]
+    found += [_over(letters + "!#$%&'*+/=?^_`{|}~-", 0, 255), _over(digits + "abcdefABCDEF", 0, 255)]
     return found
 
 
