@@ -13,6 +13,7 @@ import torch
 from support.tiny_models import tiny_checkpoint
 
 import dslc
+from dslc.compiler import journal
 from dslc.compiler.constraints import compile_constraint
 from dslc.compiler.constraints.healing import healing
 from dslc.compiler.constraints.interface import Matcher, mask_words
@@ -22,6 +23,7 @@ from dslc.core.errors import ConstraintError, RequestError
 from dslc.core.events import Failed, Finished
 from dslc.core.request import GenRequest, Segment
 from dslc.core.text.tokenizer import Tokenizer
+from dslc.lang import common
 from dslc.runtime.engine import Engine
 
 torch.set_num_threads(1)
@@ -179,6 +181,15 @@ def test_a_cut_in_the_healed_text_gives_it_back(engine: Engine) -> None:
     assert isinstance(events[-1], Finished), events
     (output,) = events[-1].outputs
     assert output.text == "" and output.kept_tail == asked.healed and output.kept_ids == ()
+
+
+def test_requests_differ_by_what_is_healed(tokenizer: Tokenizer) -> None:
+    """What keeps results by their requests (a hub, a journal) does not take one for the other."""
+    asked = [
+        GenRequest(id="r", segments=(Segment(ids=(5,)),), healed=healed, sampling=dslc.SamplingParams(temperature=0.0))
+        for healed in ("", " ", ":")
+    ]
+    assert len({common.key_of(r) for r in asked}) == len({journal.key_of(r, tokenizer) for r in asked}) == 3
 
 
 def test_it_is_refused_where_it_cannot_be(engine: Engine) -> None:
