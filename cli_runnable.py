@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -138,9 +138,13 @@ class LaunchedFunction:
             return _async_states(running, rows, todo)
         draft = draft_of([(running, row) for row in rows]) if len(rows) > 1 else None
         orders = draft.orders if draft is not None and draft.orders else None
-        numbered = numbered_type()(**vars(replace(running, orders=orders)), numbers=tuple(todo), kept=self.kept)
+        numbered = numbered_type()(**{**_fields(running), "orders": orders}, numbers=tuple(todo), kept=self.kept)
         states: Iterator[ProgramState] = numbered.run_batch([rows[i] for i in todo], "auto", False, True, "keep")
         return states
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {item.name: getattr(value, item.name) for item in fields(value) if item.init}
 
 
 @functools.cache
