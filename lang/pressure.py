@@ -12,9 +12,9 @@ from ..core.events import Finished
 class Pressure:
     """Decides whether another program may begin. One for each hub that runs a batch, touched by its thread only."""
 
-    def __init__(self, limit: int, instance_tokens: float) -> None:
-        self.limit = limit
-        self._capacity = limit * max(instance_tokens, 1.0)
+    def __init__(self, limit: int, capacity: float) -> None:
+        self.limit = limit  # at first; `capacity`: tokens of KV for all programs in flight
+        self._capacity = capacity
         self._held: dict[object, int] = {}  # tokens put into the cache so far, of those in flight
         self._num_ended = 0
         self._ended_tokens = 0

@@ -41,7 +41,7 @@ def prepare(hub: Hub, draft: Draft) -> None:
     if draft.is_common:
         hub.common = CommonGens()
     if draft.limit is not None and draft.limit < len(draft.order):
-        hub.pressure = Pressure(draft.limit, draft.instance_tokens)
+        hub.pressure = Pressure(draft.limit, draft.capacity)
     hub.sends_hints = draft.sends_hints
 
 

@@ -41,8 +41,8 @@ class Draft:
 
     `need` is how many tokens of KV the whole workload may take (inf: unknown). `order` is that of submission. `orders`
     are those of order-free parts, for each instance, and `num_gained` the prompt tokens that they save. `is_common`:
-    equal requests in flight are made once. `limit`: how many instances to have in flight at first (None: all), of which
-    each is expected to hold `instance_tokens`. `sends_hints`: requests say what of their KV is needed again.
+    equal requests in flight are made once. `limit`: how many instances to have in flight at first (None: all), as their
+    own KV may take `capacity` tokens together. `sends_hints`: requests say what of their KV is needed again.
     """
 
     workload: Workload
@@ -53,7 +53,7 @@ class Draft:
     num_gained: int = 0
     is_common: bool = False
     limit: int | None = None
-    instance_tokens: float = 0
+    capacity: float = 0
     sends_hints: bool = False
 
     @property

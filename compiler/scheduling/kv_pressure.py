@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .base import Draft, SchedulePass
+from .base import Draft, SchedulePass, plans_of
 
 SHARE = 0.9  # of the pool for programs in flight; the rest holds what they share with those to come
 
@@ -20,8 +20,11 @@ def run(draft: Draft) -> Draft:
     if kv_tokens is None or draft.fits or num < 2:
         return draft
     each = draft.need / num
-    limit = max(1, int(kv_tokens * SHARE / each)) if each < float("inf") else None
-    return replace(draft, limit=limit, instance_tokens=each if each < float("inf") else 0)
+    if each == float("inf"):
+        return draft
+    shared = max(len(plan.static_prefix) for plan in plans_of(draft.workload))
+    capacity = max(1.0, kv_tokens * SHARE - shared)
+    return replace(draft, limit=max(1, int(capacity / max(each, 1.0))), capacity=capacity)
 
 
 KV_PRESSURE = SchedulePass(

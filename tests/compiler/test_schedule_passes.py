@@ -151,7 +151,7 @@ def test_no_more_programs_than_the_pool_holds():
     rows = [{"x": f"{i} " * 10} for i in range(40)]
     draft = drafted(ASK, rows, kv_tokens=300)
     assert draft.limit is not None and 1 <= draft.limit < 40
-    assert draft.limit * draft.instance_tokens <= 300
+    assert draft.limit <= draft.capacity <= 300
     assert drafted(ASK, rows, kv_tokens=10**6).limit is None
     assert drafted(ASK, rows).limit is None  # a pool of unknown size
     assert drafted(ASK, rows, kv_tokens=300, disabled=("kv-pressure",)).limit is None

@@ -227,7 +227,7 @@ def finished(new, output):
 
 
 def test_pressure_learns_what_programs_hold():
-    pressure = Pressure(4, 100.0)
+    pressure = Pressure(4, 400.0)
     assert [pressure.allows(n) for n in (3, 4)] == [True, False]
     for program in "ab":
         pressure.computed(program, finished(10, 10))
