@@ -108,7 +108,7 @@ def whole(files):
     return by_index(out)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_random_points_no_line_is_lost_or_written_twice(files, whole, seed):
     out = files / "out.jsonl"
     kills, _ = killed_until_done(command(files, out), out, seed)
@@ -117,7 +117,7 @@ def test_killed_at_random_points_no_line_is_lost_or_written_twice(files, whole, 
     assert by_index(out) == whole
 
 
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_with_a_journal_nothing_that_was_finished_is_made_again(files, whole, seed):
     out, journal = files / "out.jsonl", files / "run.journal"
     kills, errors = killed_until_done(command(files, out, "--journal", str(journal)), journal, seed)
