@@ -147,7 +147,10 @@ class Executor:
         slot = Slot()
         slot.spec = expr.spec
         if expr.var is not None:
-            self._set_variable(stream, expr.var, slot)
+            if self.feed is None and stream.changes is None:
+                stream.variables[expr.var] = slot
+            else:
+                self._set_variable(stream, expr.var, slot)
             if expr.reasoning is not None:
                 slot.beside = Slot()
                 self._set_variable(stream, f"{expr.var}{REASONING_SUFFIX}", slot.beside)

@@ -339,11 +339,12 @@ class Hub:
 
     def _deliver(self) -> None:
         """Pass on what has come in."""
-        while self._inbox:
-            event = self._inbox.popleft()
+        inbox, in_flight = self._inbox, self._in_flight
+        while inbox:
+            event = inbox.popleft()
             if self.common is not None and isinstance(event, (Finished, Failed)):
-                self._inbox.extendleft(reversed(self.common.results(event)))
-            known = self._in_flight.get(event.request_id)
+                inbox.extendleft(reversed(self.common.results(event)))
+            known = in_flight.get(event.request_id)
             if known is None:
                 continue
             if isinstance(event, Tokens):

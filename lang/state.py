@@ -67,7 +67,13 @@ class ProgramState:
     # -- appending
 
     def __iadd__(self, other: Any) -> ProgramState:
-        self.append(other)
+        sink: Any = self.sink
+        if other.__class__ is str and other and not sink.is_tracing:
+            sink.append_text(self.stream, other, caller())
+        elif other.__class__ is GenExpr and not sink.is_tracing:
+            sink.append_gen(self.stream, other)
+        else:
+            self.append(other)
         return self
 
     def append(self, other: Any) -> None:

@@ -141,7 +141,7 @@ def test_a_cancel_ends_it(classic):
     program, arguments, answer, _ = classic
     backend = backend_of(answer, tokens_per_step=1)
     step, gate = backend.step, threading.Event()
-    backend.step = lambda: (gate.wait(0.01), step())
+    backend.step = lambda: (gate.wait(5), step())
     state = program.run(**arguments, backend=backend, stream=True)
     state.cancel()
     gate.set()
