@@ -305,7 +305,8 @@ class _Walker:
             return Slot(executor.has(op.stream, str(op.args[0]), op.where), is_done=True)
         if op.fn == "unordered":
             order = executor.next_order(op.stream, op.where)
-            join = lambda: arranged(*map(self.value, op.args), order)  # noqa: E731
+            separator, parts = op.args
+            join = lambda: arranged(self.value(separator), self.value(parts), order)  # noqa: E731
             return self.when_done(op, self.pending(*op.args), join)
         if op.fn == "captured":
             return Slot(self.captured(op.args[0]), is_done=True)
