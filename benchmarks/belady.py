@@ -23,7 +23,7 @@ from dslc.compiler.recording import Recording
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from workloads import Workload, workloads  # noqa: E402
+from workloads import Workload, workloads
 
 NEVER = 1 << 60
 
@@ -153,7 +153,7 @@ def _order(jobs: list[Job], prompts: list[list[Edge]], trie: Trie) -> list[int]:
 
 
 def _replay_lpm(jobs: list[Job], prompts: list[list[Edge]], runs: list[list[Edge]], capacity: int) -> int:
-    """The order follows from the cache, which follows from the order: the next use is that of the jobs still to come."""
+    """The order follows from the cache, and it from the order: the next use is that of the jobs still to come."""
     left, done = list(range(len(jobs))), set()
     computed = held = 0
     touched: dict[Edge, None] = {}
