@@ -146,6 +146,60 @@ def test_language_is_that_of_lark_on_all_short_texts(name):
             assert rest is not None and parses(parser, text + rest.decode()), text
 
 
+def random_grammar(rng: random.Random) -> dict[str, list[list[str]]]:
+    names = ["root", "x", "y", "z"][: rng.randint(1, 4)]
+    symbols = ['"a"', '"b"', '"ab"', *names, *names]
+    return {
+        name: [[rng.choice(symbols) for _ in range(rng.choice([0, 1, 1, 2, 2, 3]))] for _ in range(rng.randint(1, 3))]
+        for name in names
+    }
+
+
+def derived(rules: dict[str, list[list[str]]], longest: int) -> set[str]:
+    """All texts of a grammar up to a length: a least fixpoint, without any parser."""
+    found: dict[str, set[str]] = {name: set() for name in rules}
+    grows = True
+    while grows:
+        grows = False
+        for name, options in rules.items():
+            for option in options:
+                texts = {""}
+                for symbol in option:
+                    pieces = {symbol[1:-1]} if symbol.startswith('"') else found[symbol]
+                    texts = {a + b for a in texts for b in pieces if len(a) + len(b) <= longest}
+                grows = grows or not texts <= found[name]
+                found[name] |= texts
+    return found["root"]
+
+
+def test_random_grammars_have_exactly_the_texts_that_can_be_derived():
+    unsatisfiable = 0
+    for seed in range(80):
+        rules = random_grammar(random.Random(seed))
+        source = "\n".join(
+            f"{name} ::= " + " | ".join(" ".join(option) or '""' for option in options)
+            for name, options in rules.items()
+        )
+        language = derived(rules, 4)
+        try:
+            automaton = machine(source)
+        except ConstraintError as error:
+            assert "no text matches" in str(error) and not language, source
+            unsatisfiable += 1
+            continue
+        states = {"": automaton.start}
+        begun = {text[:n] for text in language for n in range(len(text) + 1)}
+        for text in ("".join(t) for size in range(5) for t in itertools.product("ab", repeat=size)):
+            if text:
+                before = states[text[:-1]]
+                states[text] = automaton.step(before, ord(text[-1])) if before >= 0 else -1
+            state = states[text]
+            assert (state >= 0 and automaton.accepting(state)) == (text in language), (source, text)
+            assert state >= 0 or text not in begun, (source, text)
+            assert state < 0 or text in begun or some_completion(automaton, state) is not None, (source, text)
+    assert 5 < unsatisfiable < 60
+
+
 PARSED = {"arithmetic": ARITHMETIC, "json": JSON, "sql": SQL}
 
 
@@ -364,7 +418,7 @@ CHAIN = "root ::= r0\n" + "\n".join(f'r{i} ::= r{i + 1} "x" | "({i})"' for i in 
         ('root ::= "a"\nx ::= (("b")', "line 2"),
         ('root ::= "a" b', "line 1.*'b' is used but not defined"),
         ('root ::= "a"\nroot ::= "b"', "line 2.*twice"),
-        ("root ::= [z-a]", "wrong way round"),
+        ("root ::= [z-a]", "is backwards"),
         ('x ::= "a"', "no rule 'root'"),
         ("root ::= root", "no text matches"),
         ('root ::= x{1,100000}\nx ::= "(" x? ")"', "repeats"),

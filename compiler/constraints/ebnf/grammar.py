@@ -18,13 +18,10 @@ MAX_MERGED = 4000  # characters of a terminal that is put together from pieces, 
 MAX_MERGED_DEPTH = 40
 
 
-class GrammarError(ConstraintError):
+def grammar_error(message: str, line: int = 0, column: int = 0) -> ConstraintError:
     """A grammar is wrong. `line` and `column` count from 1; 0 where the error is of the whole grammar."""
-
-    def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
-        self.line, self.column = line, column
-        place = f"line {line}, column {column}: " if line and column else f"line {line}: " if line else ""
-        super().__init__(f"{place}{message}", field="ebnf")
+    place = f"line {line}, column {column}: " if line and column else f"line {line}: " if line else ""
+    return ConstraintError(f"{place}{message}", field="ebnf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ def refs(expr: Expr) -> Iterator[Ref]:
 
 
 def reachable(grammar: Grammar) -> dict[str, Expr]:
-    """The rules that the start leads to, in the order in which it does. Raises GrammarError for undefined ones."""
+    """The rules that the start leads to, in the order in which it does. Raises ConstraintError for undefined ones."""
     found: dict[str, Expr] = {}
     todo = [(grammar.start, 0)]
     while todo:
@@ -102,7 +99,7 @@ def reachable(grammar: Grammar) -> dict[str, Expr]:
             continue
         if name not in grammar.rules:
             known = ", ".join(list(grammar.rules)[:8])
-            raise GrammarError(f"rule {name!r} is used but not defined; there are {known}", line)
+            raise grammar_error(f"rule {name!r} is used but not defined; there are {known}", line)
         found[name] = grammar.rules[name]
         todo.extend((ref.name, ref.line) for ref in refs(found[name]))
     return found

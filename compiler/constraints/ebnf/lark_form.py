@@ -19,7 +19,7 @@ from ..regex_ast import alt as regex_alt
 from ..regex_ast import cat as regex_cat
 from ..regex_ast import repeat as regex_repeat
 from ..regex_syntax import RegexError, parse_regex
-from .grammar import MAX_NESTING, Expr, Grammar, GrammarError, Ref, Term, either, rep, seq, term
+from .grammar import MAX_NESTING, Expr, Grammar, Ref, Term, either, grammar_error, rep, seq, term
 
 MAX_INSTANCES = 2000  # of templates
 MAX_TEMPLATE_DEPTH = 60
@@ -33,7 +33,7 @@ _LINE = re.compile(r" \(line (\d+)(?:, column \d+)?\)")
 
 
 def read(source: str) -> Grammar:
-    """The grammar in `source`. Raises GrammarError with line and column as far as lark knows them."""
+    """The grammar in `source`. Raises ConstraintError with line and column as far as lark knows them."""
     import lark
     from lark.load_grammar import load_grammar
 
@@ -43,14 +43,14 @@ def read(source: str) -> Grammar:
     except lark.exceptions.LarkError as error:
         _fail(str(error), source)
     except (ValueError, KeyError, AssertionError, AttributeError, TypeError, IndexError, OSError) as error:
-        raise GrammarError(f"lark cannot read the grammar: {type(error).__name__}: {error}") from None
+        raise grammar_error(f"lark cannot read the grammar: {type(error).__name__}: {error}") from None
     except RecursionError:
-        raise GrammarError("nested too deep; give inner parts names") from None
+        raise grammar_error("nested too deep; give inner parts names") from None
     reader = _Reader(loaded)
     try:
         return reader.grammar(source)
     except RecursionError:
-        raise GrammarError("nested too deep; give inner parts names") from None
+        raise grammar_error("nested too deep; give inner parts names") from None
 
 
 def _fail(message: str, source: str) -> NoReturn:
@@ -63,7 +63,7 @@ def _fail(message: str, source: str) -> NoReturn:
     used = re.search(r"[Rr]ule '?(\w+)'? used but not defined", text)
     if used and not line:
         line = next((i + 1 for i, row in enumerate(source.splitlines()) if re.search(rf"\b{used[1]}\b", row)), 0)
-    raise GrammarError(f"{text}{shown}{hint}", line, column)
+    raise grammar_error(f"{text}{shown}{hint}", line, column)
 
 
 def _check_nesting(source: str) -> None:
@@ -71,7 +71,7 @@ def _check_nesting(source: str) -> None:
     for match in re.finditer(r'//[^\n]*|#[^\n]*|"(?:[^"\\\n]|\\.)*"|/(?!/)(?:[^/\\\n]|\\.)*/|[(){}\[\]]', source):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(match[0], 0)
         if depth > MAX_NESTING:
-            raise GrammarError(
+            raise grammar_error(
                 f"nested more than {MAX_NESTING} deep; give inner parts names", source.count("\n", 0, match.start()) + 1
             )
 
@@ -98,7 +98,7 @@ class _Reader:
                 self.lines.setdefault(found[1], number)
         if "start" not in self.trees:
             known = ", ".join(list(self.trees)[:8])
-            raise GrammarError(f"there is no rule 'start', with which texts begin; there are {known or 'no rules'}")
+            raise grammar_error(f"there is no rule 'start', with which texts begin; there are {known or 'no rules'}")
         if self.ignored:
             gap = regex_repeat(regex_alt(self.terminal(name) for name in self.ignored), 0, None)
             self.gap = term(gap)
@@ -106,7 +106,7 @@ class _Reader:
         while self.todo:
             name, tree, given = self.todo.pop()
             if len(self.rules) > MAX_INSTANCES + len(self.trees):
-                raise GrammarError(f"templates make more than {MAX_INSTANCES} rules", self.lines.get(name, 0))
+                raise grammar_error(f"templates make more than {MAX_INSTANCES} rules", self.lines.get(name, 0))
             self.rules[name] = self.rule(tree, given, name)
         start = "start"
         if self.gap is not None:
@@ -137,7 +137,7 @@ class _Reader:
             return self.spaced(self.regex(tree, owner), owner)
         if kind == "template_usage":
             return self.instance(parts, given, owner)
-        raise GrammarError(f"{kind} is not supported", self.lines.get(owner, 0))
+        raise grammar_error(f"{kind} is not supported", self.lines.get(owner, 0))
 
     def symbol(self, symbol: Any, given: Mapping[str, Any]) -> Expr:
         name = str(symbol.name)
@@ -146,7 +146,7 @@ class _Reader:
         if name in self.terminals:
             return self.spaced(self.terminal(name), name)
         if name not in self.trees:
-            raise GrammarError(f"{name!r} is used but not defined")
+            raise grammar_error(f"{name!r} is used but not defined")
         return Ref(name, self.lines.get(name, 0))
 
     def spaced(self, regex: Regex, owner: str) -> Expr:
@@ -162,7 +162,7 @@ class _Reader:
         if name not in self.depth_of:
             depth = self.depth_of[name] = self.depth_of.get(owner, 0) + 1
             if depth > MAX_TEMPLATE_DEPTH or len(name) > 100_000:
-                raise GrammarError(f"template {template!r} goes on without end", self.lines.get(template, 0))
+                raise grammar_error(f"template {template!r} goes on without end", self.lines.get(template, 0))
             self.todo.append((name, tree, dict(zip(params, arguments, strict=True))))
         return Ref(name, self.lines.get(template, 0))
 
@@ -172,7 +172,7 @@ class _Reader:
         if name not in self.regexes:
             tree = self.terminals.get(name)
             if tree is None:
-                raise GrammarError(f"terminal {name} is declared, but has no text here; define it as a regex or text")
+                raise grammar_error(f"terminal {name} is declared, but has no text here; define it as a regex or text")
             self.regexes[name] = self.regex(tree, name)
         return self.regexes[name]
 
@@ -199,7 +199,7 @@ class _Reader:
         if kind == "range":
             low_text, high_text = (_text(part) for part in parts)
             return Chars(charset.normalise([(ord(low_text), ord(high_text))]))
-        raise GrammarError(f"{kind} is not supported in a terminal", self.lines.get(owner, 0))
+        raise grammar_error(f"{kind} is not supported in a terminal", self.lines.get(owner, 0))
 
 
 def _only(tree: Any) -> Any:
@@ -215,7 +215,7 @@ def _times(parts: Any, line: int) -> tuple[int, int | None]:
         return {"*": (0, None), "+": (1, None), "?": (0, 1)}[operator]
     low, high = int(parts[1]), int(parts[2] if len(parts) > 2 else parts[1])
     if not 0 <= low <= high:
-        raise GrammarError(f"~ {low}..{high}: the first must be at least 0 and at most the second", line)
+        raise grammar_error(f"~ {low}..{high}: the first must be at least 0 and at most the second", line)
     return low, high
 
 
@@ -230,7 +230,7 @@ def _literal(token: Any, line: int) -> Regex:
     end = text.rindex('"' if text[0] == '"' else "/")
     flags = text[end + 1 :]
     if "l" in flags:
-        raise GrammarError(f"{text}: the flag l (locale) is not supported", line)
+        raise grammar_error(f"{text}: the flag l (locale) is not supported", line)
     if text[0] == '"' and "i" not in flags:
         return literal(_text(token))
     pattern = re.escape(_text(token)) if text[0] == '"' else text[1:end].replace("\\/", "/")
@@ -240,4 +240,4 @@ def _literal(token: Any, line: int) -> Regex:
     try:
         return parse_regex(f"(?{flags}:{pattern})" if flags else pattern)
     except RegexError as error:
-        raise GrammarError(f"{text}: {error}", line) from None
+        raise grammar_error(f"{text}: {error}", line) from None

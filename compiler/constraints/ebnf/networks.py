@@ -14,7 +14,7 @@ from ..nfa import TooLarge
 from ..regex_ast import Regex
 from ..regex_syntax import RegexError
 from ..spelling import ByteDfa, shared_byte_dfa
-from .grammar import Expr, Grammar, GrammarError, Or, Ref, Rep, Seq, Term, components, reachable, simplified
+from .grammar import Expr, Grammar, Or, Ref, Rep, Seq, Term, components, grammar_error, reachable, simplified
 
 END, BARE = 0, 1
 MAX_STATES = 40_000  # of all networks, repeats written out
@@ -69,7 +69,7 @@ class Networks:
         builders = [_Builder(self, name, rules[name], grammar.lines.get(name, 0)) for name in self.names]
         productive = self._productive(builders)
         if self.number[grammar.start] not in productive:
-            raise GrammarError(
+            raise grammar_error(
                 f"no text matches: rule {grammar.start.split(' ')[0]!r} always leads back to a rule before it ends",
                 grammar.lines.get(grammar.start.split(" ")[0], 0),
             )
@@ -84,13 +84,13 @@ class Networks:
     # terminals
 
     def terminal(self, regex: Regex, line: int) -> int:
-        """The number of a terminal. Raises TooLarge, and GrammarError for what no regex can be."""
+        """The number of a terminal. Raises TooLarge, and ConstraintError for what no regex can be."""
         number = self._by_regex.get(regex)
         if number is None:
             try:
                 chars = from_regex(regex)
             except RegexError as error:
-                raise GrammarError(str(error), line) from None
+                raise grammar_error(str(error), line) from None
             number = self._by_key.get(chars.key)
             if number is None:
                 number = self._by_key[chars.key] = len(self.terminals)
@@ -199,7 +199,7 @@ class _Builder:
     def state(self) -> int:
         self.networks._work += 1
         if self.networks._work > MAX_STATES:
-            raise GrammarError(
+            raise grammar_error(
                 f"rule {self.name!r}: the grammar has more than {MAX_STATES} places once repeats are written out; "
                 "lower the repeat bounds",
                 self.line,
@@ -237,7 +237,7 @@ class _Builder:
             number = self.networks.terminal(expr.regex, expr.line)
         except TooLarge as error:
             if expr.pieces is None:
-                raise GrammarError(f"a terminal needs too large an automaton ({error}); lower its repeat bounds",
+                raise grammar_error(f"a terminal needs too large an automaton ({error}); lower its repeat bounds",
                                    expr.line or self.line) from None  # fmt: skip
             return self.add(expr.pieces, begin)
         end = self.state()
@@ -332,7 +332,7 @@ class _Builder:
                     todo.append(after)
                     self.networks._work += len(after)
                     if self.networks._work > MAX_WORK:
-                        raise GrammarError(
+                        raise grammar_error(
                             f"rule {self.name!r} is too ambiguous; write its alternatives apart", self.line
                         )
                 row[symbol] = known[after]

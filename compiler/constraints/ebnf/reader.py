@@ -19,7 +19,7 @@ _ROOT_FORM = re.compile(r"^[ \t]*[A-Za-z_][A-Za-z0-9_.\-]*\s*::=", re.MULTILINE)
 def read_grammar(source: str) -> Grammar:
     """The grammar in `source`: in the `root ::= ...` form if a line begins with `name ::=`, otherwise in lark's.
 
-    Raises ConstraintError (a GrammarError with line and column) for a grammar that is wrong.
+    Raises ConstraintError with line and column for a grammar that is wrong.
     """
     if not source.strip():
         raise ConstraintError("the grammar is empty; write `start: ...` or `root ::= ...`", field="ebnf")

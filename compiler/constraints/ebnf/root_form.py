@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import charset
 from ..regex_ast import EPSILON, Chars, literal
-from .grammar import MAX_NESTING, Expr, Grammar, GrammarError, Ref, either, rep, seq, term
+from .grammar import MAX_NESTING, Expr, Grammar, Ref, either, grammar_error, rep, seq, term
 
 _FORM = r"""
 start: rule*
@@ -54,25 +54,25 @@ def _parser() -> Any:
 
 
 def read(source: str) -> Grammar:
-    """The grammar in `source`. Raises GrammarError with line and column."""
+    """The grammar in `source`. Raises ConstraintError with line and column."""
     import lark
 
     _check_nesting(source)
     try:
         tree = _parser().parse(source)
     except lark.exceptions.UnexpectedInput as error:
-        raise GrammarError(_what(error, source), max(error.line, 0), max(error.column, 0)) from None
+        raise grammar_error(_what(error, source), max(error.line, 0), max(error.column, 0)) from None
     rules: dict[str, Expr] = {}
     lines: dict[str, int] = {}
     for rule in tree.children:
         name = rule.children[0]
         if str(name) in rules:
-            raise GrammarError(f"rule {str(name)!r} is defined twice, first on line {lines[name]}", name.line)
+            raise grammar_error(f"rule {str(name)!r} is defined twice, first on line {lines[name]}", name.line)
         rules[str(name)] = _options(rule.children[1])
         lines[str(name)] = name.line
     if "root" not in rules:
         known = ", ".join(list(rules)[:8])
-        raise GrammarError(f"there is no rule 'root', with which texts begin; there are {known or 'no rules'}")
+        raise grammar_error(f"there is no rule 'root', with which texts begin; there are {known or 'no rules'}")
     return Grammar(rules, "root", lines)
 
 
@@ -95,7 +95,7 @@ def _check_nesting(source: str) -> None:
     ):
         depth += {"(": 1, ")": -1}.get(match[0], 0)
         if depth > MAX_NESTING:
-            raise GrammarError(
+            raise grammar_error(
                 f"nested more than {MAX_NESTING} deep; give inner parts names", source.count("\n", 0, match.start()) + 1
             )
 
@@ -120,9 +120,9 @@ def _bounds(token: Any) -> tuple[int, int | None]:
     low = int(match[1] or 0)
     high = None if match[2] and not match[3] else int(match[3]) if match[3] else low
     if not (match[1] or match[3]):
-        raise GrammarError(f"{token} names no number of times", token.line, token.column)
+        raise grammar_error(f"{token} names no number of times", token.line, token.column)
     if high is not None and high < low:
-        raise GrammarError(f"{token} asks for at least {low} and at most {high}", token.line, token.column)
+        raise grammar_error(f"{token} asks for at least {low} and at most {high}", token.line, token.column)
     return low, high
 
 
@@ -152,13 +152,13 @@ def _read_chars(token: Any, body: str) -> list[tuple[int, bool]]:
         if digits:
             code = int(digits, 16)
             if code > 0x10FFFF:
-                raise GrammarError(f"{match[0]} is no character", token.line, token.column)
+                raise grammar_error(f"{match[0]} is no character", token.line, token.column)
         elif match[4] is None:
             code = ord(match[5])
         elif match[4] in _NAMED or match[4] in _PLAIN:
             code = ord(_NAMED.get(match[4], match[4]))
         else:
-            raise GrammarError(f"unknown escape {match[0]!r}; write \\\\ for a backslash", token.line, token.column)
+            raise grammar_error(f"unknown escape {match[0]!r}; write \\\\ for a backslash", token.line, token.column)
         out.append((code, match[5] is None))
     return out
 
@@ -176,7 +176,9 @@ def _chars(token: Any) -> Chars:
             high = chars[at + 1][0]
             at += 2
             if high < low:
-                raise GrammarError(f"the range {chr(low)}-{chr(high)} is the wrong way round", token.line, token.column)
+                raise grammar_error(
+                    f"the range {chr(low)}-{chr(high)} is the wrong way round", token.line, token.column
+                )
         ranges.append((low, high))
     found = charset.union(*(charset.normalise([pair]) for pair in ranges))
     return Chars(charset.complement(found) if negated else found)
