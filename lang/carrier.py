@@ -109,7 +109,7 @@ class CarrierHub(Hub):
         with self._changed:
             self._is_closed = True
         for task in [*self._tasks.values(), *self._incoming]:
-            if not task.ended.is_done:
+            if not task.is_ended:
                 task.executor.crash(error)
                 self._finish(task)
                 self._tell(task)

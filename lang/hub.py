@@ -46,10 +46,10 @@ MAX_STARTED = 16384  # programs of a batch whose bodies are begun and not ended 
 
 
 class Task:
-    """One program instance in a hub: its executor and its body. `ended` is set when both are done."""
+    """One program instance in a hub: its executor and its body. `is_ended` when both are done."""
 
     __slots__ = (
-        "body", "ended", "error", "executor", "greenlet", "is_nested", "on_end", "result", "stuck", "waits_for",
+        "body", "error", "executor", "greenlet", "is_ended", "is_nested", "on_end", "result", "stuck", "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -64,7 +64,7 @@ class Task:
         self.stuck: BaseException | None = None
         self.result: Any = None
         self.error: BaseException | None = None
-        self.ended = Slot()
+        self.is_ended = False
 
 
 class _InFlight:
@@ -298,7 +298,7 @@ class Hub:
 
     def _settle(self, task: Task) -> None:
         """A task has ended when its body has, and nothing of it is in flight."""
-        if task.greenlet is None and not task.executor.num_in_flight and not task.ended.is_done:
+        if task.greenlet is None and not task.executor.num_in_flight and not task.is_ended:
             self._finish(task)
             self._num_started -= 1
             if self.pressure is not None:
@@ -311,11 +311,11 @@ class Hub:
 
     def _finish(self, task: Task) -> None:
         task.executor.finish(task.error, task.result)
-        task.ended.set(task)
+        task.is_ended = True
 
     def cancel(self, task: Task, error: BaseException) -> None:
         """End a task that is not wanted any more, in this hub's thread."""
-        if task.ended.is_done:
+        if task.is_ended:
             return
         task.executor.crash(error)
         if task.executor in self._tasks:

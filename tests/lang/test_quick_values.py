@@ -132,3 +132,39 @@ def test_a_finished_state_keeps_little(compiled):
         tracemalloc.stop()
     assert kept < 2300  # of which the event, which is the backend's, is some 400
     assert states[7].get_meta_info("answer")["completion_tokens"] >= 1 and states[7].text().startswith("Q: number 7")
+
+
+@pytest.mark.parametrize("compiled", [False, None])
+def test_a_run_leaves_nothing_to_the_cycle_collector(compiled):
+    """States are freed when the last reference goes: a batch makes no garbage that must be searched for."""
+
+    @dslc.function
+    def program(s, i):
+        s += f"{i}"
+        forks = s.fork(2)
+        forks += dslc.gen("x")
+        forks.join()
+        with s.var_scope("all"):
+            s += s["x"][0] + dslc.select("y", ["a", "b"])
+        return s["y"]
+
+    backend = ScriptedBackend("ok")
+
+    def run():
+        for state in program.run_batch([{"i": i} for i in range(5)], backend=backend, compiled=compiled):
+            assert state.ret_value == state["y"] and state["all"] == "ok" + state["y"]
+        program.run(i=7, backend=backend, compiled=compiled)
+
+    run()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        run()
+        gc.collect()
+        left = {type(found).__name__ for found in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.enable()
+        gc.garbage.clear()
+    assert not left & {"Executor", "Stream", "Slot", "Task", "Hub", "ProgramState", "GenRequest"}
