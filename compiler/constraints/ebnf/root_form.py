@@ -177,7 +177,7 @@ def _chars(token: Any) -> Chars:
             at += 2
             if high < low:
                 raise grammar_error(
-                    f"the range {chr(low)}-{chr(high)} is the wrong way round", token.line, token.column
+                    f"the range {chr(low)}-{chr(high)} is backwards", token.line, token.column
                 )
         ranges.append((low, high))
     found = charset.union(*(charset.normalise([pair]) for pair in ranges))
