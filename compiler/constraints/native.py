@@ -6,8 +6,10 @@ with DSLC_NATIVE=0, Python does the same, slower; the tests hold the two against
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from ...core.cache_folder import cache_folder
 
+_log = logging.getLogger(__name__)
 _SOURCES = [Path(__file__).with_name(name) for name in ("walk.c", "automata.c")]
 _FLAGS = ("-O2", "-shared", "-fPIC", "-std=gnu11")
 
@@ -75,11 +78,15 @@ def library() -> ctypes.PyDLL | None:
     if os.environ.get("DSLC_NATIVE", "1") == "0":
         _reason.append("switched off by DSLC_NATIVE=0")
         return None
+    folder = cache_folder()
     try:
-        path = _built()
-        made = ctypes.PyDLL(str(path))  # keeps the interpreter's lock: a walk is short and may call back
+        with contextlib.ExitStack() as scratch:
+            if folder is None:  # nothing is kept: what is loaded needs its file no more
+                folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="dslc-")))
+            made = ctypes.PyDLL(str(_built(folder)))  # keeps the interpreter's lock: a walk is short and may call back
     except (OSError, subprocess.SubprocessError) as error:
         _reason.append(f"{type(error).__name__}: {error}")
+        _log.warning("masks are computed in Python, slower: %s", _reason[-1])
         return None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(made, name)
@@ -95,7 +102,7 @@ def why_not() -> str | None:
     return None if library() is not None else _reason[-1]
 
 
-def _built() -> Path:
+def _built(folder: Path) -> Path:
     source = b"".join(path.read_bytes() for path in _SOURCES)
     which = compiler()
     if which is None:
@@ -103,9 +110,6 @@ def _built() -> Path:
     name = hashlib.sha256(source + repr((which, _FLAGS, platform.machine(), platform.system())).encode()).hexdigest()[
         :16
     ]
-    folder = cache_folder()
-    if folder is None:
-        folder = Path(tempfile.mkdtemp(prefix="dslc-"))
     path = folder / "native" / f"walk-{name}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
