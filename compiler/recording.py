@@ -10,18 +10,18 @@ It adds no request and changes none.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ProgramError
 from ..core.events import Event, Failed, Finished, Output
 from .account import Job, Limits
+from .around import Around, prompt_ids
 
 if TYPE_CHECKING:
-    from ..core.backend import Backend, Capabilities, Counters, EventSink, PinHandle
+    from ..core.backend import Backend, EventSink
     from ..core.request import GenRequest
-    from ..core.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class Entry:
     ended: Finished | Failed | None = None
 
 
-class Recording:
+class Recording(Around):
     """`core.backend.Backend` around `inner`. Thread-safe; `entries` are in the order of submission.
 
     Where one thread submits and drives, a request's arrival follows from the results before it. Where several do
@@ -44,7 +44,7 @@ class Recording:
     """
 
     def __init__(self, inner: Backend) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.entries: list[Entry] = []
         self._lock = threading.Lock()
         self._num_ended = 0
@@ -107,21 +107,7 @@ class Recording:
 
     def prompt_ids(self, request: GenRequest) -> tuple[int, ...]:
         """The prompt's ids; neighbouring text is tokenised as one string, as the engine does."""
-        ids: list[int] = []
-        text = ""
-        for segment in request.segments:
-            if segment.ids:
-                ids += self._encode(text)
-                text = ""
-                ids += segment.ids
-            text += segment.text
-        return (*ids, *self._encode(text))
-
-    def _encode(self, text: str) -> list[int]:
-        if not text:
-            return []
-        assert self.inner.tokenizer is not None
-        return self.inner.tokenizer.encode(text)
+        return prompt_ids(request, self.tokenizer)
 
     @property
     def _config(self) -> Any:
@@ -145,39 +131,6 @@ class Recording:
             self._ended.clear()
             self._threads.clear()
             self._first_forward = self.inner.counters().forwards
-
-    # the rest of the verbs
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.inner.capabilities
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self.inner.tokenizer
-
-    def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        return self.inner.wait(ready, timeout)
-
-    def abort(self, request_ids: Sequence[str]) -> None:
-        self.inner.abort(request_ids)
-
-    def pin(self, ids: Sequence[int], cache_salt: str = "") -> PinHandle:
-        return self.inner.pin(ids, cache_salt)
-
-    def unpin(self, handle: PinHandle) -> None:
-        self.inner.unpin(handle)
-
-    def counters(self) -> Counters:
-        return self.inner.counters()
-
-    def close(self) -> None:
-        self.inner.close()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.inner, name)
 
 
 def num_forced_first(outputs: Sequence[Output], by_one: bool = False, with_logprobs: bool = False) -> int:
