@@ -7,7 +7,8 @@ Each workload of `workloads.py` runs in four ways, on one engine model:
 - `op by op`: the interpreter, each generation of a program awaited before its next op, in the order of the program;
   radix cache on, each choice of a `select` scored as a sequence of its own after its prompt, masks but no forced text;
 - `branches together`: the same, but the branches of a fork run beside each other;
-- `bare`: as that with no cache and one request at a time.
+- `bare`: as that with no cache and one request at a time;
+- `transformers` (with `--transformers`): `generate` of transformers once per generation, no cache between calls.
 
 Latency: one program after the other. Throughput: all rows as one batch. Greedy but where a gen has a temperature of its
 own; one seed, so all ways draw the same tokens up to float32 sums in another order (the share of equal texts is shown).
@@ -44,6 +45,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from baselines import SeparateChoices, in_program_order  # noqa: E402
 from workloads import Workload, workloads  # noqa: E402
 
+SLOW = ("bare", "transformers")  # run once, in batches only
 QUICK = ("few-shot choice", "JSON extraction", "branch-solve-merge judge", "document QA")
 COUNTS = ("requests", "prompt_tokens", "prefilled_tokens", "generated_tokens", "forced_tokens", "forwards", "rows")
 
@@ -98,6 +100,12 @@ def ways(model: str, names: tuple[str, ...]) -> list[Way]:
     options = {"model_path": model, "dtype": "float32"}
     made = []
     for name in names:
+        if name == "transformers":
+            from transformers_backend import TransformersBackend
+
+            theirs = TransformersBackend(model)
+            made.append(Way(name, theirs, theirs, {"compiled": False}))
+            continue
         less: dict[str, Any] = {} if name in ("dslc", "no compiler") else {"jump_forward": False}
         if name == "bare":
             less |= {"disable_radix_cache": True, "max_running_requests": 1}
@@ -112,7 +120,8 @@ def ways(model: str, names: tuple[str, ...]) -> list[Way]:
 
 
 def run_once(way: Way, load: Workload, one_by_one: bool) -> tuple[float, Any, list[str]]:
-    way.engine.flush_cache()
+    if way.name != "transformers":
+        way.engine.flush_cache()
     options = {"temperature": 0, "seed": 0, **load.options, **way.options, "backend": way.backend}
     before, started = way.engine.counters(), time.perf_counter()
     with in_program_order() if way.in_order else contextlib.nullcontext():
@@ -124,14 +133,14 @@ def run_once(way: Way, load: Workload, one_by_one: bool) -> tuple[float, Any, li
     return seconds, way.engine.counters() - before, [state.text() for state in states]
 
 
-def measure(load: Workload, made: list[Way], pairs: int, one_by_one: bool, bare_pairs: int) -> dict[str, Measured]:
+def measure(load: Workload, made: list[Way], pairs: int, one_by_one: bool, slow_pairs: int) -> dict[str, Measured]:
     """All ways in turn, `pairs` times; a first round warms caches of constraints and plans and counts nothing."""
     found = {way.name: Measured() for way in made}
     for way in made:
         run_once(way, Workload(load.name, load.program, load.rows[:1], load.options), one_by_one)
     for turn in range(pairs):
         for way in made if turn % 2 == 0 else reversed(made):
-            if way.name == "bare" and turn >= bare_pairs:
+            if way.name in SLOW and turn >= slow_pairs:
                 continue
             seconds, used, texts = run_once(way, load, one_by_one)
             one = found[way.name]
@@ -224,6 +233,7 @@ def main() -> None:
     parser.add_argument("--model", default="built-in", help="built-in, big (100 M random weights), or a folder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-bare", action="store_true", help="leave out the way without cache and batching")
+    parser.add_argument("--transformers", action="store_true", help="transformers' generate as a further way")
     parser.add_argument("--account", action="store_true", help="compare the account with the counters too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -244,7 +254,7 @@ def main() -> None:
 
 def run_all(options: argparse.Namespace, model: str) -> None:
     names = ("dslc", "no compiler", "op by op", "branches together", "bare")
-    made = ways(model, names[:-1] if options.no_bare else names)
+    made = ways(model, (names[:-1] if options.no_bare else names) + ("transformers",) * options.transformers)
     print(f"python {platform.python_version()}, torch {torch.__version__}, dslc {dslc.__version__}, "
           f"{torch.get_num_threads()} threads, {options.pairs} pairs, {options.rows} rows, model {options.model}, "
           f"{made[0].engine.worker.device}, {time.strftime('%Y-%m-%d')}\n")  # fmt: skip
@@ -260,7 +270,7 @@ def run_all(options: argparse.Namespace, model: str) -> None:
             one_by_one = mode == "latency"
             rows = load.rows[: options.latency_rows] if one_by_one else load.rows
             load = Workload(load.name, load.program, rows, load.options)
-            chosen = [way for way in made if not (one_by_one and way.name == "bare")]
+            chosen = [way for way in made if not (one_by_one and way.name in SLOW)]
             report(load, mode, measure(load, chosen, options.pairs, one_by_one, 1), record)
     summary(record)
     if options.account:
