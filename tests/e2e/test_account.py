@@ -117,7 +117,7 @@ def test_a_run_that_was_cut_has_no_account(engine):
         s += "A " * 2000 + dslc.gen("x")
 
     recording = Recording(engine)
-    assert program.run_batch([{}], backend=recording)[0].error() is not None
+    assert program.run_batch([{}], backend=recording, compiled=False)[0].error() is not None
     with pytest.raises(ProgramError, match="failed"):
         recording.jobs()
 
