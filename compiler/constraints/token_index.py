@@ -130,7 +130,7 @@ class TokenIndex:
         self.lock = threading.RLock()  # automata grow as they are read: one reader at a time
         self._native = native_machine(automaton) if trie.native is not None else None
         if self._native is not None and automaton.start >= 0:
-            self._native.explore(automaton.start, EXPLORED)
+            self._native.explore(automaton.start, getattr(automaton, "explored", EXPLORED))
 
     @property
     def num_bytes(self) -> int:
