@@ -37,6 +37,7 @@ from .values import (
 )
 
 SHIFT = 32
+UNIVERSE_BYTES = 35_000  # what a small schema's shapes and plans take, as measured over thousands of them
 LEAF_BITS = (1 << SHIFT) - 1
 
 
@@ -99,7 +100,7 @@ class SchemaMachine:
 
     @property
     def num_bytes(self) -> int:
-        return 400 * len(self._frames) + 100 * self._num_moves
+        return UNIVERSE_BYTES + 400 * len(self._frames) + 100 * self._num_moves
 
     # Stack
 
