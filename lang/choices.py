@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..core.errors import RequestError
+from .quick import maker
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class ChoicesDecision:
     decision: str
     scores: tuple[float, ...]  # one per choice; the greatest is chosen at temperature 0
     meta_info: dict[str, Any] = field(default_factory=dict)
+
+
+_decision = maker(ChoicesDecision)
 
 
 class ChoicesSamplingMethod(Protocol):
@@ -59,7 +63,7 @@ class TokenLengthNormalized:
         self, *, choices: Sequence[str], logprobs: Sequence[Sequence[float]], token_ids: Any, unconditional: Any
     ) -> ChoicesDecision:
         scores = tuple([sum(values) / len(values) for values in logprobs])
-        return ChoicesDecision(choices[_best(scores)], scores, {"normalized_prompt_logprobs": list(scores)})
+        return _decision(choices[_best(scores)], scores, {"normalized_prompt_logprobs": list(scores)})
 
 
 class GreedyTokenSelection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ..compiler.ir import ConstraintSpec
@@ -283,6 +284,9 @@ _MAX_KNOWN = 4096
 _known: dict[Any, tuple[tuple[tuple[int, Any], ...], GenOptions]] = {}
 
 
+_known_selects: dict[Any, str] = {}  # (choices, temperature, method) that were checked -> the method's name
+
+
 def _gen_options(given: dict[str, Any], where: SourceLoc | None) -> GenOptions:
     """The options of a gen by name, checked."""
     if isinstance(given["max_tokens"], (Constraint, ConstraintSpec)):
@@ -346,6 +350,14 @@ def select(
 
 
 def _select(name: str | None, choices: Any, temperature: Any, method: Any, where: SourceLoc | None) -> SelectExpr:
+    if choices.__class__ is list or choices.__class__ is tuple:
+        choices = tuple(choices)
+        try:
+            known = _known_selects.get((choices, temperature, method))
+        except TypeError:  # a Symbol among them
+            known = None
+        if known is not None and {choice.__class__ for choice in choices} == {str}:
+            return SelectExpr(name, choices, known, temperature, where)
     if not isinstance(choices, Symbol):
         if isinstance(choices, str) or not isinstance(choices, Iterable):
             raise RequestError(f"must be a list of strings, not {choices!r}", field="choices", where=where)
@@ -364,6 +376,11 @@ def _select(name: str | None, choices: Any, temperature: Any, method: Any, where
         find_method(method_name)
     except RequestError as error:
         raise error.at(where) from None
+    is_plain = not isinstance(choices, Symbol) and not isinstance(temperature, Symbol)
+    if is_plain and isinstance(method, (str, NoneType)) and {choice.__class__ for choice in choices} == {str}:
+        if len(_known_selects) >= _MAX_KNOWN:
+            _known_selects.clear()
+        _known_selects[choices, temperature, method] = method_name
     return SelectExpr(name, choices, method_name, temperature, where)
 
 

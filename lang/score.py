@@ -20,7 +20,7 @@ from ..core.request import GenRequest, ScoreTrie, Segment
 from ..core.sampling import SamplingParams
 from . import meta
 from .checks import check_choices
-from .choices import ChoicesDecision, choices_method
+from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
 from .generate import new_request, origin, request_id, seconds_left, send
 from .steps import check_text, warn_of_specials
 from .stream import Step, Stream, new_segment
@@ -50,19 +50,34 @@ def select(executor: Executor, stream: Stream, step: Step) -> None:
     if not fixed:
         raise RequestError("there must be some text before a select", field="choices")
     request = _request(executor, stream, op, fixed, scored.trie)
-    sequences = scored.trie.sequences
-
-    def decide(alone: Scores | None, event: Finished) -> None:
-        decision = method(choices=choices, logprobs=event.scores, token_ids=sequences, unconditional=alone)
-        chosen = _draw(executor, stream, op, choices, decision)
-        stream.append_text(chosen)
-        assert step.slot is not None
-        step.slot.set(chosen, partial(meta.of_choices, request.id, event, choices, sequences, decision, alone))
+    decide = partial(_decide, executor, stream, step, request, method, choices)
+    if not method.needs_unconditional:
+        send(executor, stream, request, step, partial(decide, None))
+        return
 
     def compare(event: Finished) -> None:
         _score_alone(executor, stream, step, scored.trie, lambda alone: decide(alone, event))
 
-    send(executor, stream, request, step, compare if method.needs_unconditional else partial(decide, None))
+    send(executor, stream, request, step, compare)
+
+
+def _decide(
+    executor: Executor,
+    stream: Stream,
+    step: Step,
+    request: GenRequest,
+    method: ChoicesSamplingMethod,
+    choices: tuple[str, ...],
+    alone: Scores | None,
+    event: Finished,
+) -> None:
+    """The scores are there: take the choice. `alone`: those without the prompt, where the method wants them."""
+    assert request.score is not None and step.slot is not None
+    sequences = request.score.sequences
+    decision = method(choices=choices, logprobs=event.scores, token_ids=sequences, unconditional=alone)
+    chosen = _draw(executor, stream, step.op, choices, decision)
+    stream.append_text(chosen)
+    step.slot.set(chosen, partial(meta.of_choices, request.id, event, choices, sequences, decision, alone))
 
 
 def _choices(op: Select) -> tuple[str, ...]:
