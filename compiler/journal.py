@@ -166,7 +166,7 @@ def key_of(request: GenRequest, tokenizer: Tokenizer | None) -> str:
     parts = [
         prompt, sampling, _plain(request.constraint), _plain(request.score), _plain(request.logprobs), request.adapter,
         [_plain(segment.media) for segment in request.segments if segment.media is not None],
-        request.logit_processor, request.healed,
+        request.logit_processor, request.healed, request.reasoning,
     ]  # fmt: skip
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

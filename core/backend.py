@@ -28,6 +28,7 @@ class Capabilities:
     media: frozenset[str] = frozenset()  # "image", "video"
     max_context_len: int | None = None
     healing: bool = False  # takes requests with `healed` text
+    reasoning: bool = False  # constrains what comes after `reasoning`
     kv_tokens: int | None = None  # how many tokens the KV pool holds
 
 

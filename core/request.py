@@ -96,7 +96,9 @@ class GenRequest:
     they come; without it only the `Finished` event carries text. `routing_key` names whom the request belongs to (a
     user, a tenant): the policy "routing-key" keeps those of one key together. `logit_processor` is the name of a
     registered one, called with `sampling.custom_params`. `healed` is the end of the prompt given back (`segments` are
-    without it): the output begins by spelling it, under the constraint, and its text is what comes after.
+    without it): the output begins by spelling it, under the constraint, and its text is what comes after. With
+    `reasoning`, two markers, the output is the first of them (empty: the prompt has it), free text, the second, and
+    then what the constraint is about.
     """
 
     id: str
@@ -113,6 +115,7 @@ class GenRequest:
     routing_key: str = ""
     logit_processor: str | None = None
     healed: str = ""
+    reasoning: tuple[str, str] | None = None
     origin: Origin | None = None
     hints: Hints | None = None
 

@@ -45,6 +45,7 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         prompt(executor, stream),
         sampling=sampling,
         healed=healed,
+        reasoning=_markers(executor, op) if op.constraint is not None else None,
         constraint=_constraint(executor, op) if op.constraint is not None else None,
         logprobs=_logprobs(executor, op),
         stream=is_told and executor.backend.capabilities.streaming,
@@ -79,6 +80,17 @@ def _give_back(executor: Executor, stream: Stream, op: Gen | GenExpr[Any], wish:
         return ""
     stream.run = [(pending[:cut], where)] if cut else []
     return pending[cut:]
+
+
+def _markers(executor: Executor, op: Gen | GenExpr[Any]) -> tuple[str, str] | None:
+    """Between which markers a constrained output is free."""
+    form = _reasoning(op)
+    if form is None:
+        return None
+    if not executor.backend.capabilities.reasoning:
+        name = executor.backend.capabilities.name
+        raise RequestError(f"the backend {name!r} cannot constrain what comes after reasoning", field="expr")
+    return "" if form.is_open else form.begin, form.end
 
 
 def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:

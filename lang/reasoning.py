@@ -19,8 +19,8 @@ from .reasoning_format import FORMATS, ReasoningFormat
 def separate_reasoning(expr: Any = None, model_type: str | None = None) -> Expression:
     """Append `expr`, with the reasoning of its gens in variables of their own (`<name>_reasoning_content`).
 
-    The state's text goes on with the answers alone. `model_type` is one of `FORMATS`. Raises RequestError for another
-    one, and for a gen that is constrained: the constraint would have to hold for the reasoning too.
+    The state's text goes on with the answers alone. A constrained gen thinks freely between the markers, and its answer
+    meets the constraint; it does not end before. `model_type` is one of `FORMATS`. Raises RequestError for another one.
     """
     where = caller()
     if model_type is None or model_type.lower() not in FORMATS:
@@ -32,8 +32,6 @@ def separate_reasoning(expr: Any = None, model_type: str | None = None) -> Expre
 
 def _separated(expr: Any, form: ReasoningFormat, where: Any) -> Any:
     if isinstance(expr, GenExpr):
-        if expr.constraint is not None:
-            raise RequestError("a constrained gen has no room for reasoning", field="expr", where=where)
         return expr.with_reasoning(form)
     if isinstance(expr, ExprList):
         return ExprList(tuple(_separated(part, form, where) for part in expr.parts))

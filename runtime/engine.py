@@ -261,6 +261,7 @@ class Engine(GenerateAPI):
             streaming=True,
             token_ids=True,
             healing=has_text and self.config.grammar_backend in ("auto", "automaton"),
+            reasoning=has_text and self.config.grammar_backend in ("auto", "automaton"),
             max_context_len=self.intake.context_length,
             kv_tokens=self.intake.pool_tokens,
         )

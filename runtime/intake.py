@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..compiler.constraints.after_reasoning import after_reasoning
 from ..compiler.constraints.compile import cache_counters, compile_constraint, is_quick
 from ..compiler.constraints.engines import constraint_engine
 from ..compiler.constraints.healing import healing
@@ -24,6 +25,7 @@ from .scoring import plan_trie
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..compiler.constraints.interface import Matcher
     from ..core.events import Event
     from ..core.request import GenRequest, LogprobWish
     from ..core.text.tokenizer import Tokenizer
@@ -214,6 +216,8 @@ class Intake:
         if not params.ignore_eos and self.tokenizer is not None:
             stop_ids |= frozenset(self.tokenizer.eos_ids)
         num_healed = self._num_healed(source)
+        if source.reasoning is not None and source.constraint is None:
+            raise RequestError("is set apart under a constraint only", field="reasoning")
         compiled = None
         if source.constraint is not None:
             if self.tokenizer is None:
@@ -230,7 +234,7 @@ class Intake:
             seq = Sequence(request, index, num_prompt, source.priority, stop_ids=stop_ids)
             seq.max_output = min(params.max_new_tokens + num_healed, room)
             if compiled is not None:
-                seq.matcher = healing(compiled.start(), source.healed)
+                seq.matcher = self._begun(compiled.start(), source)
                 if params.finish_valid:
                     seq.matcher.shortest_end()  # refused here by engines that cannot tell
                 seq.mask = np.zeros(mask_words(self.vocab_size), dtype=np.int32)
@@ -248,6 +252,20 @@ class Intake:
             request.sequences.append(seq)
             request.outputs.append(None)
 
+    def _begun(self, matcher: Matcher, source: GenRequest) -> Matcher:
+        """The constraint's matcher, with what the output holds before the constraint begins."""
+        if source.reasoning is None:
+            return healing(matcher, source.healed)
+        if source.healed or not source.reasoning[1]:
+            raise RequestError("needs an end marker, and heals nothing", field="reasoning")
+        assert self.tokenizer is not None
+        special: dict[int, bytes] = {}
+        for marker in filter(None, source.reasoning):
+            parts = self.tokenizer.split_special(marker)
+            if len(parts) == 1 and isinstance(parts[0], int):
+                special[parts[0]] = marker.encode("utf-8")
+        return after_reasoning(matcher, *source.reasoning, special)
+
     def _num_healed(self, source: GenRequest) -> int:
         """How many tokens more an output may have for the text that it spells again."""
         if not source.healed:
@@ -262,6 +280,8 @@ class Intake:
         assert score is not None
         if request.source.sampling.n != 1 or request.source.constraint is not None:
             raise RequestError("a scoring request takes neither n nor a constraint", field="score")
+        if request.source.reasoning is not None:
+            raise RequestError("a scoring request has none", field="reasoning")
         if request.source.healed:
             raise RequestError("a scoring request has none: its choices begin with it", field="healed")
         if not score.sequences:

@@ -60,7 +60,8 @@ class HealedMatcher:
     def _mask(self, rest: bytes) -> Mask:
         """Tokens that `rest` begins with, and those that begin with it and go on as the constraint does."""
         index = self._inner.index
-        trie, tokens, node = index.trie, [], 0
+        trie, node = index.trie, 0
+        tokens: list[int] = []
         for byte in rest:
             node = trie.node_byte.find(byte, trie.child_start[node], trie.child_start[node + 1])
             if node < 0:

@@ -124,6 +124,7 @@ class TokenIndex:
         self._steps: dict[tuple[int, int], int] = {}
         self._forced: dict[int, tuple[int, ...]] = {}
         self.healed_rows: dict[bytes, Mask] = {}  # see `healing`
+        self.reasoning_rows: dict[tuple[bytes, bytes, int], MaskRow] = {}  # see `after_reasoning`
         self._ends: dict[int, tuple[int, ...] | None] = {}
         self._eos = frozenset(trie.eos_ids)
         self._accepting: dict[int, bool] = {}

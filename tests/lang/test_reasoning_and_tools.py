@@ -69,8 +69,13 @@ def test_a_failed_gen_fails_its_reasoning_too():
 def test_wrong_uses_of_reasoning():
     with pytest.raises(dslc.RequestError, match=r"test_reasoning_and_tools.py:\d+: model_type: must be one of .*qwen3"):
         dslc.separate_reasoning(dslc.gen("a"), model_type="gpt-2")
-    with pytest.raises(dslc.RequestError, match=r"test_reasoning_and_tools.py:\d+: expr: a constrained gen"):
-        dslc.separate_reasoning(dslc.gen("a", regex="a+"), model_type="qwen3")
+
+    @dslc.function
+    def program(s):
+        s += "x" + dslc.separate_reasoning(dslc.gen("a", regex="a+"), model_type="qwen3")
+
+    with pytest.raises(dslc.RequestError, match="cannot constrain what comes after reasoning"):
+        program.run(backend=ScriptedBackend("ok"))
 
 
 @settings(max_examples=400, deadline=None)
