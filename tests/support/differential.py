@@ -48,21 +48,23 @@ class Disagreement:
 
 def text_of(value: Any, automaton: Any = None) -> str:
     """The value in the promised form. `automaton`: ours for the schema; it knows the order of keys."""
-    return _write(value, automaton, automaton.start if automaton is not None else -1)[0]
+    return _write(value, automaton, automaton.start if automaton is not None else -1, [3000])[0]
 
 
-def _write(value: Any, automaton: Any, state: int) -> tuple[str, int]:
+def _write(value: Any, automaton: Any, state: int, budget: list[int]) -> tuple[str, int]:
     """The text, and our automaton's state behind it (-1: it does not take it; then keys stay in their order)."""
     if isinstance(value, dict):
-        found = _write_object(value, automaton, _read(automaton, state, "{"), list(value), "{", [3000])
+        found = _write_object(value, automaton, _read(automaton, state, "{"), list(value), "{", budget)
         if found is not None:
             return found
-        return "{" + ", ".join(f"{_key(name)}{_write(v, automaton, -1)[0]}" for name, v in value.items()) + "}", -1
+        return "{" + ", ".join(
+            f"{_key(name)}{_write(v, automaton, -1, budget)[0]}" for name, v in value.items()
+        ) + "}", -1
     if isinstance(value, list):
         out, state = "[", _read(automaton, state, "[")
         for i, item in enumerate(value):
             comma = ", " if i else ""
-            text, state = _write(item, automaton, _read(automaton, state, comma))
+            text, state = _write(item, automaton, _read(automaton, state, comma), budget)
             out += comma + text
         return out + "]", _read(automaton, state, "]")
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
@@ -87,7 +89,7 @@ def _write_object(
     place = {name: i for i, name in enumerate(automaton.declared_names(state))}
     for name in sorted(left, key=lambda n: place.get(n, len(place))):
         key = ("" if out.endswith("{") and len(left) == len(value) else ", ") + _key(name)
-        text, after = _write(value[name], automaton, _read(automaton, state, key))
+        text, after = _write(value[name], automaton, _read(automaton, state, key), budget)
         rest = [other for other in left if other != name]
         found = _write_object(value, automaton, after, rest, out + key + text, budget)
         if found is not None:
