@@ -166,16 +166,6 @@ class SamplingBatch:
         for active in self._active.values():
             active.penalizer.append(active.state, self._of(active, ids))
 
-    def append_tokens(self, row: int, ids: Sequence[int]) -> None:
-        """Take in tokens of one row that were not sampled, such as a forced run."""
-        for active in self._active.values():
-            if row not in active.at:
-                continue
-            place = active.at.index(row)
-            state = {key: value[place : place + 1] for key, value in active.state.items()}
-            for token_id in ids:
-                active.penalizer.append(state, torch.tensor([token_id], device=self.device))
-
     def change_logits_(self, logits: Tensor, steps: Tensor) -> None:
         """Apply all penalties to logits [B, V], in place; steps [B] int64 is the number of output tokens so far."""
         for active in self._active.values():

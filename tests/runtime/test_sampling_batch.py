@@ -71,10 +71,6 @@ def test_any_sequence_of_filter_merge_append_equals_the_scalar_model(seed):
             keep = rng.sample(range(len(scalar)), rng.randrange(len(scalar) + 1))
             batch.filter(keep)
             scalar = [scalar[i] for i in keep]
-        elif what < 0.65:
-            row, tokens = rng.randrange(len(scalar)), [rng.randrange(VOCAB) for _ in range(3)]
-            batch.append_tokens(row, tokens)
-            scalar[row].output += tokens
         elif what < 0.7:  # retracted and admitted again: the state comes back from the tokens
             again = [
                 SamplingRow(s.row.params, s.row.seed, s.row.choice, s.row.prompt_ids, s.output, (1, 2)) for s in scalar
