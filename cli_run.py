@@ -76,8 +76,15 @@ def _add_engine_option(group: Any, option: dataclasses.Field[Any]) -> None:
     if kind == "bool":
         group.add_argument(flag, dest=option.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
         return
+    if kind.startswith("bool"):  # or a word, such as "step"
+        group.add_argument(flag, dest=option.name, type=_bool_or_word, default=argparse.SUPPRESS, metavar="VALUE")
+        return
     read: Callable[[str], Any] = int if kind.startswith("int") else float if kind.startswith("float") else str
     group.add_argument(flag, dest=option.name, type=read, default=argparse.SUPPRESS, metavar="VALUE")
+
+
+def _bool_or_word(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
