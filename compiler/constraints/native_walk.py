@@ -169,7 +169,13 @@ class NativeTrie:
         self._row = np.zeros(trie.num_words, np.int32)
         self._ends = np.array(trie.eos_ids, np.int32)
         self._scratch = _Scratch(
-            self.whole, self.quoted, *map(_pointer, (self._row, self.values, self.words, self._ends)), len(self._ends)
+            self.whole,
+            self.quoted,
+            _pointer(self._row),
+            _pointer(self.values),
+            _pointer(self.words),
+            _pointer(self._ends),
+            len(self._ends),
         )
         self.scratch = ctypes.addressof(self._scratch)
         self.lock = threading.RLock()  # for the scratch space: a walk may call back, and another thread come in

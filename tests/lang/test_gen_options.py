@@ -55,7 +55,8 @@ def sampling_of(expr, **options):
 
 
 def test_the_table_is_complete():
-    assert {field for _, field, _, _ in OPTIONS} == SAMPLING_FIELDS - {"custom_params", "token_healing"}  # of a logit processor; of programs
+    # custom_params belong to a logit processor, token_healing to what the program knows of its prompt.
+    assert {field for _, field, _, _ in OPTIONS} == SAMPLING_FIELDS - {"custom_params", "token_healing"}
 
 
 def test_positional_order_is_sglangs():

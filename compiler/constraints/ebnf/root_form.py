@@ -176,9 +176,7 @@ def _chars(token: Any) -> Chars:
             high = chars[at + 1][0]
             at += 2
             if high < low:
-                raise grammar_error(
-                    f"the range {chr(low)}-{chr(high)} is backwards", token.line, token.column
-                )
+                raise grammar_error(f"the range {chr(low)}-{chr(high)} is backwards", token.line, token.column)
         ranges.append((low, high))
     found = charset.union(*(charset.normalise([pair]) for pair in ranges))
     return Chars(charset.complement(found) if negated else found)
