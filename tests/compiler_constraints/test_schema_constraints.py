@@ -83,6 +83,8 @@ SCHEMAS: dict[str, object] = {
         "else": {"required": ["c"]},
     },
     "recursive": TREE,
+    "recursive-array": {"type": "array", "items": {"$ref": "#"}},
+    "recursive-choice": {"anyOf": [{"type": "integer"}, {"type": "array", "maxItems": 2, "items": {"$ref": "#"}}]},
     "unevaluated": {
         "type": "object",
         "properties": {"a": {"type": "integer"}},

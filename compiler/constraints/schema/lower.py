@@ -30,6 +30,10 @@ class SchemaOptions:
     any_order: bool = False
 
 
+class _Circular(Exception):
+    """A look ahead has come to a schema whose shape is just being worked out."""
+
+
 class Lowering(ShapeAlgebra):
     """Shapes of formulas, each computed once. Raises ConstraintError with the keyword's pointer."""
 
@@ -39,6 +43,7 @@ class Lowering(ShapeAlgebra):
         self.options = options
         self._shapes: dict[Formula, Shape] = {self.formulas.true: self.anything, self.formulas.false: self.never}
         self._running: dict[Formula, None] = {}
+        self._num_looks = 0  # looks ahead, one within another: what they come round to is no error
         self._constants: dict[str, Formula] = {}
         self._empty: set[Formula] = set()
 
@@ -51,6 +56,8 @@ class Lowering(ShapeAlgebra):
         if found is not None:
             return found
         if formula in self._running:
+            if self._num_looks:
+                raise _Circular
             raise schema_error("the schema refers to itself without an array or object in between", formula.pointer)
         if len(self._running) > MAX_NESTING:
             raise schema_error(f"more than {MAX_NESTING} schemas apply to one value", formula.pointer)
@@ -90,7 +97,13 @@ class Lowering(ShapeAlgebra):
         known = formula in self._shapes
         if not known and any(part in self._running for part in _leaves(formula)):
             return False
-        shape = self.shape(formula)
+        self._num_looks += 1
+        try:
+            shape = self.shape(formula)
+        except _Circular:
+            return False
+        finally:
+            self._num_looks -= 1
         if shape.null or shape.bools or not shape.numbers.is_empty or not shape.strings.is_empty:
             return False
         if not all(self._empty_array(array, depth - 1) for array in shape.arrays):
