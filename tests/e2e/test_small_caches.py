@@ -14,6 +14,7 @@ import belady
 from workloads import workloads
 
 
+@pytest.mark.slow  # minutes: each recording runs a workload twice
 @pytest.mark.parametrize("name", ["chat, short answers", "document QA", "ReAct agent", "tree of thought"])
 def test_a_quarter_of_the_working_set(name):
     torch.set_num_threads(1)
