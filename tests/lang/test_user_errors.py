@@ -1,5 +1,7 @@
-"""An exception of the user's own at each statement of each classic program: it comes out of run() as it is, with the
-program's line, whether the program is compiled, interpreted, streamed or one of a batch; nothing hangs, nothing is lost."""
+"""An exception of the user's own at each statement of the classic programs.
+
+It comes out of run() as it is, with the program's line, whether the program is compiled, interpreted, streamed or one
+of a batch; nothing hangs, nothing is lost."""
 
 import ast
 import importlib.util
@@ -37,7 +39,16 @@ PROGRAMS = {
     "character_extraction": ("extract_character", {"text": "Mia is 12."}, MIA),
 }
 NUMBERS = itertools.count()
-HOOK = "\n\nclass Boom(Exception):\n    pass\n\n\ndef boom(number):\n    if number == FAIL_AT:\n        raise Boom(number)\n"
+HOOK = """
+
+class Boom(Exception):
+    pass
+
+
+def boom(number):
+    if number == FAIL_AT:
+        raise Boom(number)
+"""
 
 
 class _Insert(ast.NodeTransformer):
