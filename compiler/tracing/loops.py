@@ -122,10 +122,11 @@ class LoopDriver:
             self._end("next")
         self._is_begun = True
         self._before = [_value_of(variable) for variable in self.variables]
+        counts = _num_holders(self._before)
         inits: list[Operand] = []
         numbers: list[int] = []
         for number, value in enumerate(self._before):
-            init = self._init(self.variables[number], value)
+            init = self._init(self.variables[number], value, counts[number] > _ALONE)
             if init is not NOT_SET:
                 inits.append(init)
                 numbers.append(number)
@@ -138,15 +139,14 @@ class LoopDriver:
         self._values = {number: Symbol(tracer, ref) for number, ref in zip(numbers, begins, strict=True)}
         return is_inside
 
-    def _init(self, variable: Carried, value: Any) -> Any:
+    def _init(self, variable: Carried, value: Any, has_other_names: bool) -> Any:
         """The operand that a variable begins the first round with; NOT_SET where it is none: a state, a branch."""
         tracer = self.tracer
         if value is NOT_SET:
             return tracer.expr("unset", variable.name).ref
         if tracer.is_language(value):
             return NOT_SET
-        # Held by the variable's cell, the list of values, this frame, its caller's and the call: else it has two names.
-        if tracer.is_shared(value) and sys.getrefcount(value) > 6:
+        if tracer.is_shared(value) and has_other_names:
             tracer.break_here(f"a loop may change {variable.name!r}, which another name stands for too", self.place)
         try:
             return tracer.host_operand(value)
@@ -195,6 +195,24 @@ def _value_of(variable: Carried) -> Any:
         return variable.value()
     except NameError:
         return NOT_SET
+
+
+def _num_holders(values: list[Any]) -> list[int]:
+    """How many hold each value, the list and this call among them."""
+    return [sys.getrefcount(value) for value in values]
+
+
+def _held_by_one_variable() -> int:
+    """What `_num_holders` gives for an object that one variable holds; Python versions differ in it."""
+    only: list[Any] = []
+
+    def value() -> list[Any]:
+        return only
+
+    return _num_holders([value()])[0]
+
+
+_ALONE = _held_by_one_variable()
 
 
 def unpacked(value: Symbol, width: int) -> list[Any]:

@@ -417,10 +417,10 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
         target = node.targets[0]
-        if any(isinstance(t, (ast.Tuple, ast.List)) and not _has_star(t) for t in node.targets):
-            widths = {len(t.elts) for t in node.targets if isinstance(t, (ast.Tuple, ast.List))}
-            if len(node.targets) == 1 and not isinstance(node.value, (ast.Tuple, ast.List)):
-                node.value = self._hook("unpack", node, node.value, ast.Constant(value=widths.pop()))
+        is_taken_apart = len(node.targets) == 1 and isinstance(target, (ast.Tuple, ast.List)) and not _has_star(target)
+        if is_taken_apart and not isinstance(node.value, (ast.Tuple, ast.List)):
+            width = ast.Constant(value=len(target.elts))  # type: ignore[attr-defined]
+            node.value = self._hook("unpack", node, node.value, width)
         if len(node.targets) == 1 and isinstance(target, (ast.Subscript, ast.Attribute)):
             return ast.copy_location(ast.Expr(value=self._store(target, node.value)), node)
         # `s["a"], s["b"] = x, y`: the values go into names first, and from there into their places.
