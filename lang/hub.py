@@ -78,6 +78,15 @@ class _InFlight:
         self.progress = progress
 
 
+def _end(body: Any, here: Any) -> None:
+    """End a suspended body and come back to `here`. Of another thread: its own ends it when it lets go of it."""
+    try:
+        body.parent = here
+    except ValueError:
+        return
+    body.throw(greenlet.GreenletExit)
+
+
 class Hub:
     """Runs tasks to their end against one backend, in one thread."""
 
@@ -400,11 +409,15 @@ class Hub:
             self._ready.append(task)
 
     def _close(self) -> None:
-        """Abort what is in flight and end the greenlets that are still suspended."""
+        """Abort what is in flight and end the greenlets that are still suspended.
+
+        An abandoned iterator closes when it is collected: in the body of another hub's program, or in another thread.
+        """
         self.abort(list(self._in_flight))
+        self._main = greenlet.getcurrent()
         for task in list(self._tasks.values()):
             if task.greenlet is not None and not task.greenlet.dead:
-                task.greenlet.throw(greenlet.GreenletExit)
+                _end(task.greenlet, self._main)
             task.greenlet = None
         self._tasks.clear()
         self._suspended.clear()

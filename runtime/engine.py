@@ -321,26 +321,37 @@ class Engine(GenerateAPI):
             return splitmix64(splitmix64(self.run_seed % 2**64) ^ self._num_unseeded) >> 1
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """End these requests with `Failed(Aborted)`; unknown and finished ids are ignored."""
+        """End these requests with `Failed(Aborted)`; unknown and finished ids are ignored.
+
+        Waits for no lock: it may be called while the garbage is collected, in the middle of anything.
+        """
         for request_id in request_ids:
             error = ErrorInfo.of(Aborted("aborted by its owner"))
             if not self._grammars.fail(request_id, error):
                 self._mailbox.put(Cancel(request_id, error))
         if self._drive.acquire(blocking=False):  # nobody drives: free their memory now
             try:
-                self._take_messages()
+                if self._state.acquire(blocking=False):
+                    try:
+                        self._receive_messages()
+                    finally:
+                        self._state.release()
+                    self._dispatch()
             finally:
                 self._drive.release()
         self._mailbox.notify()
 
     def _take_messages(self) -> None:
-        now = time.monotonic()
         with self._state:
-            messages = self._mailbox.take(now)
-            self.scheduler.receive(messages, now)
+            self._receive_messages()
+        self._dispatch()
+
+    def _receive_messages(self) -> None:
+        now = time.monotonic()
+        messages = self._mailbox.take(now)
+        self.scheduler.receive(messages, now)
         if self.trace is not None:
             self.trace.record(self.scheduler.step + 1, messages, None)
-        self._dispatch()
 
     # Backend: driving
 

@@ -22,7 +22,7 @@ class GrammarQueue:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Callable[[Event], None]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a batch that is collected aborts its requests, in whatever thread that happens
         self._threads: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:

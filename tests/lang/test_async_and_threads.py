@@ -1,9 +1,11 @@
 """Event loops, async programs, and bodies that block: one engine, no thread per program, no blocked loop."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import warnings
 
 import pytest
 from support.scripted import ScriptedBackend
@@ -283,6 +285,59 @@ def test_thousands_in_flight_with_few_threads(num):
     assert len(states) == num and all(state.ret_value == ["ok", "ok"] for state in states)
     assert most - before <= (os.cpu_count() or 1) + 2
     assert backend.max_in_flight >= num * 3 // 2
+
+
+@pytest.mark.parametrize("where", ["body", "thread"])
+def test_a_batch_that_was_abandoned_in_a_cycle_harms_no_other_when_it_is_collected(where):
+    """Its suspended bodies end where the garbage is collected: amid another program, or in another thread."""
+    ended = []
+
+    @dslc.function
+    def reads(s, i):
+        try:
+            s += f"{i}" + dslc.gen("x")
+            return s["x"]
+        finally:
+            ended.append(i)
+
+    @dslc.function
+    def collects(s, i):
+        s += f"{i}"
+        if i == 5 and where == "body":
+            gc.collect()
+        s += dslc.gen("x")
+        return s["x"]
+
+    backend = ScriptedBackend(lambda prompt: "ok" if prompt == "0" else "a long answer", tokens_per_step=1)
+
+    def abandon():
+        states = reads.run_batch(
+            [{"i": i} for i in range(9)], backend=backend, num_threads=1, compiled=False, generator_style=True
+        )
+        assert next(states)["x"] == "ok"
+        cycle = [states]
+        cycle.append(cycle)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with warnings.catch_warnings(record=True) as unraisable:
+            warnings.simplefilter("always")
+            abandon()
+            assert backend.num_in_flight == 8
+            if where == "thread":
+                thread = threading.Thread(target=gc.collect)
+                thread.start()
+                thread.join()
+            states = collects.run_batch(
+                [{"i": i} for i in range(1, 30)], backend=backend, num_threads=1, compiled=False
+            )
+            gc.collect()
+    finally:
+        gc.enable()
+    assert [state.ret_value for state in states] == ["a long answer"] * 29
+    assert backend.num_in_flight == 0 and sorted(backend.aborted) and sorted(ended) == list(range(9))
+    assert not unraisable
 
 
 def test_aborting_is_an_error_of_ours():
