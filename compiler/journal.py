@@ -168,6 +168,8 @@ def key_of(request: GenRequest, tokenizer: Tokenizer | None) -> str:
         [_plain(segment.media) for segment in request.segments if segment.media is not None],
         request.logit_processor, request.healed, request.reasoning,
     ]  # fmt: skip
+    if request.messages or request.choices:
+        parts += [_plain(request.messages), request.choices]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -29,6 +29,8 @@ class Capabilities:
     max_context_len: int | None = None
     healing: bool = False  # takes requests with `healed` text
     reasoning: bool = False  # constrains what comes after `reasoning`
+    chat: bool = False  # takes chat turns as `messages`, and writes them out by itself
+    choosing: bool = False  # takes `choices` in place of a scoring: the output is one of them
     kv_tokens: int | None = None  # how many tokens the KV pool holds
 
 

@@ -132,6 +132,15 @@ class EngineError(DslcError, RuntimeError):
     """The engine failed while serving a request (the request fails; the engine goes on)."""
 
 
+class RemoteError(EngineError):
+    """A remote backend could not get a result. `field` is the kind of fault: an HTTP status ("429"), "timeout",
+    "connection", "cut" (the answer ended too early), "answer" (it is not what the protocol says)."""
+
+    def __init__(self, message: str, *, field: str = "", where: SourceLoc | None = None) -> None:
+        self.field = field
+        super().__init__(message, where=where)
+
+
 class EngineClosed(EngineError):
     """The engine was shut down."""
 

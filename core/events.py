@@ -42,7 +42,8 @@ class Output:
     lies wholly inside `text`, `kept_tail` the rest of `text` after them: detokenise(kept_ids) + kept_tail == text
     (with the request's `healed` text before it).
     `is_complete` says whether the text met its constraint where it ended (None: there was none).
-    `forced_runs` are the (first, how many) of `token_ids` that were not sampled.
+    `forced_runs` are the (first, how many) of `token_ids` that were not sampled. `num_text_tokens` counts the tokens of
+    an output whose ids are not known, as of a provider's API.
     """
 
     index: int
@@ -54,6 +55,12 @@ class Output:
     logprobs: tuple[TokenLogprob, ...] = ()
     forced_runs: tuple[tuple[int, int], ...] = ()
     is_complete: bool | None = None
+    num_text_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled and forced tokens."""
+        return len(self.token_ids) or self.num_text_tokens
 
     @property
     def num_forced_tokens(self) -> int:
@@ -115,7 +122,8 @@ class Finished(Event):
 
     `seed` is the one used (drawn by the engine if the request had none). For a scoring request `outputs` is empty and
     `scores[i][j]` is the log-prob of token j of sequence i. `shared_with` names the equal request whose result this is,
-    where this one was not made.
+    where this one was not made. `notes` are what a remote backend says besides, for the meta info: how often the
+    request was sent, the provider's name of it, ...
     """
 
     outputs: tuple[Output, ...]
@@ -129,6 +137,7 @@ class Finished(Event):
     scores: tuple[tuple[float, ...], ...] = ()
     num_preemptions: int = 0
     shared_with: str | None = None
+    notes: tuple[tuple[str, str | int | float | bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

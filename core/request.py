@@ -35,6 +35,19 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A chat turn, for backends that take turns instead of a prompt; its content is text and media."""
+
+    role: str
+    content: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """The text of the turn, media left out."""
+        return "".join([segment.text for segment in self.content])
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreTrie:
     """Alternatives to be scored after one prompt: the token ids of each, not empty.
 
@@ -99,6 +112,9 @@ class GenRequest:
     without it): the output begins by spelling it, under the constraint, and its text is what comes after. With
     `reasoning`, two markers, the output is the first of them (empty: the prompt has it), free text, the second, and
     then what the constraint is about.
+
+    For backends whose `Capabilities` say so: `messages` are the chat turns that `segments` write out (an assistant turn
+    at the end is to be continued), and with `choices` the output is one of these texts.
     """
 
     id: str
@@ -118,6 +134,8 @@ class GenRequest:
     reasoning: tuple[str, str] | None = None
     origin: Origin | None = None
     hints: Hints | None = None
+    messages: tuple[Message, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 def encode(request: GenRequest) -> bytes:

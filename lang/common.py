@@ -97,5 +97,5 @@ def key_of(request: GenRequest) -> Any:
     rest = tuple([(i, segment) for i, segment in enumerate(segments) if not segment.ids])
     return (
         ids, rest, sampling, request.constraint, request.score, request.logprobs, request.adapter, request.cache_salt,
-        request.priority, request.healed, request.reasoning,
+        request.priority, request.healed, request.reasoning, request.messages, request.choices,
     )  # fmt: skip

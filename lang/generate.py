@@ -16,6 +16,7 @@ from .quick import maker
 from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
 from .steps import check_text, close_run, placed, warn_of_specials
 from .stream import Slot, Step, Stream
+from .turns import turns
 
 if TYPE_CHECKING:
     from ..core.constraint import Constraint
@@ -51,6 +52,7 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         stream=is_told and executor.backend.capabilities.streaming,
         timeout_s=seconds_left(executor),
         origin=origin(executor, stream, number),
+        messages=turns(executor, stream) if executor.backend.capabilities.chat else (),
     )
     told: Telling | None = None
     if is_told:
@@ -200,7 +202,7 @@ def _generated(
     first = event.outputs[0]
     reasoning = _reasoning(step.op)
     if told is None and reasoning is None and len(event.outputs) == 1 and request.sampling.n == 1:
-        executor.num_generated_tokens += len(first.token_ids)
+        executor.num_generated_tokens += first.num_tokens
         if executor.tokenizer is not None:
             stream.append_generated(first.kept_ids, first.kept_tail, first.text, healed=request.healed)
         else:
@@ -208,7 +210,7 @@ def _generated(
         slot.set(first.text, meta.OutputMeta(request, event, first, executor.tokenizer))
         return
     for output in event.outputs:
-        executor.num_generated_tokens += len(output.token_ids)
+        executor.num_generated_tokens += output.num_tokens
     texts = [output.text for output in event.outputs]
     thoughts = [""] * len(texts)
     if reasoning is not None:

@@ -38,7 +38,7 @@ def of_output(
         "id": request.id,
         "finish_reason": output.finish_reason.as_dict(),
         "prompt_tokens": event.num_prompt_tokens,
-        "completion_tokens": len(output.token_ids),
+        "completion_tokens": output.num_tokens,
         "cached_tokens": event.num_cached_tokens,
         "forced_tokens": output.num_forced_tokens,
         "is_complete": output.is_complete,
@@ -48,6 +48,7 @@ def of_output(
     }
     if event.shared_with is not None:
         info["shared_with"] = event.shared_with
+    info.update(event.notes)
     wish = request.logprobs
     if wish is None:
         return info
@@ -120,6 +121,7 @@ def of_choices(
     }
     if event.shared_with is not None:
         info["shared_with"] = event.shared_with
+    info.update(event.notes)
     if alone is not None:
         info["unconditional_token_logprobs"] = [
             [(logprob, token_id, None) for logprob, token_id in zip(scores, ids, strict=True)]

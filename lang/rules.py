@@ -40,6 +40,7 @@ from .generate import generate
 from .score import select
 from .steps import append_special, check_text, close_run, root_of
 from .stream import OpenRole, Slot, Step, Stream
+from .turns import plain_turn
 
 if TYPE_CHECKING:
     from ..core.text.template import ChatTemplate
@@ -134,6 +135,11 @@ def enter_role(executor: Executor, stream: Stream, step: Step) -> None:
     if op.prefix is not None:  # lowered: the body holds the template's text
         stream.open_role = OpenRole(op, stream.text_len + len(op.prefix), op.suffix or "")
         return
+    if executor.backend.capabilities.chat:
+        prefix, suffix = plain_turn(op.role)
+        stream.append_text(prefix)
+        stream.open_role = OpenRole(op, stream.text_len, suffix)
+        return
     template = _template(executor, op)
     if executor.options.history == "render" and (stream.is_rendered or template.fragments(stream.roles) is None):
         stream.is_rendered = True
@@ -157,7 +163,10 @@ def leave_role(executor: Executor, stream: Stream, step: Step) -> None:
     if stream.is_rendered:
         rendered.leave(executor, stream, _template(executor, op))
     elif op.suffix is None:
-        append_special(executor, stream, role.suffix)
+        if executor.backend.capabilities.chat:
+            stream.append_text(role.suffix)
+        else:
+            append_special(executor, stream, role.suffix)
 
 
 def _template(executor: Executor, op: Role) -> ChatTemplate:

@@ -21,6 +21,7 @@ from ..core.sampling import SamplingParams
 from . import meta
 from .checks import check_choices
 from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
+from .choosing import choose
 from .generate import new_request, origin, request_id, seconds_left, send
 from .steps import check_text, warn_of_specials
 from .stream import Step, Stream, new_segment
@@ -38,6 +39,9 @@ def select(executor: Executor, stream: Stream, step: Step) -> None:
     op: Select = step.op
     tokenizer = executor.tokenizer
     able = executor.backend.capabilities
+    if able.choosing and not able.scoring:
+        choose(executor, stream, step, _choices(op))
+        return
     if not able.scoring or tokenizer is None:
         raise RequestError(f"the backend {able.name!r} cannot score choices", field="choices")
     choices = _choices(op)
