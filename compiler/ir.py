@@ -72,13 +72,15 @@ class Tokens(Op):
     `ids` are the ids of `text`, special tokens included. The pass cuts only where no later text can change them
     (`Tokenizer.safe_cut`), so what follows is tokenised by itself. Text that is pending on the stream (appended, but
     not yet tokenised) ends here and is tokenised by itself too; but where `continues` is set and text is pending (the
-    kept tail of a generation cut by a stop), the executor appends `text` as plain text instead of the ids.
+    kept tail of a generation cut by a stop), the executor appends `text` instead of the ids; its first `fixed`
+    characters end with template text, which no select or gen gives back.
     """
 
     name: ClassVar[str] = "tokens"
     ids: tuple[int, ...]
     text: str
     continues: bool = False
+    fixed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,8 +53,8 @@ class Prompt:
     """What is known of the prompt of one gen or select.
 
     `ids` are its settled leading ids; `pending` the text after its last settled id, tokenised as one when it is sent
-    (None: not known). `is_whole`: the prompt is ids + encode(pending). Where it is not, `stop` is the op at which the
-    known ids end.
+    (None: not known), whose first `fixed` characters end with template text. `is_whole`: the prompt is ids +
+    encode(pending). Where it is not, `stop` is the op at which the known ids end.
     """
 
     out: Ref
@@ -63,6 +63,7 @@ class Prompt:
     pending: str | None
     is_whole: bool
     stop: AnyOp | None = None
+    fixed: int = 0
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class _Stream:
     ids: tuple[int, ...] = ()
     is_open: bool = True  # nothing unknown yet: ids go on
     pending: str | None = ""
+    fixed: int = 0  # characters of `pending` up to the end of the last template text
     text: str | None = ""
     variables: dict[str, Any] = field(default_factory=dict)
     stop: AnyOp | None = None  # what closed it first
@@ -82,7 +84,7 @@ class _Stream:
     def close(self, op: AnyOp, pending: str | None) -> None:
         """`op` has appended something unknown; `pending` is what is known of the text after it."""
         self.stop = self.stop if self.stop is not None else op
-        self.is_open, self.pending, self.text = False, pending, None
+        self.is_open, self.pending, self.fixed, self.text = False, pending, 0, None
 
 
 class _Ended(Exception):
@@ -178,7 +180,7 @@ class _Walker:
             stream.ids = (*stream.ids, *before, *ids)
         else:
             stream.is_open = False
-        stream.pending = ""
+        stream.pending, stream.fixed = "", 0
 
     def text(self, op: Text) -> Iterator[Prompt]:
         stream, text = self.streams[op.stream], self.value(op.text)
@@ -191,6 +193,8 @@ class _Walker:
         stream = self.streams[op.stream]
         self.begin(stream, self.tokenizer is not None and op.ids[:1] == (self.tokenizer.bos_id,))
         if op.continues and stream.pending != "":
+            if op.fixed and stream.pending is not None:
+                stream.fixed = len(stream.pending) + op.fixed
             self.append(stream, op, op.text)
         else:
             self.settle(stream, op.ids)
@@ -208,6 +212,7 @@ class _Walker:
         for part in self.tokenizer.split_special(op.text):
             if isinstance(part, str):
                 self.append(stream, op, part)
+                stream.fixed = len(stream.pending or "")
             else:
                 self.settle(stream, (part,))
                 if stream.text is not None:
@@ -278,7 +283,7 @@ class _Walker:
         stream = self.streams[op.stream]
         self.begin(stream, False)
         is_whole = stream.is_open and stream.pending is not None and self.tokenizer is not None
-        yield Prompt(op.out, op.stream, stream.ids, stream.pending, is_whole, stream.stop)
+        yield Prompt(op.out, op.stream, stream.ids, stream.pending, is_whole, stream.stop, stream.fixed)
         stream.close(op, "")
         if op.var is not None:
             stream.variables[op.var] = UNKNOWN

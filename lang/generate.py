@@ -17,6 +17,7 @@ from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
 from .steps import check_text, close_run, placed, warn_of_specials
 from .stream import Slot, Step, Stream
 from .turns import turns
+from .turns import turns
 
 if TYPE_CHECKING:
     from ..core.constraint import Constraint
@@ -77,7 +78,7 @@ def _give_back(executor: Executor, stream: Stream, op: Gen | GenExpr[Any], wish:
     stream.begin(tokenizer, stream.open_role is not None)
     warn_of_specials(executor, stream)
     pending, where = stream.pending, stream.run[0][1]
-    cut = tokenizer.safe_cut(pending)
+    cut = stream.free_from(tokenizer)
     if not cut and not stream.segments:
         return ""
     stream.run = [(pending[:cut], where)] if cut else []

@@ -51,7 +51,7 @@ def _replace(stream: Stream, tokenizer: Tokenizer, text: str) -> None:
     common = _common(stream.text(), text)
     stream.scopes = tuple([(op, min(start, common)) for op, start in stream.scopes])
     stream.segments = []
-    stream.run = []
+    stream.run, stream.fixed = [], 0
     stream.pieces = []
     stream.text_len = 0
     stream.log = None if stream.log is None else []

@@ -77,7 +77,8 @@ def _tokens(executor: Executor, stream: Stream, step: Step) -> None:
     op: Tokens = step.op
     tokenizer = executor.tokenizer
     if tokenizer is None or (op.continues and stream.run):
-        stream.append_text(op.text, op.where)
+        stream.append_template(op.text[: op.fixed], op.where)
+        stream.append_text(op.text[op.fixed :], op.where)
         return
     stream.begin(tokenizer, stream.open_role is not None or (bool(op.ids) and op.ids[0] == tokenizer.bos_id))
     close_run(executor, stream)
@@ -134,6 +135,11 @@ def enter_role(executor: Executor, stream: Stream, step: Step) -> None:
     stream.roles = (*stream.roles, op.role)
     if op.prefix is not None:  # lowered: the body holds the template's text
         stream.open_role = OpenRole(op, stream.text_len + len(op.prefix), op.suffix or "")
+        return
+    if executor.backend.capabilities.chat:
+        prefix, suffix = plain_turn(op.role)
+        stream.append_text(prefix)
+        stream.open_role = OpenRole(op, stream.text_len, suffix)
         return
     if executor.backend.capabilities.chat:
         prefix, suffix = plain_turn(op.role)

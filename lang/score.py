@@ -22,6 +22,7 @@ from . import meta
 from .checks import check_choices
 from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
 from .choosing import choose
+from .choosing import choose
 from .generate import new_request, origin, request_id, seconds_left, send
 from .steps import check_text, warn_of_specials
 from .stream import Step, Stream, new_segment
@@ -136,17 +137,18 @@ def _scored(executor: Executor, tokenizer: Tokenizer, stream: Stream, op: Select
 
 
 def _settle(executor: Executor, tokenizer: Tokenizer, stream: Stream) -> str:
-    """Tokenise the stream's text up to the last place where no later text can change earlier ids; the rest of it."""
+    """Tokenise the stream's text up to the last place where no later text can change earlier ids, all template text
+    included; the rest of it."""
     if not stream.run:
         return ""
     warn_of_specials(executor, stream)
     pending = stream.pending
-    cut = tokenizer.safe_cut(pending)
+    cut = stream.free_from(tokenizer)
     if not cut:
         return pending
     tail = pending[cut:]
     stream.segments.append(new_segment(tuple(tokenizer.encode(pending[:cut]))))
-    stream.run = [(tail, stream.run[0][1])] if tail else []
+    stream.run, stream.fixed = [(tail, stream.run[0][1])] if tail else [], 0
     return tail
 
 

@@ -141,9 +141,9 @@ class Stream:
     """The state of one stream; changed only by its executor."""
 
     __slots__ = (
-        "branches", "busy", "changes", "error", "feed", "first_message", "id", "is_joined", "is_rendered", "is_started",
-        "log", "messages", "num_branches", "num_requests", "open_role", "path", "pieces", "queue", "regions",
-        "request_id", "roles", "run", "scopes", "segments", "siblings", "text_len", "variables",
+        "branches", "busy", "changes", "error", "feed", "first_message", "fixed", "id", "is_joined", "is_rendered",
+        "is_started", "log", "messages", "num_branches", "num_requests", "open_role", "path", "pieces",
+        "queue", "regions", "request_id", "roles", "run", "scopes", "segments", "siblings", "text_len", "variables",
     )  # fmt: skip
 
     def __init__(self, id: int, path: str, is_started: bool = True) -> None:
@@ -152,6 +152,7 @@ class Stream:
         # Settled prompt, the run that is not tokenised yet (with the user's lines), and the whole text in pieces.
         self.segments: list[Segment] = []
         self.run: Run = []
+        self.fixed = 0  # characters of the run up to the end of its last template text, which is never given back
         self.pieces: list[str] = []
         self.text_len = 0
         self.feed: Feed | None = None  # hears of all text
@@ -238,6 +239,20 @@ class Stream:
             if self.log is not None:
                 self.log.append(text)
 
+    def append_template(self, text: str, where: SourceLoc | None = None) -> None:
+        """Template text without special tokens, in the current run."""
+        if text:
+            log, self.log = self.log, None
+            self.append_text(text, where)
+            self.fixed = sum([len(piece) for piece, _ in self.run])
+            self.log = log
+            if log is not None:
+                log.append((None, text, "", ""))
+
+    def free_from(self, tokenizer: Tokenizer) -> int:
+        """Where in the run the plain text begins whose ids later text could change."""
+        return max(tokenizer.safe_cut(self.pending), self.fixed)
+
     def append_ids(self, ids: tuple[int, ...], text: str) -> None:
         """Constant tokens whose ids are final; the run before them ends."""
         if ids:
@@ -254,7 +269,7 @@ class Stream:
             return
         for part in tokenizer.split_special(text):
             if isinstance(part, str):
-                self.append_text(part)
+                self.append_template(part)
             else:
                 self.close_run(tokenizer)
                 self.append_ids((part,), tokenizer.decode([part], skip_special_tokens=False))
@@ -281,7 +296,7 @@ class Stream:
         """Tokenise what is pending. Without a tokenizer text stays text."""
         if self.run:
             text = self.pending
-            self.run = []
+            self.run, self.fixed = [], 0
             closed = Segment(text=text) if tokenizer is None else new_segment(tuple(tokenizer.encode(text)))
             self.segments.append(closed)
 
@@ -294,6 +309,9 @@ class Stream:
                 ids, text, tail, healed = item
                 if healed and not self.pending.endswith(healed):  # it reaches back to before the branch
                     self.append_text(text)
+                    continue
+                if ids is None:
+                    self.append_template(text)
                     continue
                 if healed:
                     before, where = self.pending[: -len(healed)], self.run[0][1]
@@ -308,6 +326,7 @@ class Stream:
         stream.segments = self.segments.copy()
         if self.run:
             stream.run = [(self.pending, None)]
+            stream.fixed = self.fixed
         if self.pieces:
             stream.pieces = [self.text()]
         stream.text_len = self.text_len

@@ -22,17 +22,17 @@ def run(plan: Plan, context: Context) -> Plan:
     tokenizer = context.tokenizer
     if tokenizer is None:
         return plan
-    tails = {prompt.out: prompt.pending for prompt in prompts(plan.program, tokenizer)}
+    found = {prompt.out: prompt for prompt in prompts(plan.program, tokenizer)}
     choices = {op.out: op.choices for op in walk(plan.program.body) if isinstance(op, Select)}
 
     def prepared(facts: SelectFacts) -> SelectFacts:
-        tail, found = tails.get(facts.out), choices[facts.out]
-        if tail is None or not isinstance(found, tuple):
+        prompt, options = found.get(facts.out), choices[facts.out]
+        if prompt is None or prompt.pending is None or not isinstance(options, tuple):
             return facts
-        texts = [choice for choice in found if isinstance(choice, str)]
-        if len(texts) != len(found):
+        texts = [choice for choice in options if isinstance(choice, str)]
+        if len(texts) != len(options):
             return facts
-        tail = tail[tokenizer.safe_cut(tail) :]
+        tail = prompt.pending[max(tokenizer.safe_cut(prompt.pending), prompt.fixed) :]
         return replace(facts, tail=tail, sequences=tuple(tuple(tokenizer.encode(tail + text)) for text in texts))
 
     return replace(plan, selects=tuple(prepared(facts) for facts in plan.selects))

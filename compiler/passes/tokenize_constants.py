@@ -31,6 +31,7 @@ class _Run:
 
     text: str | None = ""
     done: int = 0
+    fixed: int = 0  # where the last template text ends: what is before is never given back
     continues: bool = False
     is_opening: bool = False  # a BOS may be due: nothing has been appended yet, and no chat turn is open
     tail: Text | Special | None = None  # the one op that holds text[done:], if no other stream begins with it
@@ -39,8 +40,8 @@ class _Run:
         return replace(self, tail=None)
 
     def same(self, other: _Run) -> bool:
-        mine = (self.text, self.done, self.continues, self.is_opening)
-        return mine == (other.text, other.done, other.continues, other.is_opening)
+        mine = (self.text, self.done, self.fixed, self.continues, self.is_opening)
+        return mine == (other.text, other.done, other.fixed, other.continues, other.is_opening)
 
 
 def run(program: Program, context: Context) -> Program:
@@ -113,24 +114,37 @@ class _Tokenizing:
     def constant(self, op: Text | Special, piece: str, run: _Run, out: list[AnyOp]) -> None:
         """Append constant text to a constant run: ids up to the safe cut, the rest as text."""
         assert run.text is not None
-        before = len(run.text)
+        old = before = len(run.text)
         run.text += piece
+        if isinstance(op, Special):
+            run.fixed = len(run.text)
         cut = self.tokenizer.safe_cut(run.text)
-        if run.tail is not None and out and out[-1] is run.tail and cut > run.done:
+        tail = run.tail
+        if tail is not None and out and out[-1] is tail and cut > run.done:
             out.pop()  # nothing stands between: both as one piece
             before = run.done
             piece = run.text[before:]
         start = before if run.done == before else self.first_cut(run.text, before)
         if cut <= start:
-            tail = _put_text(op, piece, out)
-            run.tail = tail if run.done == before else None
+            put = _put_text(op, piece, out)
+            run.tail = put if run.done == before else None
             return
         if start > before:
             _put_text(op, run.text[before:start], out)
-        ids = self.ids(run.text, start, cut)
-        out.append(Tokens(stream=op.stream, ids=ids, text=run.text[start:cut], continues=run.continues, where=op.where))
-        run.done = cut
-        run.tail = _put_text(op, run.text[cut:], out) if cut < len(run.text) else None
+        out.append(self.tokens(op, run, start, cut))
+        run.done, run.tail = cut, None
+        if cut < old and tail is not None and type(tail) is not type(op):
+            _put_text(tail, run.text[cut:old], out)
+            _put_text(op, piece[old - before :], out)
+        elif cut < len(run.text):
+            run.tail = _put_text(op, run.text[cut:], out)
+
+    def tokens(self, op: Text | Special, run: _Run, start: int, stop: int) -> Tokens:
+        """A constant piece of a run as ids."""
+        assert run.text is not None
+        fixed = max(0, min(run.fixed, stop) - start) if run.continues else 0
+        ids, text = self.ids(run.text, start, stop), run.text[start:stop]
+        return Tokens(stream=op.stream, ids=ids, text=text, continues=run.continues, fixed=fixed, where=op.where)
 
     def special(self, op: Special, run: _Run, out: list[AnyOp]) -> None:
         """Template text: its plain parts belong to runs, its special tokens end them."""
@@ -150,13 +164,7 @@ class _Tokenizing:
         """The run ends here: what was still text is final too, if one op holds all of it."""
         if run.tail is None or run.text is None:
             return
-        tail = run.tail
-        ids = self.ids(run.text, run.done, len(run.text))
-        text = run.text[run.done :]
-        self.closed[id(tail)] = (
-            tail,
-            Tokens(stream=tail.stream, ids=ids, text=text, continues=run.continues, where=tail.where),
-        )
+        self.closed[id(run.tail)] = run.tail, self.tokens(run.tail, run, run.done, len(run.text))
         run.tail = None
 
     def finish(self, body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
@@ -171,7 +179,8 @@ class _Tokenizing:
                 and isinstance(last, Tokens)
                 and (last.stream, last.continues) == (op.stream, op.continues)
             ):
-                out[-1] = replace(last, ids=last.ids + op.ids, text=last.text + op.text)
+                fixed = len(last.text) + op.fixed if op.fixed else last.fixed
+                out[-1] = replace(last, ids=last.ids + op.ids, text=last.text + op.text, fixed=fixed)
             else:
                 out.append(op)
         return tuple(out)

@@ -56,9 +56,9 @@ def test_the_plan_knows_prefixes_followers_and_choices():
     system = "<|system|>\nYou sort support tickets.<|end|>\n<|user|>\nHere it is:"
     assert tokenizer.decode(plan.static_prefix, skip_special_tokens=False) == system
     select, code, rest = plan.selects[0], plan.gen(Ref(3)), plan.gen(Ref(4))
-    assert select.tail == "\n"  # not settled: the choice may begin with it
-    assert select.sequences == tuple(tuple(tokenizer.encode("\n" + c)) for c in ("bug", "billing", "big"))
-    assert select.num_nodes == 4
+    assert select.tail == ""  # template text is settled, though a choice might begin with it
+    assert select.sequences == tuple(tuple(tokenizer.encode(c)) for c in ("bug", "billing", "big"))
+    assert select.num_nodes == len({ids[:n] for ids in select.sequences for n in range(1, len(ids) + 1)})
     assert (select.follows, select.literal) == ("literal", "<|end|>\n")
     assert (code.follows, code.literal, code.expected_len) == ("literal", "Done.", 16)
     assert (rest.follows, rest.literal, rest.expected_len) == ("literal", "<|end|>\n", 0)
@@ -275,8 +275,8 @@ def test_what_is_static_is_so_for_all_arguments(program, data):
             assert known[facts.out].ids[: len(static)] == static
     for facts in plan.selects:
         if facts.sequences and facts.out in known:
-            pending = known[facts.out].pending
-            assert pending is not None and pending[tokenizer.safe_cut(pending) :] == facts.tail
+            pending, fixed = known[facts.out].pending, known[facts.out].fixed
+            assert pending is not None and pending[max(tokenizer.safe_cut(pending), fixed) :] == facts.tail
 
 
 @settings(max_examples=150, deadline=None)

@@ -219,7 +219,7 @@ def tokenized(before, tokenizer=None):
         # What is not settled stays template text, or plain text, as it was.
         (
             'text "x"; special "<|a|>y\\n"; %1 = gen; special "y z"; text "w"',
-            ['ids<x|<|a|>|y> "x<|a|>y"', 'special "\\n"', "%1 = gen", 'ids<y> "y" continues=true', 'special " z"', 'text "w"'],
+            ['ids<x|<|a|>|y> "x<|a|>y"', 'special "\\n"', "%1 = gen", 'ids<y> "y" continues=true fixed=1', 'special " z"', 'text "w"'],
         ),
         ('text "a b"; media image "cat"; text "c d"', ['ids<a| b> "a b"', 'media image "cat"', 'ids<c> "c"', 'text " d"']),
         # A lowered turn's end is settled by the next one's special token, across the regions.
