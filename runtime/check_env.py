@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import platform as host
 import shutil
 import sys
@@ -12,7 +11,7 @@ from importlib import metadata
 
 import torch
 
-from .. import kernels
+from ..kernels.registry import Kernel, explain
 from .attention.base import backend_names
 from .loader import BUILTIN_MODEL
 from .platform import cuda_build, platform_of, platforms
@@ -64,10 +63,16 @@ def check_environment() -> Environment:
         )
     facts['device="auto" means'] = platform_of("auto").name
     facts["attention backends"] = ", ".join(backend_names())
-    facts["kernels"] = ", ".join(sorted(module.name for module in pkgutil.iter_modules(kernels.__path__)))
+    facts |= {f"kernel {kernel.operation}": f"{kernel.name} ({kernel.reason})" for kernel in _kernels()}
     facts["C++ compiler"] = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "none"
     facts["built-in model"] = str(BUILTIN_MODEL) if (BUILTIN_MODEL / "config.json").exists() else "not installed"
     return Environment(facts, tuple(_advice(facts)))
+
+
+def _kernels() -> list[Kernel]:
+    """What the device that "auto" means would run, for activations of the dtype of a bfloat16 checkpoint."""
+    device = platform_of("auto")
+    return explain(device.device, device.act_dtype(device.default_dtype(torch.bfloat16)))
 
 
 def _advice(facts: dict[str, str]) -> list[str]:

@@ -34,6 +34,9 @@ class RowWise(nn.Module):
         """[T, ...] -> [T, ...], row by row."""
         raise NotImplementedError
 
+    def choose_kernels(self, device: torch.device, act_dtype: torch.dtype) -> None:
+        """Take the kernels for this device and dtype from the registry, once. Until then plain torch runs."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.rows(x) if self.counts is None else in_pieces(self.rows, x, self.counts)
 

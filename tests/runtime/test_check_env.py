@@ -16,7 +16,7 @@ def test_the_command_prints_what_is_here(capsys: pytest.CaptureFixture[str]) -> 
     found = {name.strip(): value.strip() for name, value in found.items()}
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
     assert "GiB free, attention: torch_native" in found["device cpu"]
-    assert "torch_deterministic" in found["attention backends"] and "token_bitmask" in found["kernels"]
+    assert "torch_deterministic" in found["attention backends"] and found["kernel rms_norm"]
     assert all(line.startswith("- ") for line in advice.strip().splitlines()) and advice.strip()
     if not torch.cuda.is_available():
         assert found["device cuda"] == "none here" and found['device="auto" means'] == "cpu"
