@@ -27,7 +27,7 @@ T = TypeVar("T")
 JoinMode = Literal["gather_variable", "concate_and_append"]
 
 
-new_select = maker(Select)
+new_text, new_gen, new_select = maker(Text), maker(Gen), maker(Select)
 
 
 class TracedTypes:
@@ -83,7 +83,7 @@ class ProgramState:
                 if other:
                     self.sink.append_text(self.stream, other, caller())  # type: ignore[attr-defined]
             elif not (isinstance(other, str) and not other):
-                self.sink.emit(Text(text=operand(other), stream=self.stream, where=caller()))
+                self.sink.emit(new_text(text=operand(other), stream=self.stream, where=caller()))
         elif isinstance(other, Expression):
             other.append_to(self)
         elif isinstance(other, (list, tuple)):
@@ -103,7 +103,7 @@ class ProgramState:
         if self._types is not None and expr.var is not None:
             self._types.add(expr.var, expr.spec)
         self.sink.emit(
-            Gen(
+            new_gen(
                 out=self.sink.new_ref(), var=expr.var, sampling=expr.sampling, constraint=expr.constraint,
                 logprobs=expr.logprobs, stream=self.stream, where=expr.where,
             )

@@ -217,17 +217,23 @@ class Hooks:
     def fstring(self, *parts: Any) -> Any:
         """An f-string: literal strings and (value, conversion, format spec) triples."""
         pieces: list[Any] = []
+        text = ""
         for part in parts:
-            piece = part if isinstance(part, str) else self._formatted(*part)
-            if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
-                pieces[-1] += piece
-            else:
-                pieces.append(piece)
-        if all(isinstance(piece, str) for piece in pieces):
-            return "".join(pieces)
-        return self.tracer.expr("concat", *(piece for piece in pieces if not (isinstance(piece, str) and not piece)))
+            piece = part if type(part) is str else self._formatted(*part)
+            if isinstance(piece, str):
+                text += piece
+                continue
+            if text:
+                pieces.append(text)
+                text = ""
+            pieces.append(piece)
+        if not pieces:
+            return text
+        return self.tracer.expr("concat", *pieces, text) if text else self.tracer.expr("concat", *pieces)
 
     def _formatted(self, value: Any, conversion: str, spec: Any) -> Any:
+        if type(value) is Symbol and not conversion and type(spec) is str and not spec:
+            return value
         if not _holds_symbol(value) and not isinstance(spec, Symbol):
             if conversion:
                 value = _CONVERSIONS[conversion](value)
@@ -367,7 +373,7 @@ class Recipe(NamedTuple):
     """A comprehension or lambda of the user's, as a function of the variables around it that it reads."""
 
     name: str
-    tree: ast.Lambda  # its parameters are `names`, for a comprehension after what it goes over
+    tree: ast.Expression  # a lambda; its parameters are `names`, for a comprehension after what it goes over
     names: tuple[str, ...]
     globals: dict[str, Any]
     file: str
@@ -379,8 +385,7 @@ class Recipe(NamedTuple):
     def make(self) -> types.FunctionType:
         """The function, in the user's own globals."""
         if self.name not in self.made:
-            code = compile(ast.fix_missing_locations(ast.Expression(self.tree)), self.file, "eval")
-            function: types.FunctionType = eval(code, self.globals)
+            function: types.FunctionType = eval(compile(self.tree, self.file, "eval"), self.globals)
             function.__qualname__ = function.__name__ = self.name
             self.made[self.name] = function
         made: types.FunctionType = self.made[self.name]

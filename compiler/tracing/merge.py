@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from ..fields import map_regions
+from ..fields import map_regions, new_streams, refs_in
 from ..ir import (
     AnyOp,
     Break,
@@ -31,11 +31,13 @@ from ..ir import (
     Scope,
     Select,
     Set,
+    Special,
     Switch,
+    Text,
     regions,
     walk,
 )
-from ..renumber import field_names, renumbered
+from ..renumber import read_ids, renumbered, renumbered_op, with_fields
 from .tracer import Decision, Enter, Leave, PathEvent
 
 Cursor = tuple["Node", int]
@@ -78,26 +80,34 @@ def merge(tree: Node, unexplored: str) -> tuple[AnyOp, ...]:
     _drop_dead(tree)
     ops, rest = _Merger(unexplored).region((tree, 0))
     assert rest is None, "a region was closed that nobody opened"
-    return _renumber(_without_dead(_with_known_reads(_renumber(tuple(ops)))))
+    body = _renumber(tuple(ops))
+    if tree.decision is None and not any(type(op) is Expr and op.fn == "get" for op in walk(body)):
+        return body  # one path, and no value of a variable to be found
+    return _renumber(_without_dead(_with_known_reads(body)))
 
 
 def _drop_dead(node: Node) -> set[int]:
     """Drop the Exprs that nothing on any path from here uses: they would keep paths apart. Returns what is used."""
     used: set[int] = set()
     if node.decision is not None:
-        used.update([node.decision.ref.id] if node.decision.loop is None else _refs_in(node.decision.loop))
+        used.update([node.decision.ref.id] if node.decision.loop is None else read_ids(node.decision.loop))
     for child in (node.if_true, node.if_false):
         if child is not None:
             used |= _drop_dead(child)
     kept: list[PathEvent] = []
     for event in reversed(node.events):
-        if _is_dead(event, used):
+        kind = type(event)
+        if kind in _COMPUTING and _is_dead(event, used):
             continue
-        if not isinstance(event, (Leave, Decision)):
-            used.update(_refs_in(event.op if isinstance(event, Enter) else event))
+        if kind not in _CLOSING:
+            used.update(read_ids(event.op if isinstance(event, Enter) else event))  # type: ignore[arg-type]
         kept.append(event)
     node.events = kept[::-1]
     return used
+
+
+_CLOSING = frozenset({Leave, Decision})
+_COMPUTING = frozenset({Expr, Host})
 
 
 class _Merger:
@@ -111,7 +121,8 @@ class _Merger:
         while at < len(node.events):
             event = node.events[at]
             at += 1
-            if isinstance(event, Leave):
+            kind = type(event)
+            if kind is Leave:
                 return ops, (node, at)
             if isinstance(event, Enter):
                 body, rest = self.region((node, at))
@@ -226,70 +237,54 @@ class _Numbering:
         return tuple(self._op(op, refs, streams) for op in ops)
 
     def _op(self, op: AnyOp, refs: dict[int, int], streams: dict[int, int]) -> AnyOp:
-        out = getattr(op, "out", None)
-        self._check((r for r in _refs_in(op)), refs, self.first_ref)
-        made = op.streams if isinstance(op, Fork) else (op.target,) if isinstance(op, Copy) else ()
-        used = (op.stream, *(op.streams if isinstance(op, Join) else ()))
-        self._check(used, streams, self.first_stream)
+        kind = type(op)
+        first = self.first_ref
+        for number in read_ids(op):
+            if number >= first and number not in refs:
+                raise _MadeElsewhere
+        if op.stream:
+            self._check_stream(op.stream, streams)
+        if kind in _PLAIN:
+            return renumbered_op(op, refs, streams)
         if isinstance(op, Loop):
             return self._loop(op, refs, streams)
+        for stream in op.streams if isinstance(op, Join) else ():
+            self._check_stream(stream, streams)
         new_body: dict[str, Any] = {}
         if isinstance(op, Switch):
             cases = [replace(c, body=self.region(c.body, dict(refs), dict(streams))) for c in op.cases]
             new_body = {"cases": tuple(cases)}
         elif isinstance(op, (Role, Scope)):
             new_body = {"body": self.region(op.body, refs, streams)}
-        for stream in made:
+        for stream in new_streams(op):
             streams[stream] = self.next_stream
             self.next_stream += 1
+        out = getattr(op, "out", None)
         if out is not None:
             refs[out.id] = self.next_ref
             self.next_ref += 1
-        shell = replace(op, **dict.fromkeys(new_body, ()))  # type: ignore[arg-type]
-        header: AnyOp = renumbered(shell, refs, streams)
-        return replace(header, **new_body) if new_body else header
+        header = renumbered_op(op, refs, streams)
+        return with_fields(header, **new_body) if new_body else header
 
     def _loop(self, op: Loop, refs: dict[int, int], streams: dict[int, int]) -> Loop:
         inside = dict(refs)
         self._define(op.params, inside)
         body = self.region(op.body, inside, dict(streams))
         self._define(op.outs, refs)
-        numbers = {**inside, **refs}
-        header: Loop = renumbered(replace(op, body=()), numbers, streams)
-        return replace(header, body=body)
+        header = renumbered_op(op, {**inside, **refs}, streams)
+        return with_fields(header, body=body)  # type: ignore[no-any-return]
 
     def _define(self, made: Iterable[Ref], refs: dict[int, int]) -> None:
         for ref in made:
             refs[ref.id] = self.next_ref
             self.next_ref += 1
 
-    @staticmethod
-    def _check(numbers: Iterable[int], known: dict[int, int], first: int) -> None:
-        if any(number >= first and number not in known for number in numbers):
+    def _check_stream(self, number: int, known: dict[int, int]) -> None:
+        if number >= self.first_stream and number not in known:
             raise _MadeElsewhere
 
 
-def _refs_in(value: Any) -> list[int]:
-    """The values that an op or operand reads, those of its regions left out."""
-    found: list[int] = []
-    _collect_refs(value, found)
-    return found
-
-
-def _collect_refs(value: Any, found: list[int]) -> None:
-    kind = type(value)
-    if kind is Ref:
-        found.append(value.id)
-    elif kind is tuple:
-        for item in value:
-            _collect_refs(item, found)
-    elif kind is not str:
-        for name in field_names(kind):
-            if name not in _MADE:
-                _collect_refs(getattr(value, name), found)
-
-
-_MADE = frozenset({"out", "body", "cases", "params", "outs", "stream", "streams"})
+_PLAIN = frozenset({Text, Special, Set, Return, Opaque, Next, Break})  # they make nothing and hold no region
 
 
 def _is_dead(op: Any, used: set[int]) -> bool:
@@ -299,7 +294,7 @@ def _is_dead(op: Any, used: set[int]) -> bool:
 
 
 def _used(ops: Iterable[AnyOp]) -> set[int]:
-    return {ref for op in walk(tuple(ops)) for ref in _refs_in(op)}
+    return {ref for op in walk(tuple(ops)) for ref in read_ids(op)}
 
 
 def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
@@ -307,8 +302,7 @@ def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     same: dict[int, int] = {}
     _find_known_reads(body, {}, same)
     others = {op.out.id for op in walk(body) if isinstance(op, (Expr, Host))} - same.keys()
-    result: tuple[AnyOp, ...] = renumbered(_filter(body, others), same, {})
-    return result
+    return renumbered(_filter(body, others), same, {})
 
 
 # (stream, variable) -> the value it holds; None: one of several
@@ -376,13 +370,13 @@ def _without_unread(op: AnyOp, used: set[int]) -> AnyOp:
         return op
     ends = list(_ends_of(op.body))
     ids = {id(end) for end in ends}
-    inside = {ref for inner in walk(op.body) if id(inner) not in ids for ref in _refs_in(inner)}
+    inside = {ref for inner in walk(op.body) if id(inner) not in ids for ref in read_ids(inner)}
     params = op.params[len(op.params) - len(op.inits) :]
     needed = {i for i, out in enumerate(op.outs) if out.id in used or params[i].id in inside}
     size = -1
     while size != len(needed):
         size = len(needed)
-        handed = {ref for end in ends for i in needed for ref in _refs_in(end.values[i])}
+        handed = {ref.id for end in ends for i in needed for ref in refs_in(end.values[i])}
         needed |= {i for i, param in enumerate(params) if param.id in handed}
     if len(needed) == len(op.inits):
         return op
@@ -430,4 +424,29 @@ def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
 
 def _renumber(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     """Number values from 0 and streams from 1 in the order in which the program defines them."""
+    if _is_numbered(body, [0, 1]):
+        return body
     return _Numbering(0, 1).region(body, {}, {})
+
+
+def _is_numbered(body: tuple[AnyOp, ...], following: list[int]) -> bool:
+    """Whether values and streams have these numbers already, and so on; the usual case where nothing branches."""
+    for op in body:
+        kind = type(op)
+        if kind in _PLAIN:
+            continue
+        if kind is Switch or kind is Loop:
+            return False
+        for region in regions(op):
+            if not _is_numbered(region, following):
+                return False
+        for stream in new_streams(op):
+            if stream != following[1]:
+                return False
+            following[1] += 1
+        out = getattr(op, "out", None)
+        if out is not None:
+            if out.id != following[0]:
+                return False
+            following[0] += 1
+    return True

@@ -6,6 +6,7 @@ import builtins
 import sys
 import sysconfig
 import types
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,14 @@ def is_users_function(function: Any) -> bool:
     file = function.__code__.co_filename
     if file.startswith("<") and not _has_source(file):
         return False
+    return not _is_installed(file) and function.__module__.split(".")[0] != __name__.split(".")[0]
+
+
+@lru_cache(4096)
+def _is_installed(file: str) -> bool:
+    """Whether a file is of the standard library, or of a package."""
     path = str(Path(file).resolve()) if not file.startswith("<") else file
-    if path.startswith(_SITE) or (path.startswith(_STDLIB) and not path.startswith(_SITE)):
-        return False
-    return function.__module__.split(".")[0] != __name__.split(".")[0]
+    return path.startswith(_SITE) or path.startswith(_STDLIB)
 
 
 def _has_source(file: str) -> bool:

@@ -11,14 +11,15 @@ import ast
 import copy as copying
 import inspect
 import sys
-import textwrap
 import types
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ...core.errors import SourceLoc, TraceError
 from .hooks import Recipe
+from .source import statements
 
 HOOKS = "__dslc_hooks__"
 _FACTORY = "__dslc_factory__"
@@ -41,37 +42,56 @@ def location(function: Callable[..., Any]) -> SourceLoc:
     return SourceLoc(code.co_filename, code.co_firstlineno, code.co_name)
 
 
+class _Rewritten(NamedTuple):
+    """What rewriting a code object gives, whatever globals and closure its functions have."""
+
+    code: types.CodeType  # makes the factory of copies
+    recipes: tuple[Recipe, ...]  # without globals
+
+
+# By code object, then by file and name: code objects of other files may be equal.
+_known: weakref.WeakKeyDictionary[types.CodeType, dict[tuple[str, str], _Rewritten]] = weakref.WeakKeyDictionary()
+
+
 def rewrite(function: types.FunctionType, hooks: Any) -> types.FunctionType:
-    """A copy of `function` whose code goes through `hooks`.
+    """A copy of `function` whose code goes through `hooks`. The rewriting is done once for each code object.
 
     Raises NoSource where there is no source, CannotRewrite for async and generator functions and for those that assign
     to globals or to variables of an enclosing function.
     """
+    known = _known.setdefault(function.__code__, {})
+    name = (function.__code__.co_filename, function.__qualname__)
+    rewritten = known.get(name)
+    if rewritten is None:
+        rewritten = known[name] = _rewritten(function)
+    made: dict[str, Any] = {}
+    recipes = [recipe._replace(globals=function.__globals__, made=made) for recipe in rewritten.recipes]
+    namespace: dict[str, Any] = {**function.__globals__, HOOKS: hooks, _RECIPES: recipes}
+    exec(rewritten.code, namespace)
+    values = [_cell_value(cell) for cell in function.__closure__ or ()]
+    copy: types.FunctionType = namespace.pop(_FACTORY)(*values)
+    copy.__defaults__ = function.__defaults__
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _rewritten(function: types.FunctionType) -> _Rewritten:
     tree = _parse(function)
     _refuse(tree, function)
     name = tree.name
-    defaults = function.__defaults__
     _strip_header(tree)
     code = function.__code__
     rewriter = _Rewriter(function, tree)
-    rewritten = ast.fix_missing_locations(rewriter.visit(tree))
-    free = code.co_freevars
     factory = ast.FunctionDef(
         name=_FACTORY,
         args=ast.arguments(
-            posonlyargs=[], args=[ast.arg(arg=n) for n in free], kwonlyargs=[], kw_defaults=[], defaults=[]
+            posonlyargs=[], args=[ast.arg(arg=n) for n in code.co_freevars], kwonlyargs=[], kw_defaults=[], defaults=[]
         ),
-        body=[rewritten, ast.Return(value=ast.Name(id=name, ctx=ast.Load()))],
+        body=[rewriter.visit(tree), ast.Return(value=ast.Name(id=name, ctx=ast.Load()))],
         decorator_list=[],
     )
-    module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
-    namespace: dict[str, Any] = {**function.__globals__, HOOKS: hooks, _RECIPES: rewriter.recipes}
-    exec(compile(module, code.co_filename, "exec"), namespace)
-    values = [_cell_value(cell) for cell in function.__closure__ or ()]
-    copy: types.FunctionType = namespace.pop(_FACTORY)(*values)
-    copy.__defaults__ = defaults
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+    module = _located(ast.Module(body=[factory], type_ignores=[]))
+    return _Rewritten(compile(module, code.co_filename, "exec"), tuple(rewriter.recipes))
 
 
 class _Unset:
@@ -86,22 +106,19 @@ def _cell_value(cell: types.CellType) -> Any:
 
 
 def _parse(function: types.FunctionType) -> ast.FunctionDef:
+    """The function's statement, at its lines in the file."""
     try:
-        lines, start = inspect.getsourcelines(function)
+        node = statements(function)[0]
     except (OSError, TypeError) as error:
         raise NoSource(
             f"the source of {function.__qualname__} cannot be read ({error})", where=location(function)
         ) from None
-    try:
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except SyntaxError:  # a lambda or a def inside a larger expression: its lines are no statement by themselves
+    except (SyntaxError, IndexError):  # a lambda or a def inside a larger expression
         raise NoSource(f"{function.__qualname__} is not a plain def statement", where=location(function)) from None
-    node = tree.body[0]
     if isinstance(node, ast.AsyncFunctionDef):
         raise CannotRewrite("an async program runs as it is written", where=location(function))
     if not isinstance(node, ast.FunctionDef):
         raise NoSource(f"{function.__qualname__} is not a plain def statement", where=location(function))
-    ast.increment_lineno(node, max(start, 1) - 1)
     return node
 
 
@@ -151,7 +168,6 @@ class _Rewriter(ast.NodeTransformer):
         self.loops: list[str] = []  # the names of the drivers of the loops around; "": a loop without one
         self.function = function
         self.recipes: list[Recipe] = []
-        self.made: dict[str, Any] = {}
         # Names that are no globals, with those of the functions and comprehensions inside that are being visited.
         self.local_names = [{*code.co_varnames, *code.co_cellvars, *code.co_freevars}]
 
@@ -250,8 +266,8 @@ class _Rewriter(ast.NodeTransformer):
         name = f"{self.function.__qualname__}.{kind}#{len(self.recipes)}"
         self.recipes.append(
             Recipe(
-                name, tree, names, self.function.__globals__, self.function.__code__.co_filename,
-                tuple(n for n in reads if n not in around and n not in own), self.made,
+                name, _located(ast.Expression(tree)), names, {}, self.function.__code__.co_filename,
+                tuple(n for n in reads if n not in around and n not in own), {},
             )
         )  # fmt: skip
         return len(self.recipes) - 1
@@ -505,11 +521,41 @@ def _has_star(target: ast.Tuple | ast.List) -> bool:
 
 
 def _placed(node: _Node, like: ast.AST) -> _Node:
-    """A made node at the place of the user's."""
-    for made in ast.walk(node):
-        if not hasattr(made, "lineno") and isinstance(made, (ast.expr, ast.stmt, ast.arg)):
+    """A made node at the place of the user's; what is placed already stays, with all in it."""
+    todo: list[ast.AST] = [node]
+    while todo:
+        made = todo.pop()
+        if "lineno" in made._attributes:
+            if hasattr(made, "lineno"):
+                continue
             ast.copy_location(made, like)
+        todo += _children(made)
     return node
+
+
+def _located(tree: _Node) -> _Node:
+    """Every node that has no place gets that of the node around it, as `compile` wants it."""
+    todo: list[tuple[ast.AST, Any]] = [(tree, (1, 0, 1, 0))]
+    while todo:
+        node, place = todo.pop()
+        if "lineno" in node._attributes:
+            if hasattr(node, "lineno"):
+                place = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+            else:
+                node.lineno, node.col_offset, node.end_lineno, node.end_col_offset = place  # type: ignore[attr-defined]
+        todo += [(child, place) for child in _children(node)]
+    return tree
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    found: list[ast.AST] = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST)]
+        elif isinstance(value, ast.AST):
+            found.append(value)
+    return found
 
 
 def _key_of(target: ast.Subscript | ast.Attribute) -> ast.expr:

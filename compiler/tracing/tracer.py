@@ -33,6 +33,7 @@ from ..ir import (
     Scope,
     Select,
     Set,
+    Text,
 )
 from .hooks import Hooks, Recipe, is_traceable
 from .host import HostTable, is_immutable, mentions_language
@@ -110,6 +111,14 @@ class Copies:
         self._copies: dict[int, types.FunctionType] = {}
         self.captured: dict[int, Any] = {}  # mutable objects that the functions followed can reach, by id
         self.names: dict[int, str] = {}  # of the globals and closure variables that the functions read, by id
+        self._places: dict[tuple[int, int], tuple[types.CodeType, SourceLoc]] = {}
+
+    def place(self, code: types.CodeType, line: int) -> SourceLoc:
+        """A line of a copy as a place in the user's file; made once."""
+        found = self._places.get((id(code), line))
+        if found is None:
+            found = self._places[id(code), line] = (code, SourceLoc(code.co_filename, line, code.co_name))
+        return found[1]
 
     def of(self, function: types.FunctionType) -> types.FunctionType:
         """The copy of a function. Raises NoSource or CannotRewrite."""
@@ -250,7 +259,7 @@ class PathTracer:
         frame = sys._getframe(1)
         while frame is not None:
             if frame.f_globals.get(HOOKS) is self._copies.hooks:
-                return SourceLoc(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+                return self._copies.place(frame.f_code, frame.f_lineno)
             frame = frame.f_back  # type: ignore[assignment]
         return None
 
@@ -534,11 +543,14 @@ class PathTracer:
         self.events.append(op)
 
     def emit(self, op: AnyOp) -> None:
-        self._check_try(op.where)
+        if self.guards:
+            self._check_try(op.where)
         self._record(op)
         stream = self._streams.get(op.stream)
         if stream is None or stream.is_joined:
             raise ProgramError("a branch is used after its join", where=op.where)
+        if type(op) is Text:
+            return
         if isinstance(op, (Gen, Select)):
             if isinstance(op, Select) or "n" not in dict(op.sampling):
                 self._texts.add(op.out.id)
