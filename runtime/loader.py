@@ -17,6 +17,7 @@ from ..core.errors import ModelLoadError
 from .checkpoint import StoredTensor, checkpoint_tensors, read_into
 from .layers.embedding import Embedding
 from .layers.linear import Linear
+from .layers.rowwise import RowWise
 from .models.registry import model_class
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def empty_model(
             if id(param) not in made:  # a tied parameter stays one
                 made[id(param)] = nn.Parameter(torch.empty(param.shape, dtype=dtype, device=device), False)
             module._parameters[name] = made[id(param)]
+        if isinstance(module, RowWise):
+            module.choose_kernels(torch.device(device), act_dtype)
     return model.eval()
 
 
