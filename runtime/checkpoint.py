@@ -146,8 +146,14 @@ def _stored(file: Path, name: str, entry: Any, data_start: int, file_size: int) 
 
 
 def read_into(stream: RawIOBase, stored: StoredTensor, target: Tensor) -> None:
-    """Copy a tensor's values from its open file into `target` (same shape, contiguous; cast to its dtype)."""
+    """Copy a tensor's values from its open file into `target` (same shape; cast to its dtype).
+
+    A target that is not contiguous (a transposed view) is filled by rows, BUFFER_BYTES at a time.
+    """
     stream.seek(stored.offset)
+    if not target.is_contiguous():
+        _read_rows(stream, stored, target)
+        return
     flat = target.view(-1)
     if target.dtype == stored.dtype and target.device.type == "cpu":
         _read(stream, flat, stored)
@@ -158,6 +164,17 @@ def read_into(stream: RawIOBase, stored: StoredTensor, target: Tensor) -> None:
         piece = buffer[: min(step, stored.num_elements - start)]
         _read(stream, piece, stored)
         flat[start : start + len(piece)].copy_(piece)
+
+
+def _read_rows(stream: RawIOBase, stored: StoredTensor, target: Tensor) -> None:
+    row = stored.num_elements // target.shape[0]
+    step = max(1, BUFFER_BYTES // (row * stored.dtype.itemsize))
+    buffer = torch.empty(min(step, target.shape[0]) * row, dtype=stored.dtype)
+    for start in range(0, target.shape[0], step):
+        rows = target[start : start + step]
+        piece = buffer[: rows.numel()]
+        _read(stream, piece, stored)
+        rows.copy_(piece.view(rows.shape))
 
 
 def _read(stream: RawIOBase, flat: Tensor, stored: StoredTensor) -> None:

@@ -122,6 +122,8 @@ def fill(model: CausalLM, stored: Iterable[StoredTensor], folder: Path, *, check
             for tensor in tensors:
                 target = targets.pop(tensor.name, None)
                 if target is None:
+                    target = targets.pop(model.BASE_PREFIX + tensor.name, None)
+                if target is None:
                     _check_unexpected(model, tensor, targets)
                     continue
                 if tuple(target.shape) != tensor.shape:

@@ -13,12 +13,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ModelLoadError
+from .model_dialects import FULL, SLIDING, dialect_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _REQUIRED = object()
-ACTIVATIONS = ("silu",)
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,10 @@ class RopeConfig:
     """Rotary embedding (Su et al., arXiv 2104.09864) and how its frequencies are stretched for longer contexts.
 
     `kind`: default; linear (position interpolation, arXiv 2306.15595); dynamic (NTK-aware, at the context length in
-    use); llama3 (Llama 3.1); yarn (arXiv 2309.00071). `rotary_dim` is how many dimensions of a head are rotated,
-    `original_context` the length the model was trained at. `attention_factor` scales cos and sin (yarn).
+    use); llama3 (Llama 3.1); yarn (arXiv 2309.00071); longrope (arXiv 2402.13753). `rotary_dim` is how many dimensions
+    of a head are rotated, `original_context` the length the model was trained at. `attention_factor` scales cos and sin
+    (yarn, longrope). `short_factor` and `long_factor` [rotary_dim / 2] are longrope's stretches of each pair, for
+    contexts up to the original and beyond. `mscale_all_dim` is yarn's, as DeepSeek's attention wants it.
     """
 
     kind: str = "default"
@@ -41,6 +44,9 @@ class RopeConfig:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    mscale_all_dim: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,10 @@ class ModelConfig:
     `context_length` is how many tokens a sequence may have. `layer_windows[i]` is layer i's sliding window in tokens
     (a row sees itself and the window - 1 tokens before it), None where it sees everything. `attn_logit_cap` and
     `final_logit_cap` are the soft caps c * tanh(x / c), 0 where there is none. `fields` is the whole of config.json,
-    for what a single family needs. `dtype` is the checkpoint's, as a torch name.
+    for what a single family needs (`integer`, `number`, `flag` check such a field). `dtype` is the checkpoint's, as a
+    torch name. `local_rope` is the rope of layers with a window where they have one of their own. A model with pictures
+    or sound keeps its decoder's fields in `text_config`: those are read here. `latent_dim`: what the cache keeps of a
+    token in each layer where that is one vector (multi-head latent attention), else 0.
     """
 
     path: Path
@@ -66,6 +75,7 @@ class ModelConfig:
     norm_eps: float
     hidden_act: str
     rope: RopeConfig
+    local_rope: RopeConfig | None
     context_length: int
     layer_windows: tuple[int | None, ...]
     attention_bias: bool
@@ -73,6 +83,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     attn_logit_cap: float
     final_logit_cap: float
+    latent_dim: int
     dtype: str
     eos_ids: tuple[int, ...]
     bos_id: int | None
@@ -91,7 +102,12 @@ class ModelConfig:
         folder = Path(folder)
         path = folder / "config.json"
         raw = {**_read_json(path, "a model folder needs one; is this the right folder?"), **(overrides or {})}
-        return _Reader(path, raw).model(context_length)
+        return FieldReader(path, raw).model(context_length)
+
+    @property
+    def read(self) -> FieldReader:
+        """Checked access to fields that only one family has; errors name file and field."""
+        return FieldReader(self.path / "config.json", self.fields)
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -106,24 +122,45 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     return value
 
 
-class _Reader:
+class FieldReader:
     """Takes fields out of a config.json, complaining by file and name."""
 
     def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
         self.path = path
-        self.raw = raw
+        text = raw.get("text_config")
+        self.outer = raw
+        self.raw: Mapping[str, Any] = text if isinstance(text, dict) else raw
+        self.is_nested = self.raw is not raw
+        self.model_type = str(self.raw.get("model_type", ""))
+        self.dialect = dialect_of(self.model_type)
 
     def error(self, name: str, message: str) -> ModelLoadError:
-        return ModelLoadError(f"field {name!r} {message}", path=str(self.path))
+        theirs = ("text_config." if self.is_nested else "") + self.dialect.names.get(name, name)
+        return ModelLoadError(f"field {theirs!r} {message}", path=str(self.path))
 
     def get(self, name: str, default: Any = _REQUIRED, *, of: Mapping[str, Any] | None = None, at: str = "") -> Any:
-        """The field's value, or `default` where it is missing or null."""
-        value = (self.raw if of is None else of).get(name)
+        """The field's value: the family's default where it is missing, `default` where it is null or there is none.
+
+        Of a decoder in a larger model, the outer fields count where the inner ones do not say.
+        """
+        if of is not None:
+            value = of.get(name)
+        else:
+            value = self._value(name)
         if value is not None:
             return value
         if default is _REQUIRED:
             raise self.error(at + name, "is missing")
         return default
+
+    def _value(self, name: str) -> Any:
+        default = self.dialect.defaults.get(name)
+        for theirs in (self.dialect.names.get(name, name), name):
+            if theirs in self.raw and (self.raw[theirs] is not None or not callable(default)):
+                return self.raw[theirs]
+        if self.is_nested and self.outer.get(name) is not None:
+            return self.outer[name]
+        return default(self) if callable(default) else default
 
     def integer(self, name: str, default: Any = _REQUIRED) -> int:
         value = self.get(name, default)
@@ -152,7 +189,7 @@ class _Reader:
         return value
 
     def model(self, wished_context: int | None) -> ModelConfig:
-        if "quantization_config" in self.raw:
+        if "quantization_config" in self.outer or "quantization_config" in self.raw:
             raise self.error("quantization_config", "is set: quantised checkpoints cannot be loaded; use the plain one")
         num_layers = self.integer("num_hidden_layers")
         hidden_size = self.integer("hidden_size")
@@ -164,14 +201,15 @@ class _Reader:
             raise self.error("hidden_size", f"({hidden_size}) must be a multiple of num_attention_heads ({num_heads})")
         head_dim = self.integer("head_dim", max(1, hidden_size // num_heads))
         hidden_act = self.get("hidden_act", "silu")
+        hidden_act = self.dialect.activations.get(hidden_act, hidden_act)
         if hidden_act not in ACTIVATIONS:
             raise self.error("hidden_act", f"must be one of {', '.join(ACTIVATIONS)}, not {hidden_act!r}")
         vocab_size = self.integer("vocab_size")
-        rope, context_length = self.rope(head_dim, wished_context)
+        rope, local_rope, context_length = self.ropes(head_dim, wished_context)
         return ModelConfig(
             path=self.path.parent,
             architecture=self.architecture(),
-            model_type=str(self.get("model_type", "")),
+            model_type=self.model_type,
             num_layers=num_layers,
             hidden_size=hidden_size,
             intermediate_size=self.integer("intermediate_size"),
@@ -182,6 +220,7 @@ class _Reader:
             norm_eps=self.number("rms_norm_eps", 1e-6),
             hidden_act=hidden_act,
             rope=rope,
+            local_rope=local_rope,
             context_length=context_length,
             layer_windows=self.windows(num_layers),
             attention_bias=self.flag("attention_bias"),
@@ -189,17 +228,22 @@ class _Reader:
             tie_word_embeddings=self.flag("tie_word_embeddings"),
             attn_logit_cap=self.cap("attn_logit_softcapping"),
             final_logit_cap=self.cap("final_logit_softcapping"),
+            latent_dim=self.latent_dim(),
             dtype=self.dtype(),
             eos_ids=self.eos_ids(vocab_size),
             bos_id=self.token_id("bos_token_id", vocab_size),
             pad_id=self.token_id("pad_token_id", vocab_size),
-            fields=MappingProxyType(dict(self.raw)),
+            fields=MappingProxyType(dict(self.outer)),
         )
 
     def architecture(self) -> str:
-        names = self.get("architectures")
+        names = self.outer.get("architectures")
+        if names is None:
+            raise ModelLoadError("field 'architectures' is missing", path=str(self.path))
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
-            raise self.error("architectures", f"must be a list with one class name, not {names!r}")
+            raise ModelLoadError(
+                f"field 'architectures' must be a list with one class name, not {names!r}", path=str(self.path)
+            )
         return names[0]
 
     def cap(self, name: str) -> float:
@@ -227,7 +271,7 @@ class _Reader:
         generation = self.path.with_name("generation_config.json")
         readers = [self]
         if generation.exists():
-            readers.append(_Reader(generation, _read_json(generation, "")))
+            readers.append(FieldReader(generation, _read_json(generation, "")))
         for reader in readers:
             value = reader.get("eos_token_id", [])
             for token_id in value if isinstance(value, list) else [value]:
@@ -237,34 +281,57 @@ class _Reader:
         return tuple(found)
 
     def windows(self, num_layers: int) -> tuple[int | None, ...]:
-        """Each layer's sliding window: by `layer_types`, or by the older fields of the Mistral and Qwen families."""
+        """Each layer's sliding window: by `layer_types`, or by the rule of the family."""
         if self.get("sliding_window", None) is None or not self.flag("use_sliding_window", True):
             return (None,) * num_layers
-        window = self.integer("sliding_window")
         kinds = self.get("layer_types", None)
         if kinds is None:
-            first = 0
-            if "use_sliding_window" in self.raw:  # Qwen: the first layers see everything
-                first = self.get("max_window_layers", num_layers)
-            elif self.get("model_type", "") not in ("mistral",):
+            if self.dialect.layer_kinds is None:
                 return (None,) * num_layers  # the field is there, but nothing says that a layer uses it
-            return tuple(window if i >= first else None for i in range(num_layers))
-        known = ("full_attention", "sliding_attention")
+            kinds = self.dialect.layer_kinds(self, num_layers)
+        known = (FULL, SLIDING)
         if not isinstance(kinds, list) or len(kinds) != num_layers or any(kind not in known for kind in kinds):
             raise self.error("layer_types", f"must list {num_layers} of {' / '.join(known)}, not {kinds!r}")
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        if SLIDING not in kinds:
+            return (None,) * num_layers
+        window = self.integer("sliding_window")
+        return tuple(window if kind == SLIDING else None for kind in kinds)
 
-    def rope(self, head_dim: int, wished_context: int | None) -> tuple[RopeConfig, int]:
-        """The rotary parameters and the context length they give.
+    def latent_dim(self) -> int:
+        """Multi-head latent attention keeps a compressed vector and a rotated key that all heads share."""
+        if self.get("kv_lora_rank", None) is None:
+            return 0
+        return self.integer("kv_lora_rank") + self.integer("qk_rope_head_dim")
 
-        transformers 5 writes `rope_parameters`, older checkpoints `rope_theta` and `rope_scaling`.
+    def ropes(self, head_dim: int, wished_context: int | None) -> tuple[RopeConfig, RopeConfig | None, int]:
+        """The rotary parameters, those of layers with a window if they differ, and the context length they give.
+
+        transformers 5 writes `rope_parameters` (for each kind of layer, or for all), older checkpoints `rope_theta` and
+        `rope_scaling`.
         """
-        at = "rope_parameters" if self.get("rope_parameters", None) else "rope_scaling"
-        table = self.get(at, {})
+        is_old = not self.raw.get("rope_parameters") and self.raw.get("rope_scaling") is not None
+        at = "rope_scaling" if is_old else "rope_parameters"
+        table = self.raw["rope_scaling"] if is_old else self.get("rope_parameters", {})
         if not isinstance(table, dict):
             raise self.error(at, f"must be an object, not {table!r}")
+        if isinstance(table.get(FULL), dict):
+            rope, context = self.rope(table[FULL], f"{at}.{FULL}.", head_dim, wished_context)
+            local = table.get(SLIDING)
+            if not isinstance(local, dict):
+                raise self.error(f"{at}.{SLIDING}", f"must be an object, not {local!r}")
+            return rope, self.rope(local, f"{at}.{SLIDING}.", head_dim, None)[0], context
+        rope, context = self.rope(table, f"{at}.", head_dim, wished_context)
+        if self.dialect.local_theta:
+            theta = self.number("rope_local_base_freq", self.dialect.local_theta)
+            return rope, RopeConfig(theta=theta, rotary_dim=rope.rotary_dim), context
+        return rope, None, context
+
+    def rope(
+        self, table: Mapping[str, Any], at: str, head_dim: int, wished_context: int | None
+    ) -> tuple[RopeConfig, int]:
+        """One set of rotary parameters and the context length it gives."""
         kind = self.get("rope_type", self.get("type", "default", of=table), of=table)
-        at += "."
+        kind = self.dialect.rope_kinds.get(kind, kind) if isinstance(kind, str) else kind
         read = _ROPE_KINDS.get(kind) if isinstance(kind, str) else None
         if read is None:
             raise self.error(f"{at}rope_type", f"must be one of {', '.join(_ROPE_KINDS)}, not {kind!r}")
@@ -274,10 +341,17 @@ class _Reader:
         if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
             raise self.error("head_dim", f"rotates {rotary_dim} of {head_dim} dimensions; that must be even and fit")
         trained = self.integer("max_position_embeddings")
-        original = self.get("original_max_position_embeddings", trained, of=table)
+        original = self.get("original_max_position_embeddings", None)  # Phi-3 has it beside the table
+        if original is None:
+            original = self.get("original_max_position_embeddings", trained, of=table)
         if type(original) is not int or original < 1:
             raise self.error(f"{at}original_max_position_embeddings", f"must be a positive integer, not {original!r}")
         options, longest = read(self, table, at, trained, original)
+        if self.dialect.positions_are_stretched:
+            longest = trained
+        for name in ("short_factor", "long_factor"):
+            if len(options.get(name, ())) not in (0, rotary_dim // 2):
+                raise self.error(f"{at}{name}", f"must hold {rotary_dim // 2} numbers, not {len(options[name])}")
         context = min(longest, trained) if kind == "dynamic" else longest
         if wished_context is not None:
             if wished_context > longest:
@@ -287,21 +361,23 @@ class _Reader:
                     path=str(self.path),
                 )
             context = wished_context
+        if kind not in ("llama3", "yarn", "longrope"):
+            original = trained
         rope = RopeConfig(kind=kind, theta=theta, rotary_dim=rotary_dim, original_context=original, **options)
         return rope, context
 
 
-def _default(reader: _Reader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
+def _default(reader: FieldReader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
     return {}, trained
 
 
-def _scaled(reader: _Reader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
+def _scaled(reader: FieldReader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
     """linear, dynamic: `factor` times the trained context."""
     factor = reader.number("factor", of=table, at=at)
     return {"factor": factor}, int(trained * factor)
 
 
-def _llama3(reader: _Reader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
+def _llama3(reader: FieldReader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
     """`max_position_embeddings` is the stretched length already."""
     low = reader.number("low_freq_factor", of=table, at=at)
     high = reader.number("high_freq_factor", of=table, at=at)
@@ -311,7 +387,7 @@ def _llama3(reader: _Reader, table: Mapping[str, Any], at: str, trained: int, or
     return {"factor": factor, "low_freq_factor": low, "high_freq_factor": high}, trained
 
 
-def _yarn(reader: _Reader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
+def _yarn(reader: FieldReader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
     """The stretched length is `factor` times the original one, whichever of the two config.json gives as the limit."""
     factor = reader.number("factor", trained / original, of=table, at=at)
 
@@ -327,8 +403,28 @@ def _yarn(reader: _Reader, table: Mapping[str, Any], at: str, trained: int, orig
         "beta_slow": reader.number("beta_slow", 1.0, of=table, at=at),
         "truncate": bool(truncate),
         "attention_factor": reader.number("attention_factor", inferred, of=table, at=at),
+        "mscale_all_dim": float(mscale_all or 0.0),
     }
     return options, max(trained, int(original * factor))
 
 
-_ROPE_KINDS = {"default": _default, "linear": _scaled, "dynamic": _scaled, "llama3": _llama3, "yarn": _yarn}
+def _longrope(reader: FieldReader, table: Mapping[str, Any], at: str, trained: int, original: int) -> tuple[Any, int]:
+    """`max_position_embeddings` is the stretched length already."""
+    factor = reader.number("factor", trained / original, of=table, at=at)
+    inferred = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    options: dict[str, Any] = {
+        "factor": factor,
+        "attention_factor": reader.number("attention_factor", inferred, of=table, at=at),
+    }
+    for name in ("short_factor", "long_factor"):
+        values = reader.get(name, of=table, at=at)
+        if not isinstance(values, list) or not all(isinstance(v, (int, float)) and v > 0 for v in values):
+            raise reader.error(at + name, f"must be a list of numbers above 0, not {values!r}")
+        options[name] = tuple(float(value) for value in values)
+    return options, trained
+
+
+_ROPE_KINDS = {
+    "default": _default, "linear": _scaled, "dynamic": _scaled, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope,
+    "su": _longrope,
+}  # fmt: skip

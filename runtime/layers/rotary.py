@@ -20,14 +20,18 @@ BLOCK = 1024  # positions whose angles are computed together
 def inverse_frequencies(rope: RopeConfig, context_length: int) -> Tensor:
     """[rotary_dim / 2] float32: angle of pair i per position.
 
-    `context_length` matters to dynamic rope only: its base is stretched to that length once, for all positions, so
-    that keys in the cache never go stale. (transformers stretches it batch by batch beyond the trained length; up to
-    there both are the plain frequencies.)
+    `context_length` matters to dynamic rope and longrope: the base is stretched to that length, or the long factors
+    taken, once and for all positions, so that keys in the cache never go stale. (transformers decides batch by batch;
+    a context no longer than the original one gives both the same.)
     """
     dim, base = rope.rotary_dim, rope.theta
     if rope.kind == "dynamic" and context_length > rope.original_context:
         stretch = rope.factor * context_length / rope.original_context - (rope.factor - 1)
         base = base * stretch ** (dim / (dim - 2))
+    if rope.kind == "longrope":
+        stretched = rope.long_factor if context_length > rope.original_context else rope.short_factor
+        pairs = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+        return 1.0 / (torch.tensor(stretched, dtype=torch.float32) * base**pairs)
     freq = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     if rope.kind == "linear":
         return freq / rope.factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,20 @@ from ..layers.linear import Linear
 from ..layers.logits import LogitsProcessor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..attention.base import AttentionBackend
     from ..batch import ForwardBatch
     from ..memory.kv_pool import KVPool
     from ..model_config import ModelConfig
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A module whose parameters have other names, or another shape, in the checkpoint."""
+
+    def checkpoint_parts(self, prefix: str) -> Iterable[tuple[str, Tensor]]:
+        """(checkpoint name, a view of a parameter where its values go); `prefix` is the module's own name."""
 
 
 class CausalLM(nn.Module, ABC):
@@ -31,6 +39,7 @@ class CausalLM(nn.Module, ABC):
     lm_head: Linear
 
     IGNORED_TENSORS: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)  # name endings a checkpoint may have in vain
+    BASE_PREFIX: ClassVar[str] = "model."  # of all names but the head's; checkpoints of the model without head lack it
 
     def __init__(self, config: ModelConfig, act_dtype: torch.dtype) -> None:
         super().__init__()
@@ -57,11 +66,10 @@ class CausalLM(nn.Module, ABC):
         targets: dict[str, Tensor] = {}
         seen: set[int] = set()
         for path, module in self.named_modules():
-            if isinstance(module, Linear) and id(module.weight) not in seen:
-                seen.update(id(param) for param in module.parameters(recurse=False))
+            own = [(name, param) for name, param in module.named_parameters(recurse=False) if id(param) not in seen]
+            seen.update(id(param) for _, param in own)
+            if own and isinstance(module, HasParts):
                 targets.update(module.checkpoint_parts(path))
-            for name, param in module.named_parameters(recurse=False):
-                if id(param) not in seen:
-                    seen.add(id(param))
-                    targets[f"{path}.{name}"] = param.data
+            else:
+                targets.update((f"{path}.{name}" if path else name, param.data) for name, param in own)
         return targets

@@ -9,12 +9,12 @@ attention(x) = out(softmax(rope(q) rope(k)^T / sqrt(head_dim)) v),  q, k, v = li
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..layers.activation import SiluAndMul
+from ..layers.activation import GatedActivation
 from ..layers.attention import RadixAttention
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear, MergedLinear
@@ -23,6 +23,8 @@ from ..layers.rotary import RotaryTable, rotate
 from .base import CausalLM
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from ..attention.base import AttentionBackend
     from ..batch import ForwardBatch
     from ..memory.kv_pool import KVPool
@@ -32,13 +34,13 @@ Rope = tuple[Tensor, Tensor]  # cos, sin of this forward's rows
 
 
 class LlamaMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)), act being silu unless config.json says otherwise."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, inner: int | None = None) -> None:
         super().__init__()
-        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        hidden, inner, bias = config.hidden_size, inner or config.intermediate_size, config.mlp_bias
         self.gate_up_proj = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
-        self.act = SiluAndMul(2 * inner)
+        self.act = GatedActivation(2 * inner, config.hidden_act)
         self.down_proj = Linear(inner, hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ class LlamaMLP(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Grouped-query attention with rotary positions. Families that follow Llama change its biases or `rotated`."""
+    """Grouped-query attention with rotary positions. Families that follow Llama change a hook or two."""
 
     def __init__(self, config: ModelConfig, layer_id: int) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class LlamaAttention(nn.Module):
         self.attn = RadixAttention(
             self.num_heads,
             self.head_dim,
-            self.head_dim**-0.5,
+            self.scaling(config),
             self.num_kv_heads,
             layer_id,
             logit_cap=config.attn_logit_cap,
@@ -72,6 +74,10 @@ class LlamaAttention(nn.Module):
     def biases(self, config: ModelConfig) -> tuple[bool, bool]:
         """Whether q, k, v and whether the output have a bias."""
         return config.attention_bias, config.attention_bias
+
+    def scaling(self, config: ModelConfig) -> float:
+        """What scores are multiplied by."""
+        return float(config.head_dim**-0.5)
 
     def rotated(self, qk: Tensor, rope: Rope) -> Tensor:
         """Queries and keys [T, heads + kv_heads, D] with their positions."""
@@ -87,14 +93,22 @@ class LlamaAttention(nn.Module):
 
 
 class LlamaDecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Families name other parts as class attributes."""
 
-    def __init__(self, config: ModelConfig, layer_id: int, attention: type[LlamaAttention]) -> None:
+    attention: ClassVar[Callable[[ModelConfig, int], nn.Module]] = LlamaAttention
+    norm: ClassVar[Callable[[int, float], nn.Module]] = RMSNorm
+
+    def __init__(self, config: ModelConfig, layer_id: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = attention(config, layer_id)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = LlamaMLP(config)
+        cls = type(self)
+        self.input_layernorm = cls.norm(config.hidden_size, config.norm_eps)
+        self.self_attn = cls.attention(config, layer_id)
+        self.post_attention_layernorm = cls.norm(config.hidden_size, config.norm_eps)
+        self.mlp = self.make_mlp(config, layer_id)
+
+    def make_mlp(self, config: ModelConfig, layer_id: int) -> nn.Module:
+        """[T, hidden] -> [T, hidden]; another one in some layers of mixtures."""
+        return LlamaMLP(config)
 
     def forward(self, x: Tensor, rope: Rope, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, fb, kv_pool, attn)
@@ -105,33 +119,43 @@ class LlamaDecoderLayer(nn.Module):
 class LlamaModel(nn.Module):
     """Embedding, layers, final norm."""
 
-    def __init__(self, config: ModelConfig, act_dtype: torch.dtype, attention: type[LlamaAttention]) -> None:
+    def __init__(self, config: ModelConfig, act_dtype: torch.dtype, layer: type[LlamaDecoderLayer]) -> None:
         super().__init__()
         self.act_dtype = act_dtype
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaDecoderLayer(config, i, attention) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.layers = nn.ModuleList(layer(config, i) for i in range(config.num_layers))
+        self.norm = layer.norm(config.hidden_size, config.norm_eps)
         self.rotary = RotaryTable(config.rope, config.context_length)
 
+    def embedded(self, input_ids: Tensor) -> Tensor:
+        """[T] -> [T, hidden]: what the first layer takes."""
+        out: Tensor = self.embed_tokens(input_ids, self.act_dtype)
+        return out
+
+    def angles(self, positions: Tensor, end: int) -> Sequence[Rope]:
+        """cos and sin of the rows for each layer; `end` is above all positions."""
+        return [self.rotary.at(positions, end)] * len(self.layers)
+
     def forward(
-        self, input_ids: Tensor, positions: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend
+        self, x: Tensor, positions: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend
     ) -> Tensor:
-        rope = self.rotary.at(positions, max(fb.seq_lens_cpu, default=0))
-        x = self.embed_tokens(input_ids, self.act_dtype)
-        for layer in self.layers:
+        """Embedded rows [T, hidden] -> normalised final hidden states [T, hidden]."""
+        angles = self.angles(positions, max(fb.seq_lens_cpu, default=0))
+        for layer, rope in zip(self.layers, angles, strict=True):
             x = layer(x, rope, fb, kv_pool, attn)
         out: Tensor = self.norm(x)
         return out
 
 
 class LlamaForCausalLM(CausalLM):
-    """The whole model; subclasses name another attention."""
+    """The whole model; subclasses name another layer or another model."""
 
-    attention: type[LlamaAttention] = LlamaAttention
+    layer: ClassVar[type[LlamaDecoderLayer]] = LlamaDecoderLayer
+    inner: ClassVar[type[LlamaModel]] = LlamaModel
 
     def __init__(self, config: ModelConfig, act_dtype: torch.dtype) -> None:
         super().__init__(config, act_dtype)
-        self.model = LlamaModel(config, act_dtype, self.attention)
+        self.model = self.inner(config, act_dtype, self.layer)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -139,7 +163,7 @@ class LlamaForCausalLM(CausalLM):
     def forward(
         self, input_ids: Tensor, positions: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend
     ) -> Tensor:
-        out: Tensor = self.model(input_ids, positions, fb, kv_pool, attn)
+        out: Tensor = self.model(self.model.embedded(input_ids), positions, fb, kv_pool, attn)
         return out
 
 

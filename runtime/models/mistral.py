@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .llama import LlamaAttention, LlamaForCausalLM
+from .llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 
 if TYPE_CHECKING:
     from ..model_config import ModelConfig
@@ -17,8 +17,12 @@ class MistralAttention(LlamaAttention):
         return False, False
 
 
-class MistralForCausalLM(LlamaForCausalLM):
+class MistralDecoderLayer(LlamaDecoderLayer):
     attention = MistralAttention
+
+
+class MistralForCausalLM(LlamaForCausalLM):
+    layer = MistralDecoderLayer
 
 
 EntryClass = MistralForCausalLM

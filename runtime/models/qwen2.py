@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .llama import LlamaAttention, LlamaForCausalLM
+from .llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 
 if TYPE_CHECKING:
     from ..model_config import ModelConfig
@@ -17,8 +17,12 @@ class Qwen2Attention(LlamaAttention):
         return True, False
 
 
-class Qwen2ForCausalLM(LlamaForCausalLM):
+class Qwen2DecoderLayer(LlamaDecoderLayer):
     attention = Qwen2Attention
+
+
+class Qwen2ForCausalLM(LlamaForCausalLM):
+    layer = Qwen2DecoderLayer
 
 
 EntryClass = Qwen2ForCausalLM

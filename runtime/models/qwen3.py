@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..layers.norm import RMSNorm
 from ..layers.rotary import rotate
-from .llama import LlamaAttention, LlamaForCausalLM, Rope
+from .llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, Rope
 
 if TYPE_CHECKING:
     from ..model_config import ModelConfig
@@ -28,8 +28,12 @@ class Qwen3Attention(LlamaAttention):
         return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), *rope)
 
 
-class Qwen3ForCausalLM(LlamaForCausalLM):
+class Qwen3DecoderLayer(LlamaDecoderLayer):
     attention = Qwen3Attention
+
+
+class Qwen3ForCausalLM(LlamaForCausalLM):
+    layer = Qwen3DecoderLayer
 
 
 EntryClass = Qwen3ForCausalLM

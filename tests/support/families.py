@@ -1,0 +1,168 @@
+"""Tiny checkpoints of every family, made by transformers: how each is configured, and how its weights are drawn.
+
+    from support.families import FAMILIES, family_checkpoint
+
+    path = family_checkpoint("gemma2")     # a folder; the same one for the life of the process
+
+Two or three layers, hidden 64, 211 ids, and a head size that is not hidden / heads where a family allows that. Weights
+have std 0.25: at 0.02 logits are almost flat, and wrong positions, masks or scales go unseen.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+VOCAB = 211
+WINDOW = 24
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table: transformers' classes, config fields beyond the common ones, and the weights' spread.
+
+    `common` False: the config class has names of its own. `window` is the sliding window of some layer, which prompts
+    must exceed; `context_length` what the engine is asked for.
+    """
+
+    config: str
+    model: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    common: bool = True
+    std: float = 0.25
+    window: int | None = None
+    context_length: int | None = None
+    seed: int = 0
+    embed_std: float | None = None  # of the embedding, where it is scaled up: a head tied to it would repeat its input
+
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+WIDE = {"head_dim": 32}
+SHORT = [1.0 + 0.1 * i for i in range(8)]
+LONG = [2.0 + 0.5 * i for i in range(8)]
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": SHORT, "long_factor": LONG,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 2,
+    "eos_token_id": 2,
+}  # fmt: skip
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+FAMILIES: dict[str, Family] = {
+    "llama3": Family("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LLAMA3}),
+    "llama3.2": Family(
+        "LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, **WIDE}
+    ),
+    "mistral": Family("MistralConfig", "MistralForCausalLM", {"sliding_window": WINDOW, **WIDE}, window=WINDOW),
+    "qwen2": Family("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": Family("Qwen3Config", "Qwen3ForCausalLM", WIDE),
+    "gemma": Family("GemmaConfig", "GemmaForCausalLM", WIDE, embed_std=0.1),
+    "gemma2": Family(
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {"sliding_window": WINDOW, "query_pre_attn_scalar": 24, **WIDE},
+        window=WINDOW,
+        embed_std=0.1,
+    ),
+    "gemma3": Family(
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": GEMMA3_ROPE,
+            **WIDE,
+        },
+        window=WINDOW,
+        embed_std=0.1,
+    ),
+    "phi3": Family("Phi3Config", "Phi3ForCausalLM", {"sliding_window": WINDOW}, window=WINDOW),
+    "phi3-longrope": Family("Phi3Config", "Phi3ForCausalLM", {"rope_parameters": LONGROPE}, context_length=32),
+    "phi4-mini": Family("Phi3Config", "Phi3ForCausalLM", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    "gpt2": Family("GPT2Config", "GPT2LMHeadModel", GPT2, common=False),
+}
+
+
+@lru_cache(maxsize=1)
+def _root() -> Path:
+    root = Path(tempfile.mkdtemp(prefix="dslc-families-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
+
+
+def family_config(name: str) -> Any:
+    """transformers' config object."""
+    import transformers
+
+    family = FAMILIES[name]
+    fields = {**(COMMON if family.common else {}), **family.fields}
+    return getattr(transformers, family.config)(**{key: value for key, value in fields.items() if value is not ...})
+
+
+def draw_weights(model: Any, std: float, seed: int, embed_std: float | None = None) -> None:
+    """Random values for all parameters: norms around 1 (or 0, where a norm adds 1), the rest with this spread."""
+    import torch
+
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, param in sorted(model.named_parameters()):
+            noise = torch.randn(param.shape, generator=rng)
+            is_norm = "norm" in name.lower() or ".ln_" in name
+            if is_norm and name.endswith("weight"):
+                param.copy_((0.0 if "gemma" in model.config.model_type else 1.0) + 0.1 * noise)
+            elif embed_std is not None and "embed_tokens" in name:
+                param.copy_(embed_std * noise)
+            elif name.endswith("bias") or param.dim() == 1:
+                param.copy_(0.5 * std * noise)
+            else:
+                param.copy_(std * noise)
+
+
+@cache
+def family_checkpoint(name: str) -> Path:
+    """The folder of the family's tiny checkpoint, float32 safetensors, with the configs beside it."""
+    import transformers
+
+    family = FAMILIES[name]
+    model = getattr(transformers, family.model)(family_config(name)).eval()
+    draw_weights(model, family.std, family.seed, family.embed_std)
+    path = _root() / name
+    model.save_pretrained(path)
+    return path
+
+
+@lru_cache(maxsize=4)
+def family_reference(name: str) -> Any:
+    """transformers' model of the family's checkpoint, float32, its plain attention."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, FAMILIES[name].model)
+    return cls.from_pretrained(family_checkpoint(name), dtype=torch.float32, attn_implementation="eager").eval()
