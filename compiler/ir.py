@@ -379,6 +379,12 @@ class Program:
         """Whether the program has no break, so that it can run without its Python body."""
         return not any(isinstance(op, Opaque) for op in walk(self.body))
 
+    def __str__(self) -> str:
+        """The text form (docs/ir.md)."""
+        from .printer import print_program
+
+        return print_program(self).rstrip("\n")
+
 
 def regions(op: AnyOp) -> tuple[tuple[AnyOp, ...], ...]:
     """The regions of an op, in order; empty for a leaf."""

@@ -58,6 +58,7 @@ def test_ops_can_stand_on_one_line():
 @given(programs())
 def test_printed_then_parsed_is_the_same(program):
     text = print_program(program)
+    assert str(program) == text.rstrip("\n")
     assert parse_program(text) == program
     assert print_program(parse_program(text)) == text  # equality alone takes True for 1
     assert parse_program(print_program(program, with_lines=True)) == program
