@@ -85,6 +85,7 @@ _DEEPSEEK = {"head_dim": lambda reader: reader.integer("qk_rope_head_dim")}
 DIALECTS: dict[str, Dialect] = {
     "mistral": Dialect(layer_kinds=_all),
     "ministral": Dialect(layer_kinds=_all, defaults={"sliding_window": 4096}),
+    "ministral3": Dialect(defaults={"rms_norm_eps": 1e-5, "head_dim": 128}),
     "mixtral": Dialect(layer_kinds=_all, defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5}),
     "qwen2": Dialect(layer_kinds=_qwen),
     "qwen3": Dialect(layer_kinds=_qwen),

@@ -94,6 +94,16 @@ class RotaryTable:
         self._cos, self._sin = torch.cat(cos).to(device), torch.cat(sin).to(device)
 
 
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `rotate`, for models whose pairs are neighbours (2 i, 2 i + 1). The turned pairs come out as (i, i + d / 2).
+
+    That is another order of dimensions, the same for queries and keys, so that scores are not touched.
+    """
+    half = cos.shape[-1]
+    pairs = x[..., : 2 * half].unflatten(-1, (half, 2)).transpose(-1, -2).flatten(-2)
+    return rotate(torch.cat((pairs, x[..., 2 * half :]), dim=-1), cos, sin)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, heads, head_dim] turned by cos, sin [T, 1, d / 2] in its first d dimensions; the rest goes through."""
     half = cos.shape[-1]

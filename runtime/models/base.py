@@ -39,6 +39,7 @@ class CausalLM(nn.Module, ABC):
     lm_head: Linear
 
     IGNORED_TENSORS: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)  # name endings a checkpoint may have in vain
+    CHECKPOINT_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()  # (part of our name, what the checkpoint has there)
     BASE_PREFIX: ClassVar[str] = "model."  # of all names but the head's; checkpoints of the model without head lack it
 
     def __init__(self, config: ModelConfig, act_dtype: torch.dtype) -> None:
@@ -68,8 +69,13 @@ class CausalLM(nn.Module, ABC):
         for path, module in self.named_modules():
             own = [(name, param) for name, param in module.named_parameters(recurse=False) if id(param) not in seen]
             seen.update(id(param) for _, param in own)
+            parts: Iterable[tuple[str, Tensor]] = [(f"{path}.{name}" if path else name, p.data) for name, p in own]
             if own and isinstance(module, HasParts):
-                targets.update(module.checkpoint_parts(path))
-            else:
-                targets.update((f"{path}.{name}" if path else name, param.data) for name, param in own)
+                parts = module.checkpoint_parts(path)
+            targets.update((self._checkpoint_name(name), target) for name, target in parts)
         return targets
+
+    def _checkpoint_name(self, name: str) -> str:
+        for ours, theirs in self.CHECKPOINT_NAMES:
+            name = name.replace(ours, theirs)
+        return name

@@ -33,7 +33,7 @@ class Gemma3Attention(Gemma2Attention):
 
     def rotated(self, qk: Tensor, rope: Rope) -> Tensor:
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), *rope)
+        return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), rope[0], rope[1])
 
 
 class Gemma3DecoderLayer(Gemma2DecoderLayer):

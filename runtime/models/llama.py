@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..layers.activation import GatedActivation
+from ..layers.activation import gated
 from ..layers.attention import RadixAttention
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear, MergedLinear
@@ -23,14 +23,14 @@ from ..layers.rotary import RotaryTable, rotate
 from .base import CausalLM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ..attention.base import AttentionBackend
     from ..batch import ForwardBatch
     from ..memory.kv_pool import KVPool
     from ..model_config import ModelConfig
 
-Rope = tuple[Tensor, Tensor]  # cos, sin of this forward's rows
+Rope = tuple[Tensor, ...]  # cos, sin of this forward's rows, and what else a family needs of their positions
 
 
 class LlamaMLP(nn.Module):
@@ -39,8 +39,8 @@ class LlamaMLP(nn.Module):
     def __init__(self, config: ModelConfig, inner: int | None = None) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, inner or config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
-        self.act = GatedActivation(2 * inner, config.hidden_act)
+        self.gate_up_proj: Linear = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
+        self.act = gated(2 * inner, config.hidden_act)
         self.down_proj = Linear(inner, hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class LlamaAttention(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         qkv_bias, out_bias = self.biases(config)
-        self.qkv_proj = MergedLinear(
+        self.qkv_proj: Linear = MergedLinear(
             config.hidden_size, {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}, qkv_bias
         )
         self.o_proj = Linear(q_size, config.hidden_size, out_bias)
@@ -81,12 +81,16 @@ class LlamaAttention(nn.Module):
 
     def rotated(self, qk: Tensor, rope: Rope) -> Tensor:
         """Queries and keys [T, heads + kv_heads, D] with their positions."""
-        return rotate(qk, *rope)
+        return rotate(qk, rope[0], rope[1])
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, hidden] -> queries and keys side by side [T, heads + kv_heads, D], values [T, kv_heads, D]."""
+        qkv = self.qkv_proj(x).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
+        return qkv[:, : self.num_heads + self.num_kv_heads], qkv[:, self.num_heads + self.num_kv_heads :]
 
     def forward(self, x: Tensor, rope: Rope, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend) -> Tensor:
-        qkv = self.qkv_proj(x).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
-        v = qkv[:, self.num_heads + self.num_kv_heads :]
-        qk = self.rotated(qkv[:, : self.num_heads + self.num_kv_heads], rope)
+        qk, v = self.projected(x)
+        qk = self.rotated(qk, rope)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         out: Tensor = self.o_proj(self.attn(q, k, v, fb, kv_pool, attn))
         return out
@@ -95,15 +99,14 @@ class LlamaAttention(nn.Module):
 class LlamaDecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). Families name other parts as class attributes."""
 
-    attention: ClassVar[Callable[[ModelConfig, int], nn.Module]] = LlamaAttention
-    norm: ClassVar[Callable[[int, float], nn.Module]] = RMSNorm
+    attention: ClassVar[type[nn.Module]] = LlamaAttention
+    norm: ClassVar[type[nn.Module]] = RMSNorm
 
     def __init__(self, config: ModelConfig, layer_id: int) -> None:
         super().__init__()
-        cls = type(self)
-        self.input_layernorm = cls.norm(config.hidden_size, config.norm_eps)
-        self.self_attn = cls.attention(config, layer_id)
-        self.post_attention_layernorm = cls.norm(config.hidden_size, config.norm_eps)
+        self.input_layernorm = self.norm(config.hidden_size, config.norm_eps)
+        self.self_attn = self.attention(config, layer_id)
+        self.post_attention_layernorm = self.norm(config.hidden_size, config.norm_eps)
         self.mlp = self.make_mlp(config, layer_id)
 
     def make_mlp(self, config: ModelConfig, layer_id: int) -> nn.Module:

@@ -25,7 +25,7 @@ class Qwen3Attention(LlamaAttention):
 
     def rotated(self, qk: Tensor, rope: Rope) -> Tensor:
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), *rope)
+        return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), rope[0], rope[1])
 
 
 class Qwen3DecoderLayer(LlamaDecoderLayer):

@@ -6,7 +6,7 @@ One row of `support.families.FAMILIES` is one tiny random checkpoint. What is me
 import pytest
 import torch
 from support.batches import Slots, make_batch
-from support.families import FAMILIES, VOCAB, family_checkpoint, family_reference
+from support.families import FAMILIES, VOCAB, family_folder, family_reference
 
 from dslc.core.config import EngineConfig
 from dslc.runtime.model_runner import ModelRunner
@@ -23,7 +23,7 @@ def prompt(length, seed=0):
 def runner_for(name, **options):
     options.setdefault("context_length", FAMILIES[name].context_length)
     config = EngineConfig.of(
-        model_path=str(family_checkpoint(name)), max_total_tokens=4096, max_running_requests=64, **options
+        model_path=str(family_folder(name)), max_total_tokens=4096, max_running_requests=64, **options
     )
     return ModelRunner(config)
 

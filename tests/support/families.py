@@ -27,7 +27,8 @@ class Family:
     """A row of the table: transformers' classes, config fields beyond the common ones, and the weights' spread.
 
     `common` False: the config class has names of its own. `window` is the sliding window of some layer, which prompts
-    must exceed; `context_length` what the engine is asked for.
+    must exceed; `context_length` what the engine is asked for. `stored_as` "internlm2": the same weights packed as that
+    family's checkpoints are, for transformers has no such class.
     """
 
     config: str
@@ -38,6 +39,7 @@ class Family:
     window: int | None = None
     context_length: int | None = None
     seed: int = 0
+    stored_as: str = ""
     embed_std: float | None = None  # of the embedding, where it is scaled up: a head tied to it would repeat its input
 
 
@@ -67,6 +69,10 @@ LONGROPE = {
 GPT2 = {
     "vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 2,
     "eos_token_id": 2,
+}  # fmt: skip
+MINISTRAL3 = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
 }  # fmt: skip
 GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
@@ -106,6 +112,40 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family("Phi3Config", "Phi3ForCausalLM", {"sliding_window": WINDOW}, window=WINDOW),
     "phi3-longrope": Family("Phi3Config", "Phi3ForCausalLM", {"rope_parameters": LONGROPE}, context_length=32),
     "phi4-mini": Family("Phi3Config", "Phi3ForCausalLM", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    "gpt2-scaled": Family(
+        "GPT2Config", "GPT2LMHeadModel", {**GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 80}, common=False
+    ),
+    "gpt-neox": Family("GPTNeoXConfig", "GPTNeoXForCausalLM", {"num_key_value_heads": ...}),
+    "gpt-neox-serial": Family(
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {"num_key_value_heads": ..., "use_parallel_residual": False, "rotary_pct": 0.5, "attention_bias": False},
+    ),
+    "olmo2": Family("Olmo2Config", "Olmo2ForCausalLM"),
+    "granite": Family(
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 1.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "starcoder2": Family("Starcoder2Config", "Starcoder2ForCausalLM", {"sliding_window": WINDOW}, window=WINDOW),
+    "starcoder2-plain": Family(
+        "Starcoder2Config", "Starcoder2ForCausalLM", {"use_bias": False, "tie_word_embeddings": False}
+    ),
+    "glm4": Family("Glm4Config", "Glm4ForCausalLM", WIDE),
+    "ministral": Family(
+        "MinistralConfig",
+        "MinistralForCausalLM",
+        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"], **WIDE},
+        window=WINDOW,
+    ),
+    "ministral3": Family("Ministral3Config", "Ministral3ForCausalLM", {"rope_parameters": MINISTRAL3, **WIDE}),
+    "internlm2": Family("LlamaConfig", "LlamaForCausalLM", stored_as="internlm2"),
     "gpt2": Family("GPT2Config", "GPT2LMHeadModel", GPT2, common=False),
 }
 
@@ -155,7 +195,49 @@ def family_checkpoint(name: str) -> Path:
     draw_weights(model, family.std, family.seed, family.embed_std)
     path = _root() / name
     model.save_pretrained(path)
+    if family.stored_as == "internlm2":
+        _as_internlm2(path)
     return path
+
+
+def _as_internlm2(path: Path) -> None:
+    """Pack a Llama checkpoint as InternLM2's: q, k, v of each KV head in one matrix, and other names."""
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((path / "config.json").read_text())
+    heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    theirs = load_file(path / "model.safetensors")
+    renamed = {
+        "embed_tokens": "tok_embeddings", "self_attn.o_proj": "attention.wo", "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2", "lm_head": "output",
+    }  # fmt: skip
+    packed = {}
+    for name, value in theirs.items():
+        if ".q_proj" in name:
+            k, v = (theirs[name.replace("q_proj", other)].view(kv_heads, 1, dim, -1) for other in ("k_proj", "v_proj"))
+            q = value.view(kv_heads, heads // kv_heads, dim, -1)
+            new = name.replace("self_attn.q_proj", "attention.wqkv")
+            packed[new] = torch.cat((q, k, v), dim=1).reshape(-1, value.shape[1])
+        elif ".k_proj" not in name and ".v_proj" not in name:
+            for ours, other in renamed.items():
+                name = name.replace(ours, other)
+            packed[name] = value
+    save_file(packed, path.with_name("packed.safetensors"))
+    folder = path.with_name(path.name + "-packed")
+    folder.mkdir()
+    path.with_name("packed.safetensors").rename(folder / "model.safetensors")
+    config.update(architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def family_folder(name: str) -> Path:
+    """Where the checkpoint stands that the runtime is to load."""
+    path = family_checkpoint(name)
+    return path.with_name(path.name + "-packed") if FAMILIES[name].stored_as else path
 
 
 @lru_cache(maxsize=4)
