@@ -39,6 +39,9 @@ if TYPE_CHECKING:
         ProgramError as ProgramError,
     )
     from .core.errors import (
+        RemoteError as RemoteError,
+    )
+    from .core.errors import (
         RequestError as RequestError,
     )
     from .core.errors import (
@@ -153,6 +156,8 @@ if TYPE_CHECKING:
         select as select,
     )
     from .lang.reasoning import separate_reasoning as separate_reasoning
+    from .lang.remote.endpoint import RuntimeEndpoint as RuntimeEndpoint
+    from .lang.remote.openai_api import OpenAI as OpenAI
     from .lang.sequence import seq as seq
     from .lang.several import run_together as run_together
     from .lang.state import ProgramState as ProgramState
@@ -168,8 +173,8 @@ if TYPE_CHECKING:
 _HOME = {
     ".core.errors": (
         "Aborted", "ArgumentError", "ConfigError", "ConstraintError", "ContextOverflow", "DslcError", "EngineError",
-        "ModelLoadError", "ProgramError", "RequestError", "TemplateError", "TraceError", "UndefinedVariable",
-        "VerifyError",
+        "ModelLoadError", "ProgramError", "RemoteError", "RequestError", "TemplateError", "TraceError",
+        "UndefinedVariable", "VerifyError",
     ),
     ".core.sampling": ("SamplingParams",),
     ".lang.choices": (
@@ -185,6 +190,8 @@ _HOME = {
     ),
     ".lang.gens": ("gen", "gen_int", "gen_string", "select"),
     ".lang.reasoning": ("separate_reasoning",),
+    ".lang.remote.endpoint": ("RuntimeEndpoint",),
+    ".lang.remote.openai_api": ("OpenAI",),
     ".lang.sequence": ("seq",),
     ".lang.tools": ("ToolCall", "ToolError", "tool_of"),
     ".lang.function": ("Function", "function"),

@@ -1,0 +1,170 @@
+"""Local stand-ins for the providers' HTTP APIs: they check every request, answer by rule, and misbehave on demand.
+
+    with OpenAIServer(answer) as server:
+        backend = dslc.OpenAI("m", base_url=server.url + "/v1", api_key="key")
+
+`answer(prompt or messages) -> str`. `faults` are names of `FAULTS`, each used for one request.
+"""
+
+import asyncio
+import json
+
+from aiohttp import web
+from support.sglang_server import HttpServer
+
+KEY = "right-key"
+FAULTS = ("429", "500", "timeout", "cut", "malformed", "wrong")
+
+
+class ProviderServer(HttpServer):
+    def __init__(self, answer, routes):
+        super().__init__()
+        self.answer = answer if callable(answer) else lambda prompt: answer
+        self.requests, self.faults, self.cancelled = [], [], 0
+        self.retry_after = None
+        self.app.add_routes([web.post(path, self._guarded(handler)) for path, handler in routes.items()])
+
+    def key_of(self, request):
+        return request.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def error(self, status, message):
+        headers = {"Retry-After": self.retry_after} if self.retry_after is not None else {}
+        body = {"type": "error", "error": {"type": "some_error", "message": message}}
+        return web.json_response(body, status=status, headers=headers)
+
+    def _guarded(self, handler):
+        async def guarded(request):
+            if self.key_of(request) != KEY:
+                self.requests.append("wrong key")
+                return self.error(401, "no such key")
+            body = await request.json()
+            self.requests.append(body)
+            fault = self.faults.pop(0) if self.faults else None
+            try:
+                if fault is not None:
+                    found = await self.misbehave(fault, request, body)
+                    if found is not None:
+                        return found
+                return await handler(request, body)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+
+        return guarded
+
+    async def misbehave(self, fault, request, body):
+        if fault in ("429", "500"):
+            return self.error(int(fault), "slow down" if fault == "429" else "out of order")
+        if fault == "timeout":
+            await asyncio.sleep(30)
+        if fault == "malformed":
+            return web.Response(text='{"choices": [{"ind', content_type="application/json")
+        if fault == "wrong":
+            return web.json_response({"hello": "world"})
+        if fault == "cut":
+            response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "5000"})
+            await response.prepare(request)
+            await response.write(b'{"choices": [{"index": 0, "text": "Par')
+            request.transport.close()
+            return response
+        return None
+
+    async def events(self, request, events, done=b"data: [DONE]\n\n", names=False):
+        """Server-sent events; "CUT" among them closes the connection."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for event in events:
+            if event == "CUT":
+                request.transport.close()
+                return response
+            name = f"event: {event['type']}\n".encode() if names else b""
+            await response.write(name + b"data: " + json.dumps(event).encode() + b"\n\n")
+            await asyncio.sleep(0)
+        await response.write(done)
+        await response.write_eof()
+        return response
+
+
+def pieces_of(text, size=3):
+    return [text[i : i + size] for i in range(0, len(text), size)] or [""]
+
+
+def cut_at_stops(text, stops):
+    """(text up to the first stop, whether there was one), as the APIs do it."""
+    places = [text.index(stop) for stop in stops or () if stop in text]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+class OpenAIServer(ProviderServer):
+    """`POST /v1/chat/completions` and `/v1/completions`. A choice's schema is answered by the first that fits."""
+
+    def __init__(self, answer="ok", cuts_streams=False):
+        routes = {"/v1/chat/completions": self.chat, "/v1/completions": self.completions}
+        super().__init__(answer, routes)
+        self.cuts_streams = cuts_streams
+
+    def _texts(self, body, prompt):
+        limit = body.get("max_tokens") or body.get("max_completion_tokens")
+        schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
+        for _ in range(body.get("n", 1)):
+            text, stopped = cut_at_stops(self.answer(prompt), body.get("stop"))
+            if schema is not None and set(schema.get("properties", ())) == {"choice"} and not text.startswith("{"):
+                options = schema["properties"]["choice"]["enum"]
+                text = json.dumps({"choice": next((o for o in options if o in text), text)})
+            words = text.split(" ")
+            if len(words) > limit and schema is None and not stopped:
+                yield " ".join(words[:limit]), "length"
+            else:
+                yield text, "stop"
+
+    async def chat(self, request, body):
+        found = list(self._texts(body, body["messages"]))
+        base = {"id": "chatcmpl-1", "created": 0, "model": body["model"]}
+        usage = self.usage(found)
+        if not body.get("stream"):
+            choices = [
+                {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": r, "logprobs": None}
+                for i, (t, r) in enumerate(found)
+            ]
+            return web.json_response({**base, "object": "chat.completion", "choices": choices, "usage": usage})
+        events = []
+        for i, (text, reason) in enumerate(found):
+            for piece in pieces_of(text):
+                events.append({"index": i, "delta": {"content": piece}, "finish_reason": None})
+            events.append({"index": i, "delta": {}, "finish_reason": reason})
+        chunks = [{**base, "object": "chat.completion.chunk", "choices": [e]} for e in events]
+        return await self.events(request, self._cut([*chunks, {**chunks[0], "choices": [], "usage": usage}]))
+
+    async def completions(self, request, body):
+        found = list(self._texts(body, body["prompt"]))
+        base = {"id": "cmpl-1", "created": 0, "model": body["model"], "object": "text_completion"}
+        usage = self.usage(found)
+        if not body.get("stream"):
+            choices = [
+                {"index": i, "text": t, "finish_reason": r, "logprobs": self.logprobs(body, t)}
+                for i, (t, r) in enumerate(found)
+            ]
+            return web.json_response({**base, "choices": choices, "usage": usage})
+        chunks = []
+        for i, (text, reason) in enumerate(found):
+            for piece in pieces_of(text):
+                chunks.append({**base, "choices": [{"index": i, "text": piece, "finish_reason": None}]})
+            chunks.append({**base, "choices": [{"index": i, "text": "", "finish_reason": reason}]})
+        return await self.events(request, self._cut([*chunks, {**base, "choices": [], "usage": usage}]))
+
+    def logprobs(self, body, text):
+        if body.get("logprobs") is None:
+            return None
+        tokens = [w if i == 0 else " " + w for i, w in enumerate(text.split(" "))]
+        offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        return {"tokens": tokens, "text_offset": offsets, "token_logprobs": [-1.0] * len(tokens), "top_logprobs": None}
+
+    def _cut(self, chunks):
+        return [*chunks[:2], "CUT"] if self.cuts_streams else chunks
+
+    def usage(self, found):
+        count = sum(len(text.split(" ")) for text, _ in found)
+        return {
+            "prompt_tokens": 11, "completion_tokens": count, "total_tokens": 11 + count,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        }  # fmt: skip
