@@ -13,7 +13,7 @@ from typing import Any
 from ..core.constraint import Constraint
 from ..core.errors import IRSyntaxError, ProgramError
 from ..core.request import Hints
-from .fields import all_defined, new_streams
+from .fields import new_streams
 from .hints import hints_of
 from .ir import Program, Ref, walk
 from .parser import CONSTRAINT_KINDS
@@ -114,12 +114,9 @@ class Plan:
         return self._constraints[key]
 
     @cached_property
-    def free_numbers(self) -> tuple[int, int]:
-        """The first numbers of values and streams that no op of the program has: rounds of loops get those."""
-        ops = list(walk(self.program.body))
-        refs = [ref.id for op in ops for ref in all_defined(op)]
-        streams = [stream for op in ops for stream in new_streams(op)]
-        return max(refs, default=-1) + 1, max(streams, default=0) + 1
+    def first_free_stream(self) -> int:
+        """The first number of a stream that no op of the program makes: those of rounds of loops begin there."""
+        return max([stream for op in walk(self.program.body) for stream in new_streams(op)], default=0) + 1
 
     @cached_property
     def hints(self) -> dict[int, Hints]:

@@ -54,7 +54,7 @@ class Executor:
 
     __slots__ = (
         "_delivered", "_next_ref", "_next_stream", "_num_unordered", "backend", "failure", "feed", "hosts", "hub",
-        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "options", "orders", "origin",
+        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "options", "orders",
         "outputs", "plan", "ret_value", "root", "slots", "streams", "title", "tokenizer", "types",
     )  # fmt: skip
     is_tracing = False
@@ -71,7 +71,6 @@ class Executor:
         self.streams: dict[int, Stream] = {0: self.root}
         self.slots: dict[int, Slot] = {}  # by value id
         self.types: Mapping[str, TypeSpec] = NOTHING  # of variables, where a plan is walked: it holds no types
-        self.origin: dict[int, int] = {}  # values of a round of a loop -> those of the plan
         self.hosts: Mapping[str, Any] = NOTHING  # objects of the user's process that a plan names
         self.journal: HostJournal | None = None  # results of the plan's host calls, kept for a run that goes on later
         self.feed: Feed | None = None  # for readers outside, while the program streams

@@ -114,7 +114,7 @@ def request_id(executor: Executor, stream: Stream) -> str:
 
 def origin(executor: Executor, stream: Stream, number: int) -> Origin:
     """Where a request comes from. `number` is that of the value it gives (in the plan, if one is walked)."""
-    return new_origin(executor.title, executor.origin.get(number, number), executor.instance, stream.path)
+    return new_origin(executor.title, number, executor.instance, stream.path)
 
 
 def _constraint(executor: Executor, op: Gen | GenExpr[Any]) -> Constraint:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..compiler.ir import Ref, Select
+from ..compiler.ir import Select
 from ..core.errors import RequestError
 from ..core.events import Finished
 from ..core.request import GenRequest, ScoreTrie, Segment
@@ -21,7 +21,6 @@ from ..core.sampling import SamplingParams
 from . import meta
 from .checks import check_choices
 from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
-from .choosing import choose
 from .choosing import choose
 from .generate import new_request, origin, request_id, seconds_left, send
 from .steps import check_text, warn_of_specials
@@ -120,7 +119,7 @@ def _scored(executor: Executor, tokenizer: Tokenizer, stream: Stream, op: Select
     if found is None:
         sequences: tuple[tuple[int, ...], ...] = ()
         if executor.plan is not None:
-            facts = executor.plan.select(Ref(executor.origin.get(op.out.id, op.out.id)))
+            facts = executor.plan.select(op.out)
             if facts.tail == tail:
                 sequences = facts.sequences
         sequences = sequences or tuple([tuple(tokenizer.encode(tail + choice)) for choice in choices])

@@ -7,13 +7,13 @@ the end wait for values themselves. So the same requests are sent as by the body
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from ..compiler.expressions import STATEFUL, Outcome, Unset, evaluate
-from ..compiler.fields import all_defined, new_streams
+from ..compiler.fields import map_operand, map_operands, new_streams
 from ..compiler.ir import (
     OP_CLASSES,
     AnyOp,
@@ -42,7 +42,7 @@ from ..compiler.ir import (
     walk,
 )
 from ..compiler.plan import Plan
-from ..compiler.renumber import renumbered
+from ..compiler.renumber import renumbered, with_fields
 from ..core.errors import DslcError, ProgramError, set_place
 from .checks import check_constraint
 from .executor import Executor
@@ -66,9 +66,12 @@ class _RoundEnded(Exception):
         self.is_last = is_last
 
 
-def walk_plan(executor: Executor, plan: Plan, arguments: Mapping[str, Any]) -> Any:
-    """Run a whole plan with these arguments (all of them, defaults filled in). Returns what the program returns."""
-    walker = _Walker(executor, arguments, plan)
+def walk_plan(executor: Executor, plan: Plan, arguments: Mapping[str, Any], may_block: bool = False) -> Any:
+    """Run a whole plan with these arguments (all of them, defaults filled in). Returns what the program returns.
+
+    `may_block`: the functions that it calls may keep their thread for long.
+    """
+    walker = _Walker(executor, arguments, plan, may_block)
     try:
         walker.region(plan.program.body)
     except _Returned as returned:
@@ -77,10 +80,11 @@ def walk_plan(executor: Executor, plan: Plan, arguments: Mapping[str, Any]) -> A
 
 
 class _Walker:
-    def __init__(self, executor: Executor, arguments: Mapping[str, Any], plan: Plan) -> None:
+    def __init__(self, executor: Executor, arguments: Mapping[str, Any], plan: Plan, may_block: bool) -> None:
         self.executor = executor
         self.arguments = arguments
-        self.first_ref, self.first_stream = plan.free_numbers
+        self.may_block = may_block
+        self.first_stream = plan.first_free_stream
         self.deferred: list[Slot] = []  # computations that wait for values
 
     def region(self, body: tuple[AnyOp, ...]) -> None:
@@ -97,12 +101,12 @@ class _Walker:
 
     def pending(self, *operands: Any) -> list[Slot]:
         """The slots that operands need and that are not done (a failed one counts: the op must meet its error)."""
-        return [slot for ref in _refs(operands) if not (slot := self.slot(ref)).is_done or slot.error is not None]
+        return _waiting([self.slot(ref) for ref in _refs(operands)])
 
     def value(self, operand: Any) -> Any:
         """The plain value of an operand whose slots are done. Raises the error of one that failed."""
-        if isinstance(operand, Ref):
-            slot = self.slot(operand)
+        if isinstance(operand, (Ref, Slot)):
+            slot = operand if isinstance(operand, Slot) else self.slot(operand)
             if slot.error is not None:
                 raise slot.error
             if type(slot.value) is Unset:
@@ -115,6 +119,10 @@ class _Walker:
             return tuple(self.value(item) for item in operand)
         return operand
 
+    def kept(self, op: Any) -> Any:
+        """The op with its values' slots in their places: a later round of a loop has others under the same numbers."""
+        return map_operands(op, self.slot)  # type: ignore[arg-type]
+
     def plain(self, operands: Iterable[Any]) -> list[Any]:
         """Operands as Python code of the user's gets them: a list written in the program is a new list."""
         return [self.plain(operand) if isinstance(operand, tuple) else self.value(operand) for operand in operands]
@@ -122,14 +130,15 @@ class _Walker:
     def emit(self, op: Any) -> None:
         self.executor.emit(op)
 
-    def emit_resolved(self, op: Any, operands: tuple[Any, ...], resolve: Callable[[], AnyOp]) -> None:
+    def emit_resolved(self, op: Any, operands: tuple[Any, ...], resolve: Callable[[Any], AnyOp]) -> None:
         """Emit an op with its operands put in; where they are not known yet, the stream waits for them."""
         needs = self.pending(*operands)
         if needs:
             self.deferred += needs
-            self.executor.emit(op, needs, resolve)
+            kept = self.kept(op)
+            self.executor.emit(op, needs, lambda: resolve(kept))
         else:
-            self.executor.emit(resolve())
+            self.executor.emit(resolve(op))
 
     # -- one rule per op
 
@@ -141,13 +150,13 @@ class _Walker:
         if type(text) is str:
             self.executor.append_text(op.stream, text, op.where)
             return
-        self.emit_resolved(op, (op.text,), lambda: replace(op, text=check_text(self.value(op.text), op.where)))
+        self.emit_resolved(op, (op.text,), lambda op: with_fields(op, text=check_text(self.value(op.text), op.where)))
 
     def arg(self, op: Arg) -> None:
         self.define(op.out, Slot(self.arguments[op.param], is_done=True))
 
     def media(self, op: Media) -> None:
-        def resolve() -> Media:
+        def resolve(op: Media) -> Media:
             return replace(op, source=self.value(op.source), options=self.value(op.options))
 
         self.emit_resolved(op, (op.source, op.options), resolve)
@@ -158,7 +167,7 @@ class _Walker:
             self.executor.emit(op)
             return
 
-        def resolve() -> Gen:
+        def resolve(op: Gen) -> Gen:
             spec = op.constraint
             if spec is not None and not isinstance(spec.source, str):
                 text = check_text(self.value(spec.source), op.where)
@@ -173,7 +182,7 @@ class _Walker:
             self.executor.emit(op)
             return
 
-        def resolve() -> Select:
+        def resolve(op: Select) -> Select:
             choices = self.value(op.choices)
             choices = tuple(choices) if isinstance(choices, list) else choices
             return replace(op, choices=choices, temperature=self.value(op.temperature))
@@ -194,23 +203,24 @@ class _Walker:
         if isinstance(op.value, Ref):
             self.executor.set_variable(op.stream, op.var, self.slot(op.value), op.where)
         else:
-            slot = self.when_done(op, self.pending(op.value), lambda: self.plain((op.value,))[0])
+            slot = self.when_done(op, self.pending(op.value), lambda op: self.plain((op.value,))[0])
             self.executor.set_variable(op.stream, op.var, slot, op.where)
 
     def expr(self, op: Expr) -> None:
         if op.fn in STATEFUL:
-            self.define(op.out, self.read(op))
+            slot = self.read(op)
         elif op.fn in _CONTAINERS:
-            make = lambda: evaluate(op.fn, self.plain(op.args))  # noqa: E731
-            self.define(op.out, self.when_done(op, self.pending(*op.args), make))
+            slot = self.when_done(op, self.pending(*op.args), lambda op: evaluate(op.fn, self.plain(op.args)))
         else:
-            self.define(op.out, self.computed(op, op.args, lambda *args: evaluate(op.fn, args)))
+            value = self.value
+            slot = self.when_done(op, self.pending(*op.args), lambda op: evaluate(op.fn, [value(o) for o in op.args]))
+        self.executor.slots[op.out.id] = slot
 
     def host(self, op: Host) -> None:
         """Call a function of the user's; one that may have effects waits for all before it, as in Python."""
         operands = (*op.args, *(value for _, value in op.kwargs))
         if op.is_pure and not op.catches:
-            self.define(op.out, self.when_done(op, self.pending(*operands), lambda: self.call(op)))
+            self.define(op.out, self.when_done(op, self.pending(*operands), self.call))
             return
         for slot in self.deferred:
             self.executor.read(slot, op.where)
@@ -218,7 +228,10 @@ class _Walker:
         for ref in _refs(operands):
             self.executor.read(self.slot(ref), op.where)
         try:
-            value = self.call(op)
+            if op.function.startswith("state:"):
+                value = self.call(op)
+            else:
+                value = self.executor.hub.call(lambda: self.call(op), self.may_block, op.where)
         except Exception as error:
             if not any(isinstance(error, self.captured(name)) for name in op.catches):
                 if not isinstance(error, DslcError):
@@ -256,12 +269,14 @@ class _Walker:
                 f"the plan needs {name}, which this process has not registered: load the plan with its program"
             ) from None
 
-    def computed(self, op: Expr | Set, operands: tuple[Any, ...], function: Callable[..., Any]) -> Slot:
-        """The slot of a pure computation: done at once, or when its operands are. An error ends the program."""
-        return self.when_done(op, self.pending(*operands), lambda: function(*(self.value(o) for o in operands)))
-
-    def when_done(self, op: AnyOp, slots: Iterable[Slot], value_of: Callable[[], Any]) -> Slot:
-        """A slot that gets `value_of()` once these are done, or the error of one that has failed."""
+    def when_done(self, op: Any, slots: Sequence[Slot], value_of: Callable[[Any], Any]) -> Slot:
+        """A slot that gets `value_of(op)` once these are done, or the error of one that has failed."""
+        if not slots:
+            try:
+                return Slot(value_of(op), is_done=True)
+            except Exception as error:
+                self.fail(op, error)
+                raise
         slot = Slot()
         needs = [need for need in slots if not need.is_done or need.error is not None]
         left = len(needs)
@@ -276,26 +291,29 @@ class _Walker:
                 slot.fail(failed)
                 return
             try:
-                value = value_of()
+                value = value_of(kept)
             except Exception as error:
-                if isinstance(error, DslcError):
-                    error.at(op.where)
-                else:
-                    set_place(error, op.where, self.executor.title)
+                self.fail(op, error)
                 slot.fail(error)
-                self.executor.crash(error)
                 return
             slot.set(value)
 
-        if not needs:
-            compute()
+        kept = self.kept(op)
         for need in needs:
             need.watch(compute)
         if not slot.is_done:
             self.deferred.append(slot)
-        if slot.is_done and slot.error is not None:
+        elif slot.error is not None:
             raise slot.error
         return slot
+
+    def fail(self, op: AnyOp, error: Exception) -> None:
+        """A computation of the program has failed, and so has the program."""
+        if isinstance(error, DslcError):
+            error.at(op.where)
+        else:
+            set_place(error, op.where, self.executor.title)
+        self.executor.crash(error)
 
     def read(self, op: Expr) -> Slot:
         executor = self.executor
@@ -305,15 +323,14 @@ class _Walker:
             return Slot(executor.has(op.stream, str(op.args[0]), op.where), is_done=True)
         if op.fn == "unordered":
             order = executor.next_order(op.stream, op.where)
-            separator, parts = op.args
-            join = lambda: arranged(self.value(separator), self.value(parts), order)  # noqa: E731
+            join = lambda op: arranged(self.value(op.args[0]), self.value(op.args[1]), order)  # noqa: E731
             return self.when_done(op, self.pending(*op.args), join)
         if op.fn == "captured":
             return Slot(self.captured(op.args[0]), is_done=True)
         if op.fn == "typed":
             var = str(op.args[0])
             slot = executor.variable(op.stream, var, op.where)
-            return self.when_done(op, (slot,), lambda: slot.read(var, op.where))
+            return self.when_done(op, _waiting((slot,)), lambda op: slot.read(var, op.where))
         stream = executor.streams[op.stream]
         return executor.mark(stream, stream.text)
 
@@ -344,32 +361,26 @@ class _Walker:
                     begins = (Slot(next(items), is_done=True), *carried)
                 except StopIteration:
                     break
-            params, body = self.round(op)
-            for param, slot in zip(params, begins, strict=True):
+            for param, slot in zip(op.params, begins, strict=True):
                 self.define(param, slot)
             try:
-                self.region(body)
+                self.region(self.round(op))
             except _RoundEnded as ended:
                 carried, is_last = ended.slots, ended.is_last
         for out, slot in zip(op.outs, carried, strict=True):
             self.define(out, slot)
 
-    def round(self, op: Loop) -> tuple[tuple[Ref, ...], tuple[AnyOp, ...]]:
-        """The parameters and the body with numbers that nothing else in the run has."""
-        refs: dict[int, int] = {}
-        streams: dict[int, int] = {}
-        for ref in op.params:
-            refs[ref.id] = self.first_ref + len(refs)
-        for inner in walk(op.body):
-            for ref in all_defined(inner):
-                refs[ref.id] = self.first_ref + len(refs)
-            for stream in new_streams(inner):
-                streams[stream] = self.first_stream + len(streams)
-        self.first_ref += len(refs)
-        self.first_stream += len(streams)
-        origin = self.executor.origin
-        origin.update({new: origin.get(old, old) for old, new in refs.items()})
-        return tuple(Ref(refs[param.id]) for param in op.params), renumbered(op.body, refs, streams)
+    def round(self, op: Loop) -> tuple[AnyOp, ...]:
+        """The body of a round: its streams have numbers that nothing else in the run has.
+
+        Its values keep theirs: what waits for one holds its slot.
+        """
+        made = [stream for inner in walk(op.body) for stream in new_streams(inner)]
+        if not made:
+            return op.body
+        streams = {stream: self.first_stream + number for number, stream in enumerate(made)}
+        self.first_stream += len(made)
+        return renumbered(op.body, {}, streams)
 
     def end_round(self, op: Next | Break) -> None:
         raise _RoundEnded(tuple(self.slot_of(value, op) for value in op.values), isinstance(op, Break))
@@ -378,7 +389,8 @@ class _Walker:
         """The slot of an operand, which may still be waited for."""
         if isinstance(operand, Ref):
             return self.slot(operand)
-        return self.when_done(op, self.pending(operand), lambda: self.plain((operand,))[0])
+        kept = map_operand(operand, self.slot)  # type: ignore[arg-type]
+        return self.when_done(op, self.pending(operand), lambda op: self.plain((kept,))[0])
 
     def opaque(self, op: Opaque) -> None:
         raise ProgramError(f"a plan with a break cannot run by itself: {op.reason}", where=op.where)
@@ -387,6 +399,11 @@ class _Walker:
         for ref in _refs((op.value,)):
             self.executor.read(self.slot(ref), op.where)
         raise _Returned(self.plain((op.value,))[0])
+
+
+def _waiting(slots: Sequence[Slot]) -> list[Slot]:
+    """Those that are not done; one that failed is among them: who needs it must meet its error."""
+    return [slot for slot in slots if not slot.is_done or slot.error is not None]
 
 
 def _refs(operand: Any) -> Iterator[Ref]:
