@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from .loader import load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from .memory.request_table import ReqToTokenPool
 from .model_config import ModelConfig
+from .native_step import NativeStep, native_step
 from .platform import Platform, platform_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from ..core.config import EngineConfig
     from .batch import ForwardBatch
+
+log = logging.getLogger(__name__)
 
 CPU_KV_BYTES = 1 << 30
 
@@ -49,9 +53,11 @@ class ModelRunner:
             )
             self.num_tokens = self._pool_size()
             self.kv_pool = KVPool(self.num_tokens, self.kv_shape, config.page_size, self.device)
-            if config.deterministic:
-                fix_counts(self.model, self.act_dtype, self.device)
-        self.req_to_token = ReqToTokenPool(config.max_running_requests, self.context_length, self.device)
+            self.req_to_token = ReqToTokenPool(config.max_running_requests, self.context_length, self.device)
+            self.native = self._native_step()
+            self._counts_are_fixed = False
+            if self.native is None:
+                self._fix_counts()
         self.attention = backends.make(self.req_to_token)
 
     @property
@@ -69,26 +75,39 @@ class ModelRunner:
     @property
     def kv_shape(self) -> KVShape:
         config = self.model_config
+        if config.latent_dim:
+            return KVShape(config.num_layers, 1, config.latent_dim, self.act_dtype, is_latent=True)
         return KVShape(config.num_layers, config.num_kv_heads, config.head_dim, self.act_dtype)
 
     @torch.inference_mode()
     def forward(self, fb: ForwardBatch) -> Tensor:
         """Logits of the wanted rows, [R, vocab] float32, in the order of `fb.logits_rows`. Writes the rows' KV."""
-        return self.logits(self.forward_hidden(fb))
-
-    @torch.inference_mode()
-    def forward_hidden(self, fb: ForwardBatch) -> Tensor:
-        """Final hidden states of the wanted rows, [R, hidden]; for logits piece by piece where R x vocab is large."""
+        if self.native is not None and self.native.serves(fb):
+            return self.native.forward(fb)
+        self._fix_counts()
         self.attention.init_forward_metadata(fb)
         hidden: Tensor = self.model(fb.input_ids, fb.positions, fb, self.kv_pool, self.attention)
-        if fb.logits_rows.shape[0] == hidden.shape[0]:
-            return hidden  # ascending and without repeats: all rows
-        return hidden.index_select(0, fb.logits_rows)
-
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[R, hidden] -> [R, vocab] float32."""
+        if fb.logits_rows.shape[0] < hidden.shape[0]:  # else ascending and without repeats: all rows
+            hidden = hidden.index_select(0, fb.logits_rows)
         return self.model.logits(hidden)
+
+    def _fix_counts(self) -> None:
+        """What torch needs to be deterministic, done before its first forward."""
+        if self.config.deterministic and not self._counts_are_fixed:
+            fix_counts(self.model, self.act_dtype, self.device)
+            self._counts_are_fixed = True
+
+    def _native_step(self) -> NativeStep | None:
+        """The C++ forward, if it knows the model and nobody asked for an attention backend by name."""
+        config = self.config
+        asked = {config.attention_backend, config.prefill_attention_backend, config.decode_attention_backend}
+        if self.platform.name != "cpu" or not asked <= {"auto", None}:
+            return None
+        native = native_step(self.model, self.kv_pool, self.req_to_token)
+        if isinstance(native, str):
+            log.info("%s runs in torch: %s", self.folder, native)
+            return None
+        return native
 
     def _pool_size(self) -> int:
         """Tokens of the KV pool, whole pages: as many as asked for, or as the memory allows."""

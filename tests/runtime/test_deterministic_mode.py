@@ -11,6 +11,7 @@ from dslc.runtime.attention import torch_deterministic
 from dslc.runtime.batch import PrefixGroup
 from dslc.runtime.layers import rowwise
 from dslc.runtime.model_runner import ModelRunner
+from dslc.runtime.native_step import library
 
 torch.set_num_threads(1)
 
@@ -26,14 +27,23 @@ def prompt(length, seed=0):
     return torch.randint(4, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[(name, way) for name in MODELS for way in ("torch", "native")], ids="-".join)
 def runner(request):
-    family, overrides, dtype = MODELS[request.param]
-    return deterministic_runner(tiny_checkpoint(family, **overrides), dtype)
+    name, way = request.param
+    family, overrides, dtype = MODELS[name]
+    backend = "auto" if way == "native" else "torch_deterministic"
+    runner = deterministic_runner(tiny_checkpoint(family, **overrides), dtype, attention_backend=backend)
+    if way == "native" and runner.native is None:
+        pytest.skip(f"no native forward here: {library()}")
+    return runner
 
 
 def deterministic_runner(path, dtype="float32", **options):
-    options = {"max_total_tokens": 8192, "max_running_requests": 64, "dtype": dtype, "deterministic": True, **options}
+    """In torch, unless `attention_backend` says otherwise."""
+    options = {
+        "max_total_tokens": 8192, "max_running_requests": 64, "dtype": dtype, "deterministic": True,
+        "attention_backend": "torch_deterministic", **options,
+    }  # fmt: skip
     return ModelRunner(EngineConfig.of(model_path=str(path), **options))
 
 
