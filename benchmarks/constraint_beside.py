@@ -14,7 +14,8 @@ from dslc.core.request import GenRequest, Segment
 from dslc.core.sampling import SamplingParams
 from dslc.runtime.engine import Engine
 
-NUM_TOKENS = 250
+NUM_TOKENS = 400
+ROUNDS = 6  # of hostile constraints for a turn: more than come to their end in it
 
 
 def hostile(turn: int) -> list[Constraint]:
@@ -56,8 +57,8 @@ def gaps(engine: Engine, name: str) -> list[float]:
     return list(np.diff(times[2:-1]))
 
 
-def beside(turns: int = 3) -> None:
-    """Print both, and how the hostile ones ended."""
+def beside(turns: int = 5) -> None:
+    """Print both, and how the hostile ones ended; they come one after the other for as long as the stream goes on."""
     with Engine(max_running_requests=8) as engine:
         engine.start()
         gaps(engine, "warm")
@@ -66,9 +67,10 @@ def beside(turns: int = 3) -> None:
         for turn in range(turns):
             rows["alone"] += gaps(engine, f"alone {turn}")
             stop = threading.Event()
+            prepared = [c for number in range(ROUNDS) for c in hostile(turn * ROUNDS + number)]
 
-            def send(turn: int = turn, stop: threading.Event = stop) -> None:
-                for i, constraint in enumerate(hostile(turn)):
+            def send(prepared: list[Constraint] = prepared, turn: int = turn, stop: threading.Event = stop) -> None:
+                for i, constraint in enumerate(prepared):
                     if stop.is_set():
                         return
                     done = threading.Event()

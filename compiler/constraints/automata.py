@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.constraint import Constraint
+from ...core.errors import ConstraintError
 from .bounds import INLINE_WORK, work_of
+from .effort import TakesLong, at_most
 from .persist import FORMAT, NotSaved, automaton_from_bytes, automaton_to_bytes
 from .store import Store, cache_folder
 from .token_index import Automaton
@@ -18,6 +20,9 @@ from .worker import WorkerUnavailable, compile_apart
 
 KEPT_SECONDS = 0.02  # what takes longer to build is kept on disk: loading takes a few milliseconds
 MAX_REMEMBERED_BYTES = 64 * 2**20
+QUICK_STEPS = 4_000  # under 10 ms: while a caller waits
+INLINE_STEPS = 100_000  # about 0.2 s: starting a process takes longer
+_MAX_SLOW = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Automata:
         self._recent: OrderedDict[Constraint, tuple[Automaton, int]] = OrderedDict()
         self._num_bytes = 0
         self._stores: dict[Path, Store] = {}
+        self._slow: set[int] = set()  # hashes of constraints that took too many steps
         self._lock = threading.Lock()
         self._built = self._loaded = self._remembered = 0
 
@@ -52,13 +58,40 @@ class Automata:
         found = self._load(constraint)
         if found is None:
             found = self._make(constraint)
+        self._remember(constraint, found)
+        return found.fresh()
+
+    def try_quickly(self, constraint: Constraint) -> bool:
+        """Make the automaton here if few steps do. False: `get` would take a while. An error is left to `get`."""
+        with self._lock:
+            if constraint in self._recent or hash(constraint) in self._slow:
+                return constraint in self._recent
+        try:
+            with at_most(QUICK_STEPS):
+                made = self.build(constraint)
+        except TakesLong:
+            self._note_slow(constraint)
+            return False
+        except ConstraintError:
+            return True
+        with self._lock:
+            self._built += 1
+        self._remember(constraint, made)
+        return True
+
+    def _note_slow(self, constraint: Constraint) -> None:
+        with self._lock:
+            if len(self._slow) >= _MAX_SLOW:
+                self._slow.clear()
+            self._slow.add(hash(constraint))
+
+    def _remember(self, constraint: Constraint, made: Automaton) -> None:
         with self._lock:
             if constraint not in self._recent:
-                self._recent[constraint] = found, 2 * len(constraint.source) + found.num_bytes
+                self._recent[constraint] = made, 2 * len(constraint.source) + made.num_bytes
                 self._num_bytes += self._recent[constraint][1]
             while self._num_bytes > self.max_bytes and self._recent:
                 self._num_bytes -= self._recent.popitem(last=False)[1][1]
-        return found.fresh()
 
     def _load(self, constraint: Constraint) -> Automaton | None:
         store = self._store()
@@ -76,10 +109,17 @@ class Automata:
 
     def _make(self, constraint: Constraint) -> Automaton:
         started = time.perf_counter()
-        made = None
-        if work_of(constraint) > INLINE_WORK and constraint.kind != "ebnf":
+        made = data = None
+        if work_of(constraint) <= INLINE_WORK and hash(constraint) not in self._slow:
             try:
-                made = compile_apart(constraint)
+                with at_most(INLINE_STEPS):
+                    made = self.build(constraint)
+            except TakesLong:
+                made = None
+        if made is None and constraint.kind != "ebnf":
+            try:
+                data = compile_apart(constraint)
+                made = automaton_from_bytes(data)
             except WorkerUnavailable:  # no other process can be started here
                 made = None
         if made is None:
@@ -87,7 +127,7 @@ class Automata:
         store = self._store()
         if store is not None and time.perf_counter() - started > KEPT_SECONDS:
             try:
-                store.put(_name(constraint), automaton_to_bytes(made))
+                store.put(_name(constraint), data or automaton_to_bytes(made))
             except NotSaved:
                 store = None  # a kind of automaton that is not kept
         with self._lock:

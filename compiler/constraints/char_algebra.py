@@ -12,6 +12,7 @@ import numpy as np
 
 from .char_dfa import MAX_CELLS, CharDfa, IntArray, class_map, from_regex, tidy
 from .charset import ANY
+from .effort import spend
 from .minimise import LongArray
 from .native import library
 from .nfa import TooLarge
@@ -116,8 +117,10 @@ def product(
     num_a, num_b = a.num_states, b.num_states
     width = delta_a.shape[1]
     lib = library()
+    spend(50)
     if lib is not None:
         of_a, of_b, reached = _compiled_product(lib, delta_a, delta_b, a.start, b.start, need_a, need_b)
+        spend(reached.size // 10)
         found = _label_table(a, b, label)[a.labels[of_a], b.labels[of_b]]
         return tidy(bounds, classes, reached, found, 1 if len(of_a) > 1 else 0)
     if num_a * num_b * width <= 400_000:
@@ -269,6 +272,7 @@ def from_texts(texts: Iterable[str], labels: Sequence[int] | None = None) -> Cha
                 nodes.append({})
             node = after
         ends.setdefault(node, labels[i] if labels is not None else 1)
+    spend(len(nodes))
     return _from_trie(nodes, ends)
 
 

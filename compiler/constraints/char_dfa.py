@@ -19,6 +19,7 @@ import numpy as np
 
 from . import charset
 from .charset import MAX_CODE_POINT, Ranges
+from .effort import spend
 from .minimise import CYCLIC, LongArray, distances, minimise, partition
 from .native import library
 from .nfa import Nfa, TooLarge, build_nfa
@@ -220,7 +221,7 @@ def from_nfa(nfa: Nfa) -> CharDfa:
     number: dict[int, int] = {0: 0}
     order = [0]
     rows: list[dict[int, int]] = [{}]  # bitset of classes -> state
-    work = 0
+    work = before = 0
 
     def visit(positions: int) -> int:
         if positions not in number:
@@ -243,6 +244,8 @@ def from_nfa(nfa: Nfa) -> CharDfa:
             work += 1
         if work > MAX_WORK:
             raise TooLarge("too many combinations of positions")
+        spend(5 + work - before)
+        before = work
         groups: dict[int, int] = {}  # disjoint bitsets of classes -> positions
         for which, target in by_set.items():
             rest = masks[which]

@@ -16,6 +16,7 @@ from .char_algebra import from_texts
 from .char_dfa import CharDfa, from_regex
 from .ebnf.machine import GrammarMachine
 from .ebnf.reader import networks_of
+from .effort import short_turns
 from .engines import KINDS, OWN, ConstraintEngine, constraint_engine
 from .interface import CompiledConstraint
 from .matcher import AutomatonConstraint
@@ -81,7 +82,8 @@ class ConstraintCache:
                         self._entries.move_to_end(key)
                         self._hits += 1
                         return found
-                made = engine.compile(constraint, vocabulary, encode)
+                with short_turns():
+                    made = engine.compile(constraint, vocabulary, encode)
                 with self._lock:
                     self._compiled += 1
                     self._entries[key] = made
@@ -133,8 +135,18 @@ def compile_constraint(
 def is_quick(
     constraint: Constraint, vocabulary: Vocabulary, *, encode: Encode | None = None, backend: str = "auto"
 ) -> bool:
-    """Whether `compile_constraint` is quick: it is done already, or a bound on the work is small."""
-    return _cache.has(constraint, vocabulary, encode=encode, backend=backend) or work_of(constraint) <= INLINE_WORK
+    """Whether `compile_constraint` is quick: it is done already, or a bound on the work is small.
+
+    The bound is tried: where it is small, the automaton is made here, in a limited number of steps.
+    """
+    if _cache.has(constraint, vocabulary, encode=encode, backend=backend):
+        return True
+    if work_of(constraint) > INLINE_WORK:
+        return False
+    if constraint_engine(backend).compile is not compile_automaton:
+        return True
+    with short_turns():
+        return automata.try_quickly(constraint)
 
 
 def compile_automaton(constraint: Constraint, vocabulary: Vocabulary, encode: Encode | None) -> AutomatonConstraint:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import logging
-import os
-import platform
-import shutil
 import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from ...core.cache_folder import cache_folder
+from ...core.native_build import build, is_switched_off
 
 _log = logging.getLogger(__name__)
 _SOURCES = [Path(__file__).with_name(name) for name in ("walk.c", "automata.c")]
@@ -28,6 +25,7 @@ _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 RESOLVE = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
 STEP = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
 
+_LONG = ("distances", "product_new", "canonical")  # called without the lock: they may take long
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "trie_new": (_P, [_I32, _P, _P, _P, _P, ctypes.c_int, _I32]),
     "trie_free": (None, [_P]),
@@ -61,21 +59,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 }
 
 
-def compiler() -> str | None:
-    """The C compiler that would be used: $CC, cc, gcc or clang."""
-    return next(
-        (found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := _which(name))), None
-    )
-
-
-def _which(name: str) -> str | None:
-    return shutil.which(name.split()[0])
-
-
 @cache
 def library() -> ctypes.PyDLL | None:
     """The loaded walk; None if it is switched off or cannot be built here (`why_not` says why)."""
-    if os.environ.get("DSLC_NATIVE", "1") == "0":
+    if is_switched_off():
         _reason.append("switched off by DSLC_NATIVE=0")
         return None
     folder = cache_folder()
@@ -83,7 +70,11 @@ def library() -> ctypes.PyDLL | None:
         with contextlib.ExitStack() as scratch:
             if folder is None:  # nothing is kept: what is loaded needs its file no more
                 folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="dslc-")))
-            made = ctypes.PyDLL(str(_built(folder)))  # keeps the interpreter's lock: a walk is short and may call back
+            path = str(build("walk", _SOURCES, _FLAGS, folder))
+            made = ctypes.PyDLL(path)  # keeps the interpreter's lock: a walk is short and may call back
+            unlocked = ctypes.CDLL(path)
+            for name in _LONG:
+                setattr(made, name, getattr(unlocked, name))
     except (OSError, subprocess.SubprocessError) as error:
         _reason.append(f"{type(error).__name__}: {error}")
         _log.warning("masks are computed in Python, slower: %s", _reason[-1])
@@ -100,23 +91,3 @@ _reason: list[str] = []
 def why_not() -> str | None:
     """Why the Python walks are used; None if the compiled one is."""
     return None if library() is not None else _reason[-1]
-
-
-def _built(folder: Path) -> Path:
-    source = b"".join(path.read_bytes() for path in _SOURCES)
-    which = compiler()
-    if which is None:
-        raise OSError("no C compiler found")
-    name = hashlib.sha256(source + repr((which, _FLAGS, platform.machine(), platform.system())).encode()).hexdigest()[
-        :16
-    ]
-    path = folder / "native" / f"walk-{name}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            made = Path(scratch) / path.name
-            subprocess.run(
-                [which, *_FLAGS, "-o", str(made), *map(str, _SOURCES)], check=True, capture_output=True, timeout=120
-            )
-            made.replace(path)  # atomic: another process may be at the same
-    return path

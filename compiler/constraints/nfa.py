@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from . import charset
 from .charset import Ranges
+from .effort import spend
 from .regex_ast import Alt, Anchor, Cat, Chars, Regex, Repeat, has_anchor, nonempty, nullable
 from .regex_syntax import RegexError
 
@@ -109,6 +110,7 @@ def build_nfa(node: Regex) -> Nfa:
     """The automaton of `node`. Raises TooLarge, and RegexError for an anchor that does not stand at an end."""
     if (size := count_positions(node)) > MAX_POSITIONS:
         raise TooLarge(f"{size} positions once repeats are written out, more than {MAX_POSITIONS}")
+    spend(4 * size)
     builder = _Builder()
     begin = builder.state()
     end = builder.add(node, begin)

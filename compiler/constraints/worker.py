@@ -20,13 +20,12 @@ from typing import IO, Any
 
 from ...core.constraint import Constraint, ConstraintKind
 from ...core.errors import ConstraintError, ErrorInfo
-from .token_index import Automaton
 
 COMPILE_SECONDS = 10.0
 COMPILE_BYTES = 2 * 2**30
 MAX_WORKERS = 2
 _START_SECONDS = 30.0
-_NICENESS = 5
+_NICENESS = 10
 
 _idle: list[Worker] = []
 _slots = threading.BoundedSemaphore(MAX_WORKERS)
@@ -88,10 +87,11 @@ class Worker:
                     pipe.close()
 
 
-def compile_apart(constraint: Constraint, seconds: float | None = None, max_bytes: int | None = None) -> Automaton:
-    """The automaton of a constraint, made in another process. Raises ConstraintError, also beyond the limits."""
-    from .persist import automaton_from_bytes
+def compile_apart(constraint: Constraint, seconds: float | None = None, max_bytes: int | None = None) -> bytes:
+    """The automaton of a constraint, made in another process, as `persist` saves it.
 
+    Raises ConstraintError, also beyond the limits.
+    """
     seconds = COMPILE_SECONDS if seconds is None else seconds
     max_bytes = COMPILE_BYTES if max_bytes is None else max_bytes
     with _slots:
@@ -120,7 +120,7 @@ def compile_apart(constraint: Constraint, seconds: float | None = None, max_byte
             worker.close()
             raise
         _keep(worker)
-    return automaton_from_bytes(data)
+    return data
 
 
 def _keep(worker: Worker) -> None:
@@ -160,6 +160,7 @@ def serve(max_bytes: int) -> None:
     """The other process: compile what comes in until the pipe closes, or memory runs out."""
     pipe_out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # prints do not come between
+    os.nice(_NICENESS)
     importlib.import_module(".compile", __package__)  # what it takes itself does not count
     _limit(max_bytes)
     _send(pipe_out, pickle.dumps("ready"))
@@ -186,7 +187,6 @@ def _compiled(kind: ConstraintKind, source: str, options: tuple[tuple[str, str],
 
 
 def _limit(max_bytes: int) -> None:
-    os.nice(_NICENESS)
     try:
         import resource
     except ImportError:  # no such limits on this system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..effort import spend
 from ..nfa import TooLarge
 from .document import schema_error
 from .formula import Formula
@@ -37,6 +38,7 @@ class Universe:
         for formula in todo:
             if len(todo) > MAX_EXPLORED:
                 raise schema_error(f"more than {MAX_EXPLORED} combinations of subschemas", formula.pointer)
+            spend(60)
             try:
                 children = self._plan(formula)
             except (Unsupported, TooLarge) as error:
