@@ -17,6 +17,8 @@ from ..core.errors import ModelLoadError
 from .checkpoint import StoredTensor, checkpoint_tensors, read_into
 from .layers.embedding import Embedding
 from .layers.linear import Linear
+from .layers.mla import LatentUp
+from .layers.moe import Experts
 from .layers.rowwise import RowWise
 from .models.registry import model_class
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .model_config import ModelConfig
     from .models.base import CausalLM
 
+WEIGHT_MODULES = (Linear, Embedding, Experts, LatentUp)  # kept in the weights' dtype, all others in that of activations
 BUILTIN_MODEL = Path(__file__).parent / "builtin" / "dslc_tiny"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.tiktoken", "merges.txt", "vocab.txt")
 
@@ -99,7 +102,7 @@ def empty_model(
         model = cls(config, act_dtype)
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        dtype = weight_dtype if isinstance(module, (Linear, Embedding)) else act_dtype
+        dtype = weight_dtype if isinstance(module, WEIGHT_MODULES) else act_dtype
         for name, param in list(module._parameters.items()):
             if param is None:
                 continue
@@ -146,7 +149,7 @@ def fill(model: CausalLM, stored: Iterable[StoredTensor], folder: Path, *, check
 
 def _check_unexpected(model: CausalLM, tensor: StoredTensor, targets: Mapping[str, Tensor]) -> None:
     """Raise ModelLoadError unless the tensor is one that a checkpoint may hold in vain."""
-    if tensor.name.endswith(model.IGNORED_TENSORS):
+    if model.is_ignored(tensor.name):
         return
     if tensor.name == "lm_head.weight" and model.config.tie_word_embeddings:
         return  # a copy of the embedding, which is the head

@@ -90,7 +90,7 @@ DIALECTS: dict[str, Dialect] = {
     "qwen2": Dialect(layer_kinds=_qwen),
     "qwen3": Dialect(layer_kinds=_qwen),
     "qwen2_moe": Dialect(layer_kinds=_qwen_moe),
-    "qwen3_moe": Dialect(layer_kinds=_qwen3_moe),
+    "qwen3_moe": Dialect(names={"num_experts": "num_local_experts"}, layer_kinds=_qwen3_moe),
     "phi3": Dialect(
         layer_kinds=_all, defaults={"rms_norm_eps": 1e-5}, rope_kinds={"su": "longrope", "yarn": "longrope"}
     ),

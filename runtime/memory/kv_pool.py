@@ -16,11 +16,12 @@ class KVShape:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype = torch.float32
+    is_latent: bool = False  # one vector is key and value at once (multi-head latent attention)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return (1 if self.is_latent else 2) * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 def tokens_in_budget(num_bytes: int, shape: KVShape, page_size: int = 1) -> int:
@@ -47,7 +48,9 @@ class KVPool:
         self.shape = shape
         size = (num_tokens + page_size, shape.num_kv_heads, shape.head_dim)
         self.k = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.num_layers)]
-        self.v = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.num_layers)]
+        self.v = self.k
+        if not shape.is_latent:
+            self.v = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.num_layers)]
 
     @property
     def num_pages(self) -> int:
@@ -62,11 +65,13 @@ class KVPool:
     def store(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Write k, v `[T, kv_heads, head_dim]` (cast to the pool's dtype) to `slots` `[T]` int64 of one layer.
 
-        Slots other than 0 must not repeat; which of several rows lands in slot 0 is left open.
+        Of a latent pool k and v are one. Slots other than 0 must not repeat; which of several rows lands in slot 0 is
+        left open.
         """
         dtype = self.shape.dtype
         self.k[layer].index_copy_(0, slots, k.to(dtype))
-        self.v[layer].index_copy_(0, slots, v.to(dtype))
+        if not self.shape.is_latent:
+            self.v[layer].index_copy_(0, slots, v.to(dtype))
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """K and V of one layer, each `[num_tokens + page_size, kv_heads, head_dim]`."""

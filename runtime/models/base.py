@@ -75,6 +75,10 @@ class CausalLM(nn.Module, ABC):
             targets.update((self._checkpoint_name(name), target) for name, target in parts)
         return targets
 
+    def is_ignored(self, name: str) -> bool:
+        """Whether a checkpoint may hold this tensor in vain."""
+        return name.endswith(self.IGNORED_TENSORS)
+
     def _checkpoint_name(self, name: str) -> str:
         for ours, theirs in self.CHECKPOINT_NAMES:
             name = name.replace(ours, theirs)

@@ -27,8 +27,9 @@ class Family:
     """A row of the table: transformers' classes, config fields beyond the common ones, and the weights' spread.
 
     `common` False: the config class has names of its own. `window` is the sliding window of some layer, which prompts
-    must exceed; `context_length` what the engine is asked for. `stored_as` "internlm2": the same weights packed as that
-    family's checkpoints are, for transformers has no such class.
+    must exceed; `context_length` what the engine is asked for; `shortest_prompt` how long prompts must be for
+    transformers to take longrope's long factors. `stored_as` "internlm2": the same weights packed as that family's
+    checkpoints are, for transformers has no such class.
     """
 
     config: str
@@ -39,6 +40,7 @@ class Family:
     window: int | None = None
     context_length: int | None = None
     seed: int = 0
+    shortest_prompt: int = 1
     stored_as: str = ""
     embed_std: float | None = None  # of the embedding, where it is scaled up: a head tied to it would repeat its input
 
@@ -69,6 +71,17 @@ LONGROPE = {
 GPT2 = {
     "vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 2,
     "eos_token_id": 2,
+}  # fmt: skip
+EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
+MOE = {"moe_intermediate_size": 48}
+DEEPSEEK = {
+    **MOE, "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+    "topk_method": "group_limited_greedy", "n_shared_experts": 2, "first_k_dense_replace": 1, "kv_lora_rank": 32,
+    "q_lora_rank": 24, "qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "v_head_dim": 20,
+}  # fmt: skip
+DEEPSEEK_YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32, "mscale": 0.707,
+    "mscale_all_dim": 0.707,
 }  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0,
@@ -111,6 +124,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family("Phi3Config", "Phi3ForCausalLM", {"sliding_window": WINDOW}, window=WINDOW),
     "phi3-longrope": Family("Phi3Config", "Phi3ForCausalLM", {"rope_parameters": LONGROPE}, context_length=32),
+    "phi3-longrope-long": Family("Phi3Config", "Phi3ForCausalLM", {"rope_parameters": LONGROPE}, shortest_prompt=33),
     "phi4-mini": Family("Phi3Config", "Phi3ForCausalLM", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
     "gpt2-scaled": Family(
         "GPT2Config", "GPT2LMHeadModel", {**GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 80}, common=False
@@ -145,6 +159,36 @@ FAMILIES: dict[str, Family] = {
         window=WINDOW,
     ),
     "ministral3": Family("Ministral3Config", "Ministral3ForCausalLM", {"rope_parameters": MINISTRAL3, **WIDE}),
+    "mixtral": Family("MixtralConfig", "MixtralForCausalLM", {**EXPERTS, "sliding_window": WINDOW}, window=WINDOW),
+    "qwen2-moe": Family(
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {"num_experts": 8, "num_experts_per_tok": 3, "shared_expert_intermediate_size": 40, **MOE},
+    ),
+    "qwen3-moe": Family(
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 3,
+            "mlp_only_layers": [1],
+            **MOE,
+            **WIDE,
+        },
+    ),
+    "deepseek-v2": Family("DeepseekV2Config", "DeepseekV2ForCausalLM", DEEPSEEK),
+    "deepseek-v2-lite": Family(
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {**DEEPSEEK, "q_lora_rank": None, "topk_method": "greedy", "rope_parameters": DEEPSEEK_YARN},
+    ),
+    "deepseek-v3": Family(
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {**DEEPSEEK, "routed_scaling_factor": 2.5, "rope_parameters": DEEPSEEK_YARN},
+    ),
     "internlm2": Family("LlamaConfig", "LlamaForCausalLM", stored_as="internlm2"),
     "gpt2": Family("GPT2Config", "GPT2LMHeadModel", GPT2, common=False),
 }
@@ -183,6 +227,10 @@ def draw_weights(model: Any, std: float, seed: int, embed_std: float | None = No
                 param.copy_(0.5 * std * noise)
             else:
                 param.copy_(std * noise)
+
+        for name, buffer in sorted(model.named_buffers()):
+            if "correction_bias" in name:
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=rng))
 
 
 @cache
