@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import greenlet
@@ -17,9 +17,12 @@ import greenlet
 from ..core.backend import Backend
 from ..core.errors import Aborted
 from ..core.events import Event
+from .common import CommonGens
 from .hub import Hub, Task
+from .takeover import Hands
 
 LINGER_S = 0.05  # how long an idle carrier waits for more work
+MAX_CALLS = 64  # of the user's that are made at one time for the programs of one carrier
 
 
 class Driver:
@@ -74,9 +77,9 @@ class CarrierHub(Hub):
     def __init__(self, backend: Backend, driver: Driver) -> None:
         super().__init__(backend)
         self._driver = driver
+        self.hands = Hands(MAX_CALLS)
         self._changed = threading.Condition()
         self._incoming: deque[Task] = deque()
-        self._calls: deque[Callable[[], None]] = deque()
         self._is_closed = False
         self.num_tasks = 0  # not ended yet; changed under the condition
 
@@ -93,8 +96,16 @@ class CarrierHub(Hub):
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` made in the hub's thread."""
         with self._changed:
-            self._calls.append(call)
+            super().post(call)
             self._changed.notify()
+
+    def begin_from(self, tasks: Iterator[Task], like: Hub) -> None:
+        """Before serving: begin these tasks too, under the decisions of the hub that had them."""
+        self._unstarted = tasks
+        self.common = CommonGens() if like.common is not None else None
+        self.sends_hints = like.sends_hints
+        self.hands = like.hands
+        self.is_wary = True
 
     def serve(self) -> None:
         """Run what comes, until nothing has come for a while."""
@@ -129,10 +140,16 @@ class CarrierHub(Hub):
     def _next_task(self) -> Task | None:
         if self._nested:
             return self._nested.popleft()
-        return self._incoming.popleft() if self._incoming else None
+        if self._incoming:
+            return self._incoming.popleft()
+        task = next(self._unstarted, None)
+        if task is not None:
+            with self._changed:
+                self.num_tasks += 1
+        return task
 
     def _has_news(self) -> bool:
-        return bool(self._incoming or self._calls or self._inbox)
+        return bool(self._incoming or self._inbox) or not self._calls.empty()
 
     def _tell(self, task: Task) -> None:
         with self._changed:
@@ -140,17 +157,14 @@ class CarrierHub(Hub):
         if task.on_end is not None:
             task.on_end(task)
 
-    def _run_calls(self) -> None:
-        while self._calls:
-            self._calls.popleft()()
-
     def _receive(self, event: Event) -> None:
         with self._changed:
             super()._receive(event)
             self._changed.notify()
 
     def _wait(self) -> None:
-        self._driver.acquire(self, self._driver_failed)
+        if self._in_flight:
+            self._driver.acquire(self, self._driver_failed)
         with self._changed:
             self._changed.wait_for(self._has_news)
         self._run_calls()
@@ -172,6 +186,13 @@ class Carriers:
         self.driver = Driver(backend)
         self._lock = threading.Lock()
         self._hubs: list[CarrierHub] = []
+
+    def take_over(self, tasks: Callable[[CarrierHub], Iterator[Task]], like: Hub) -> CarrierHub:
+        """A new carrier for what is left of a batch that runs in the hub `like`."""
+        hub = CarrierHub(self._backend() or _gone(), self.driver)
+        hub.begin_from(tasks(hub), like)
+        threading.Thread(target=hub.serve, name="dslc-carrier", daemon=True).start()
+        return hub
 
     def start(self, make: Callable[[CarrierHub], Task], limit: int = 1) -> tuple[CarrierHub, Task]:
         """Run a task on the least busy carrier; on a new one while all are busy and there are fewer than `limit`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import os
+import queue
 import threading
 import time
 import warnings
@@ -29,6 +30,7 @@ from .common import CommonGens
 from .pressure import Pressure
 from .quick import copier
 from .stream import Slot
+from .takeover import HOLD_S, Hands
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -41,15 +43,16 @@ _WARNED: set[Any] = set()
 _NO_TASKS: Iterator[Any] = iter(())
 _HERE = threading.local()  # .hub: the hub whose program runs in this thread
 Done = Callable[["Finished | Failed"], None]
-HOLD_S = 0.005
 MAX_STARTED = 16384  # programs of a batch whose bodies are begun and not ended at one time
+_MISSING: Any = object()
 
 
 class Task:
     """One program instance in a hub: its executor and its body. `is_ended` when both are done."""
 
     __slots__ = (
-        "body", "error", "executor", "greenlet", "is_ended", "is_nested", "on_end", "result", "stuck", "waits_for",
+        "body", "context", "error", "executor", "greenlet", "is_ended", "is_nested", "on_end", "result", "stuck",
+        "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +60,7 @@ class Task:
     ) -> None:
         self.executor = executor
         self.body = body
+        self.context: contextvars.Context | None = None  # the caller's, where another thread begins the body
         self.on_end = on_end  # called in the hub's thread, where nobody iterates over `Hub.run`
         self.is_nested = False  # begun by another task of the same hub
         self.greenlet: Any = None
@@ -110,7 +114,12 @@ class Hub:
         self.pressure: Pressure | None = None  # where not all programs of a batch may be in flight
         self.sends_hints = False  # requests say which KV their plan needs again
         self.num_requests = 0
-        self.num_holds = 0  # how often a body has kept the thread for longer than HOLD_S
+        self.num_holds = 0  # how often code of the user's has kept a thread for longer than HOLD_S
+        self.is_wary = False  # code of the user's that was thought to be quick has kept a thread
+        self.held_since: float | None = None  # when the body that runs was resumed
+        self.hands: Hands | None = None  # who makes calls that may block; None: the hub's own thread
+        self._num_away = 0  # calls that are being made elsewhere
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     # -- what executors ask
 
@@ -165,6 +174,55 @@ class Hub:
         if task.stuck is not None:
             error, task.stuck = task.stuck, None
             raise error.at(where) if isinstance(error, ProgramError) else error
+
+    def call(self, function: Callable[[], Any], may_block: bool, where: SourceLoc | None) -> Any:
+        """What a function of the user's returns. One that may keep the thread is called in another one meanwhile.
+
+        It sees the program's context variables, and what it sets of them stays set.
+        """
+        task, hands = self._current, self.hands
+        if hands is None or not (may_block or self.is_wary):
+            return function()
+        if task is None or greenlet.getcurrent() is not task.greenlet:
+            return function()
+        slot = Slot()
+        context = contextvars.copy_context()
+
+        def away() -> None:
+            began = time.perf_counter()
+            value, error = None, None
+            try:
+                value = context.run(function)
+            except BaseException as raised:
+                error = raised
+            is_hold = time.perf_counter() - began > HOLD_S
+            self.post(lambda: back(value, error, is_hold))
+
+        def back(value: Any, error: BaseException | None, is_hold: bool) -> None:
+            self._num_away -= 1
+            self.num_holds += is_hold
+            if error is not None:
+                slot.fail(error)
+            else:
+                slot.set(value)
+
+        self._num_away += 1
+        hands.make(away)
+        self.block(slot, where)
+        for variable, value in context.items():
+            if variable.get(_MISSING) is not value:
+                variable.set(value)
+        if slot.error is not None:
+            raise slot.error
+        return slot.value
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` made in the hub's thread."""
+        self._calls.put(call)
+
+    def _run_calls(self) -> None:
+        while not self._calls.empty():
+            self._calls.get()()
 
     async def wait_for(self, slot: Slot) -> None:
         """`block` for async programs, which only a hub in an event loop can run."""
@@ -256,7 +314,7 @@ class Hub:
                     self._switch(task)
             elif self._may_start() and (following := self._next_task()) is not None:
                 self._start(following)
-            elif self._in_flight:
+            elif self._in_flight or self._num_away:
                 self._exchange()
                 return True
             elif self._suspended:
@@ -277,7 +335,7 @@ class Hub:
         self._num_started += 1
         self._tasks[task.executor] = task
         task.greenlet = greenlet.greenlet(lambda: self._body_of(task), self._main)
-        task.greenlet.gr_context = contextvars.copy_context()
+        task.greenlet.gr_context = task.context.copy() if task.context is not None else contextvars.copy_context()
         self._switch(task)
 
     def _body_of(self, task: Task) -> None:
@@ -290,15 +348,17 @@ class Hub:
     def _switch(self, task: Task) -> None:
         outer, _HERE.hub = getattr(_HERE, "hub", None), self
         before, self._current = self._current, task
-        began = time.perf_counter()
+        began = self.held_since = time.perf_counter()
         body = task.greenlet
         try:
             body.switch()
         finally:
+            self.held_since = None
             _HERE.hub = outer
             self._current = before
             if time.perf_counter() - began > HOLD_S:
                 self.num_holds += 1
+                self.is_wary = True
         if body.dead:
             task.greenlet = None
             if task.error is not None:
@@ -374,20 +434,29 @@ class Hub:
             self._inbox.append(event)
 
     def _wait(self) -> None:
-        """Let the backend work until some result is in. A backend that cannot go on fails what is in flight."""
+        """Let the backend work until some result is in, or a call is back.
+
+        A backend that cannot go on fails what is in flight.
+        """
+        if not self._in_flight:
+            self._calls.get()()
+            return
+        why: Exception | None = None
+        is_alone = not self._num_away
         try:
-            self.backend.wait(self._has_result)
-            why: Exception = EngineError(f"the backend {self.backend.capabilities.name!r} gave no result")
+            self.backend.wait(self._has_result, None if is_alone else HOLD_S)
         except Exception as error:
             why = error
-        if not self._inbox:
-            self._fail_all(why)
+        self._run_calls()
+        if self._inbox or (why is None and not is_alone):
+            return
+        self._fail_all(why or EngineError(f"the backend {self.backend.capabilities.name!r} gave no result"))
 
     def _fail_all(self, error: BaseException) -> None:
         self._inbox.extend(Failed(request_id, ErrorInfo.of(error)) for request_id in self._in_flight)
 
     def _has_result(self) -> bool:
-        return bool(self._inbox)
+        return bool(self._inbox) or not self._calls.empty()
 
     def _forget(self, request_id: str) -> None:
         known = self._in_flight.pop(request_id)
@@ -396,7 +465,7 @@ class Hub:
     def _drive(self, slot: Slot, where: SourceLoc | None) -> None:
         """Somebody outside of the programs waits: work until the slot is done."""
         while not slot.is_done:
-            if not self._in_flight:
+            if not self._in_flight and not self._num_away:
                 raise ProgramError("this value can never be known: nothing that is still to come sets it", where=where)
             self._exchange()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import queue
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +27,12 @@ from .outside import Outside
 from .prefix import pinned, static_prefix
 from .quick import maker
 from .state import ProgramState
+from .takeover import Batch, Hands
 from .walker import walk_plan
 
 if TYPE_CHECKING:
     from ..compiler.plan import Plan
-    from ..compiler.scheduling.base import Orders
+    from ..compiler.scheduling.base import Draft, Orders
     from .function import Function
 
 
@@ -79,7 +81,8 @@ class Running:
             executor.outputs = frozenset(self.outputs)
         if plan is not None:
             executor.types, executor.hosts = self.function.types, self.function.hosts
-            return Task(executor, lambda: walk_plan(executor, plan, arguments))
+            may_block = bool(executor.hosts) and self.may_block
+            return Task(executor, lambda: walk_plan(executor, plan, arguments, may_block))
         return Task(executor, lambda: self.function.body(ProgramState(executor), **arguments))
 
     def run(self, arguments: dict[str, Any]) -> ProgramState:
@@ -102,9 +105,11 @@ class Running:
         def make(hub: CarrierHub) -> Task:
             task = self.task(hub, arguments)
             task.executor.stream_to(feed)
+            task.context = context
             return task
 
-        hub, task = carriers_of(self.backend).start(make, MAX_CARRIERS if self.may_block else 1)
+        context = contextvars.copy_context()
+        hub, task = carriers_of(self.backend).start(make, self.num_carriers)
         return ProgramState(Outside(hub, task, feed))
 
     async def arun(self, arguments: dict[str, Any], instance: int = 0) -> ProgramState:
@@ -125,9 +130,11 @@ class Running:
         def make(hub: CarrierHub) -> Task:
             task = self.task(hub, arguments, instance)
             task.on_end = tell
+            task.context = context
             return task
 
-        carrier, task = carriers.start(make, MAX_CARRIERS if self.may_block else 1)
+        context = contextvars.copy_context()
+        carrier, task = carriers.start(make, self.num_carriers)
         try:
             await ended
         except asyncio.CancelledError:
@@ -140,6 +147,11 @@ class Running:
     def may_block(self) -> bool:
         """Whether a body may keep its thread for long: it runs, and calls what the compiler knows nothing of."""
         return self.function.may_block
+
+    @property
+    def num_carriers(self) -> int:
+        """Over how many carriers programs are spread: bodies that may block. A plan's calls are made elsewhere."""
+        return MAX_CARRIERS if self.plan is None and self.may_block else 1
 
     def run_batch(
         self,
@@ -155,16 +167,13 @@ class Running:
         order = draft.order if draft is not None else range(len(rows))
         chosen = draft.orders if draft is not None and draft.orders else None
         threads = MAX_CARRIERS if num_threads == "auto" else num_threads
-        if self.may_block and min(threads, len(rows)) > 1:
+        nested = Hub.here(self.backend)
+        if self.plan is None and self.may_block and min(threads, len(rows)) > 1:
             ended = self._spread(rows, order, threads, chosen)
+        elif nested is not None:
+            ended = nested.run_nested(self.task(nested, rows[i], i, chosen[i] if chosen else None) for i in order)
         else:
-            nested = Hub.here(self.backend)
-            hub = nested or Hub(self.backend)
-            run = hub.run if nested is None else hub.run_nested
-            if draft is not None and nested is None:
-                together.prepare(hub, draft)
-            tasks = (self.task(hub, rows[i], i, chosen[i] if chosen else None) for i in order)
-            ended = self._noting_holds(hub, run(tasks))
+            ended = self._run_here(rows, order, threads, draft)
         if self.plan is not None and len(rows) > 1 and self.backend.tokenizer is not None:
             prefix = static_prefix(self.plan.static_prefix, self.backend.tokenizer.encode_prompt(""))
             ended = pinned(self.backend, prefix, ended)
@@ -177,14 +186,25 @@ class Running:
         if self.plan is not None and able.token_ids:
             refuse_overflow(self.plan, self.backend.tokenizer, able.max_context_len)
 
-    def _noting_holds(self, hub: Hub, ended: Iterator[Task]) -> Iterator[Task]:
-        """Remember with the function whether its bodies keep a thread for long."""
-        num = 0
-        for task in ended:
-            num += 1
-            yield task
-        if self.plan is None or self.function.hosts:
-            self.function.note_holds(hub.num_holds, num)
+    def _run_here(
+        self, rows: Sequence[dict[str, Any]], order: Sequence[int], threads: int, draft: Draft | None
+    ) -> Iterator[Task]:
+        """In the caller's thread, and in others while that one is kept; remembers whether it often was."""
+        chosen = draft.orders if draft is not None and draft.orders else None
+
+        def make(hub: Hub, i: int) -> Task:
+            return self.task(hub, rows[i], i, chosen[i] if chosen else None)
+
+        hub = Hub(self.backend)
+        if draft is not None:
+            together.prepare(hub, draft)
+        if self.plan is not None and not self.function.hosts:
+            yield from hub.run(make(hub, i) for i in order)
+            return
+        hub.hands = Hands(threads) if threads > 1 else None
+        batch = Batch(make, order, threads, carriers_of(self.backend), contextvars.copy_context())
+        yield from batch.run(hub)
+        self.function.note_holds(batch.num_holds, len(rows))
 
     def _spread(
         self,
@@ -198,11 +218,13 @@ class Running:
         carriers = carriers_of(self.backend)
         running: dict[Task, CarrierHub] = {}
         hubs: set[CarrierHub] = set()
+        context = contextvars.copy_context()
         for i in order:
 
             def make(hub: CarrierHub, i: int = i) -> Task:
                 task = self.task(hub, rows[i], i, chosen[i] if chosen else None)
                 task.on_end = ended.put
+                task.context = context
                 return task
 
             hub, task = carriers.start(make, threads)

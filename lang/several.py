@@ -11,7 +11,8 @@ from .function import Function
 from .hub import Hub
 from .locate import caller
 from .options import new_seed
-from .running import Running, states_of
+from .running import MAX_CARRIERS, Running, states_of
+from .takeover import Hands
 
 if TYPE_CHECKING:
     from ..core.backend import Backend
@@ -51,6 +52,8 @@ def run_together(
     draft = together.draft_of(rows)
     nested = Hub.here(target)
     hub = nested or Hub(target)
+    if not nested:
+        hub.hands = Hands(MAX_CARRIERS)
     if draft is not None and not nested:
         together.prepare(hub, draft)
     chosen = draft.orders if draft is not None and draft.orders else None
