@@ -3,6 +3,24 @@
 `registry.choose` picks the version to run; the Triton ones stand in `triton/`.
 """
 
-from . import activation, rms_norm, token_bitmask
+from . import (
+    activation,
+    cascade_attention,
+    decode_attention,
+    extend_attention,
+    merge_states,
+    rms_norm,
+    token_bitmask,
+    tree_attention,
+)
 
-__all__ = ["activation", "rms_norm", "token_bitmask"]
+__all__ = [
+    "activation",
+    "cascade_attention",
+    "decode_attention",
+    "extend_attention",
+    "merge_states",
+    "rms_norm",
+    "token_bitmask",
+    "tree_attention",
+]
