@@ -31,6 +31,8 @@ class SamplingParams:
     `token_healing` gives the end of a prompt back to a constrained output where later text could change its tokens:
     they are generated again, so that a token may reach over the seam. None: where there is a constraint. A program
     reads it; a request says what is given back.
+    `spaces_between_special_tokens` is how a server puts ids together to text; None: as it does by itself. In process
+    text is the tokens' own and nothing else, which is False; True is refused.
     `custom_params`, a dict of JSON values, is for the request's logit processor; it is kept as its JSON text.
     """
 
@@ -51,7 +53,7 @@ class SamplingParams:
     seed: int | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
+    spaces_between_special_tokens: bool | None = None
     no_stop_trim: bool = False
     jump_forward: bool | Literal["step"] | None = None
     finish_valid: bool = False

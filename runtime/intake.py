@@ -121,6 +121,11 @@ class Intake:
         params = source.sampling
         if self.tokenizer is None and (params.stop or params.stop_regex):
             raise RequestError("stop strings need a tokenizer, and this engine has none", field="stop")
+        if params.spaces_between_special_tokens:
+            raise RequestError(
+                "True puts text where no token is; here the text is the tokens' own (False, or leave it out)",
+                field="spaces_between_special_tokens",
+            )
         stop_set(params.stop, params.stop_regex)
         self._check_processor(source)
 

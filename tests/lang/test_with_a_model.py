@@ -279,3 +279,26 @@ def test_streams_and_event_loops_on_the_engine(engine):
     left.error()
     engine.wait(lambda: True)
     engine.check_integrity()
+
+
+def test_spaces_between_special_tokens_are_never_there(path, engine):
+    """False is what the engine does, and what fast tokenizers do whichever is said; True is refused at its line."""
+
+    @dslc.function
+    def program(s, spaces):
+        s += "Question:"
+        s += dslc.gen(
+            "a", max_tokens=24, ignore_eos=True, skip_special_tokens=False, spaces_between_special_tokens=spaces
+        )
+
+    tokenizer = tiny_tokenizer()
+    special = tokenizer.all_special_ids[0]
+    for spaces in (None, False):
+        state = program.run(spaces, backend=engine, temperature=0, logit_bias={special: 100.0})
+        ids = state.get_meta_info("a")["output_ids"]
+        assert ids.count(special) > 2
+        for said in (True, False):
+            whole = tokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=said)
+            assert state["a"] == whole
+    with pytest.raises(dslc.RequestError, match=r"test_with_a_model.py:\d+: spaces_between_special_tokens: True puts"):
+        program.run(True, backend=engine)
