@@ -139,30 +139,22 @@ static void turn_over(const float* pool, size_t slot_stride, const int32_t* slot
         for (int i = 0; i < 16; i++) row[i] = pool + (size_t)slots[std::min(j + i, count - 1)] * slot_stride;
         int d = 0;
 #if defined(__AVX512F__)
-        for (; d + 16 <= dim; d += 16) {
-            __m512 a[16], b[16];
-            for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(row[i] + d);
-            for (int i = 0; i < 16; i += 2) {
-                b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-                b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-            }
-            for (int i = 0; i < 16; i += 4) {
-                a[i] = (__m512)_mm512_unpacklo_pd((__m512d)b[i], (__m512d)b[i + 2]);
-                a[i + 1] = (__m512)_mm512_unpackhi_pd((__m512d)b[i], (__m512d)b[i + 2]);
-                a[i + 2] = (__m512)_mm512_unpacklo_pd((__m512d)b[i + 1], (__m512d)b[i + 3]);
-                a[i + 3] = (__m512)_mm512_unpackhi_pd((__m512d)b[i + 1], (__m512d)b[i + 3]);
-            }
-            for (int i = 0; i < 4; i++) {
-                b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
-                b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
-                b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
-                b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
-            }
-            for (int i = 0; i < 4; i++) {
-                _mm512_store_ps(keys + (d + i) * kBlock + j, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
-                _mm512_store_ps(keys + (d + i + 4) * kBlock + j, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88));
-                _mm512_store_ps(keys + (d + i + 8) * kBlock + j, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd));
-                _mm512_store_ps(keys + (d + i + 12) * kBlock + j, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xdd));
+        for (; d + 16 <= dim; d += 16) {  // quarters of four rows are put together while they are loaded
+            for (int c = 0; c < 16; c += 4) {
+                __m512 a[4], b[4];
+                for (int i = 0; i < 4; i++) {
+                    a[i] = _mm512_broadcast_f32x4(_mm_loadu_ps(row[i] + d + c));
+                    a[i] = _mm512_mask_broadcast_f32x4(a[i], 0x00f0, _mm_loadu_ps(row[i + 4] + d + c));
+                    a[i] = _mm512_mask_broadcast_f32x4(a[i], 0x0f00, _mm_loadu_ps(row[i + 8] + d + c));
+                    a[i] = _mm512_mask_broadcast_f32x4(a[i], 0xf000, _mm_loadu_ps(row[i + 12] + d + c));
+                }
+                b[0] = _mm512_unpacklo_ps(a[0], a[1]), b[1] = _mm512_unpackhi_ps(a[0], a[1]);
+                b[2] = _mm512_unpacklo_ps(a[2], a[3]), b[3] = _mm512_unpackhi_ps(a[2], a[3]);
+                float* to = keys + (d + c) * kBlock + j;
+                _mm512_store_ps(to, (__m512)_mm512_unpacklo_pd((__m512d)b[0], (__m512d)b[2]));
+                _mm512_store_ps(to + kBlock, (__m512)_mm512_unpackhi_pd((__m512d)b[0], (__m512d)b[2]));
+                _mm512_store_ps(to + 2 * kBlock, (__m512)_mm512_unpacklo_pd((__m512d)b[1], (__m512d)b[3]));
+                _mm512_store_ps(to + 3 * kBlock, (__m512)_mm512_unpackhi_pd((__m512d)b[1], (__m512d)b[3]));
             }
         }
 #endif
@@ -256,9 +248,12 @@ struct Attention {
              int threads) {
         int from = 0;
         for (int end : plan.level_ends) {
-            Threads::pool().each((end - from) * h.kv_heads, threads, [&](int i) {
+            const int tasks = end - from, parts = threads > 1 && tasks < 4 * threads ? h.kv_heads : 1;
+            Threads::pool().each(tasks * parts, threads, [&](int i) {
                 static thread_local Scratch* scratch = new Scratch;
-                pass(plan, plan.tasks[from + i / h.kv_heads], i % h.kv_heads, q, q_stride, keys, values, window, *scratch);
+                const int part = i % parts, each = h.kv_heads / parts;
+                pass(plan, plan.tasks[from + i / parts], part * each, (part + 1) * each, q, q_stride, keys, values, window,
+                     *scratch);
             });
             from = end;
         }
@@ -277,9 +272,9 @@ struct Attention {
         int row, head, low, high;
     };
 
-    void pass(const Plan& plan, const Task& task, int kv_head, const float* q, size_t q_stride, const float* keys,
-              const float* values, int window, Scratch& scratch) {
-        const int per_kv = h.heads / h.kv_heads;
+    // Heads go through a block one after the other, so that a slot's memory is touched once.
+    void pass(const Plan& plan, const Task& task, int first_head, int last_head, const float* q, size_t q_stride,
+              const float* keys, const float* values, int window, Scratch& scratch) {
         const size_t slot_stride = (size_t)h.kv_heads * h.dim;
         const int* rows = plan.rows.data() + task.first_row;
         int first_seen = INT32_MAX, last_seen = 0;
@@ -291,32 +286,50 @@ struct Attention {
         for (int block = std::max(task.begin, first_seen / kBlock); block < task.end; block++) {
             const int start = block * kBlock, count = std::min(kBlock, last_seen + 1 - start);
             const int32_t* slots = task.slots + start;
-            turn_over(keys + kv_head * h.dim, slot_stride, slots, count, h.dim, scratch.keys);
-            const float* at[kBlock];
-            for (int j = 0; j < kBlock; j++)
-                at[j] = values + slots[std::min(j, count - 1)] * slot_stride + kv_head * h.dim;
-            if (h.dim % 16)
-                for (int j = 0; j < kBlock; j++) {
-                    float* copy = scratch.values + j * stride;
-                    memcpy(copy, at[j], sizeof(float) * h.dim);
-                    memset(copy + h.dim, 0, sizeof(float) * (stride - h.dim));
-                    at[j] = copy;
+            const int next = block + 1 < task.end ? std::min(kBlock, last_seen + 1 - start - kBlock) : 0;
+            for (int kv_head = first_head; kv_head < last_head; kv_head++) {
+                for (int j = 0; j < next; j++) {
+                    const size_t at = slots[kBlock + j] * slot_stride + kv_head * h.dim;
+                    for (int d = 0; d < h.dim; d += 16) {
+                        __builtin_prefetch(keys + at + d, 0, 2);
+                        __builtin_prefetch(values + at + d, 0, 2);
+                    }
                 }
-            Unit units[4];
-            int waiting = 0;
-            for (int i = 0; i < task.rows; i++) {
-                int index = plan.index[rows[i]];
-                int low = window > 0 ? std::max(0, index - window + 1 - start) : 0, high = std::min(kBlock, index + 1 - start);
-                if (high <= 0 || low >= kBlock) continue;
-                for (int g = 0; g < per_kv; g++) {
-                    units[waiting++] = {rows[i], kv_head * per_kv + g, low, high};
-                    if (waiting == 4) many<4>(units, q, q_stride, at, scratch), waiting = 0;
-                }
+                turn_over(keys + kv_head * h.dim, slot_stride, slots, count, h.dim, scratch.keys);
+                const float* at[kBlock];
+                for (int j = 0; j < kBlock; j++)
+                    at[j] = values + slots[std::min(j, count - 1)] * slot_stride + kv_head * h.dim;
+                if (h.dim % 16)
+                    for (int j = 0; j < kBlock; j++) {
+                        float* copy = scratch.values + j * stride;
+                        memcpy(copy, at[j], sizeof(float) * h.dim);
+                        memset(copy + h.dim, 0, sizeof(float) * (stride - h.dim));
+                        at[j] = copy;
+                    }
+                units(plan, task, kv_head, start, q, q_stride, window, at, scratch);
             }
-            if (waiting == 3) many<3>(units, q, q_stride, at, scratch);
-            if (waiting == 2) many<2>(units, q, q_stride, at, scratch);
-            if (waiting == 1) many<1>(units, q, q_stride, at, scratch);
         }
+    }
+
+    // All rows of a task over one block, four query heads at a time.
+    void units(const Plan& plan, const Task& task, int kv_head, int start, const float* q, size_t q_stride, int window,
+               const float* const* values, Scratch& scratch) {
+        const int per_kv = h.heads / h.kv_heads;
+        const int* rows = plan.rows.data() + task.first_row;
+        Unit some[4];
+        int waiting = 0;
+        for (int i = 0; i < task.rows; i++) {
+            int index = plan.index[rows[i]];
+            int low = window > 0 ? std::max(0, index - window + 1 - start) : 0, high = std::min(kBlock, index + 1 - start);
+            if (high <= 0 || low >= kBlock) continue;
+            for (int g = 0; g < per_kv; g++) {
+                some[waiting++] = {rows[i], kv_head * per_kv + g, low, high};
+                if (waiting == 4) many<4>(some, q, q_stride, values, scratch), waiting = 0;
+            }
+        }
+        if (waiting == 3) many<3>(some, q, q_stride, values, scratch);
+        if (waiting == 2) many<2>(some, q, q_stride, values, scratch);
+        if (waiting == 1) many<1>(some, q, q_stride, values, scratch);
     }
 
     template <int R>

@@ -176,7 +176,8 @@ class NativeLlama:
         given = _Model(
             hidden=weights.embedding.shape[1], heads=weights.heads, kv_heads=weights.kv_heads,
             head_dim=weights.head_dim, rotary_dim=weights.rotary_dim, inner=first.down.weight.shape[1],
-            vocab=self.vocab_size, layers=len(weights.layers), is_bf16=int(dtype == torch.bfloat16), eps=weights.eps, scaling=weights.scaling,
+            vocab=self.vocab_size, layers=len(weights.layers), is_bf16=int(dtype == torch.bfloat16), eps=weights.eps,
+            scaling=weights.scaling,
             cap=weights.cap, final_cap=weights.final_cap, embedding=_address(weights.embedding),
             final_norm=_address(weights.final_norm), head=weights.head._given(), layer=layers,
         )  # fmt: skip
