@@ -37,7 +37,10 @@ class AttentionBackend(ABC):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, layer: RadixAttention, fb: ForwardBatch, kv_pool: KVPool
     ) -> Tensor:
-        """q [T, heads, D], k and v [T, kv_heads, D] (in the pool already) -> [T, heads, D] in q's dtype."""
+        """q [T, heads, D], k and v [T, kv_heads, D] (in the pool already) -> [T, heads, D] in q's dtype.
+
+        All options of the layer count, its `sinks` too.
+        """
 
 
 _BACKENDS: dict[str, type[AttentionBackend]] = {}

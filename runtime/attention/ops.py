@@ -17,7 +17,7 @@ def attend(
 ) -> Tensor:
     """[n, heads, L, D]. `causal` (L == S, no mask): row i sees keys 0..i."""
     if cap:
-        return attend_plain(q, k, v, _causal(q) if causal else mask, scale, cap)[0]
+        return attend_plain(q, k, v, causal_mask(q) if causal else mask, scale, cap)[0]
     n, heads, length, dim = q.shape
     if length == 1:  # the query heads of one KV head become rows: fewer, larger products
         rows = q.reshape(n, k.shape[1], heads // k.shape[1], dim)
@@ -68,6 +68,7 @@ def merge_rows(out: Tensor, lse: Tensor, rows: Tensor, new_out: Tensor, new_lse:
     lse.index_copy_(0, rows, both)
 
 
-def _causal(q: Tensor) -> Tensor:
+def causal_mask(q: Tensor) -> Tensor:
+    """[1, 1, L, L] additive: row i sees keys 0..i."""
     length = q.shape[2]
     return torch.full((1, 1, length, length), float("-inf"), dtype=q.dtype, device=q.device).triu(1)

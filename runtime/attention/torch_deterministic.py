@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..layers.attention import AttentionType
-from ..layers.rowwise import TILE_ROWS, pieces, place_independent
+from ..layers.rowwise import TILE_ROWS, evenly, pieces, place_independent
 from . import trees
 from .base import AttentionBackend, register_attention_backend
 
@@ -235,7 +235,14 @@ def _attend(bundle: Bundle, q: Tensor, keys: Tensor, values: Tensor, layer: Radi
         own = rows if same else rows.index_select(0, bundle.spans[start:end])
         done.append(_attend_blocks(own, k, v, bundle.bars[start:end], layer.scaling, layer.logit_cap))
     out, best, top = done[0] if len(done) == 1 else [torch.cat(part) for part in zip(*done, strict=True)]
-    out = out[: bundle.steps[0]] if len(bundle.steps) == 1 else _join(bundle, out, best, top)
+    n = bundle.steps[0]
+    if len(bundle.steps) == 1:
+        out, most, total = out[:n], best[:n], top[:n].reciprocal()
+    else:
+        out, most, total = _join(bundle, out, best, top)
+    if layer.sinks is not None:
+        lse = most + evenly(torch.log, total)
+        out = out * evenly(torch.sigmoid, lse - layer.sinks.float().view(kv_heads, -1, 1, 1))
     return out.permute(0, 3, 1, 2, 4).reshape(-1, layer.num_heads, dim)
 
 
@@ -255,8 +262,9 @@ def _attend_blocks(
     return out.view_as(q), scores.amax(dim=-1, keepdim=True), weights.amax(dim=-1, keepdim=True)
 
 
-def _join(bundle: Bundle, out: Tensor, best: Tensor, top: Tensor) -> Tensor:
-    """The blocks' results of each span [P, ...] as one [n, ...], added up in their order.
+def _join(bundle: Bundle, out: Tensor, best: Tensor, top: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The blocks' results of each span [P, ...] as one [n, ...], added up in their order; their largest scores, and the
+    sums of exp(score - largest).
 
     A block's weights sum to 1, its largest being exp(0) / sum: so sum = 1 / top, and the block counts with
     exp(best) / top. With one block only that is x / x = 1, as if nothing had been joined.
@@ -273,7 +281,7 @@ def _join(bundle: Bundle, out: Tensor, best: Tensor, top: Tensor) -> Tensor:
     joined = out[:n]
     for start, active in zip(starts[1:], bundle.steps[1:], strict=False):
         joined[:active] += out[start : start + active]
-    return joined
+    return joined, most, total
 
 
 class _Shapes:

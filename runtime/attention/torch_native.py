@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .base import AttentionBackend, register_attention_backend
-from .ops import attend, attend_lse, merge_rows
+from .ops import attend, attend_lse, causal_mask, merge_rows
 from .planner import Part, Plan, Planner
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ class TorchNativeBackend(AttentionBackend):
     ) -> Tensor:
         plan = self._plan(layer, fb)
         keys, values = kv_pool.layer(layer.layer_id)
-        if not plan.joined and len(plan.parts) == 1 and plan.parts[0].real_rows is None:
+        joined = plan.joined or layer.sinks is not None
+        if not joined and len(plan.parts) == 1 and plan.parts[0].real_rows is None:
             return self._attend(plan.parts[0], q, k, v, keys, values, layer)
-        if not plan.joined:
+        if not joined:
             out = torch.empty_like(q)
             for part in plan.parts:
                 done = self._attend(part, q, k, v, keys, values, layer)
@@ -50,10 +51,13 @@ class TorchNativeBackend(AttentionBackend):
         out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         lse = torch.full(q.shape[:2], float("-inf"), dtype=torch.float32, device=q.device)
         for part in plan.parts:
-            done, done_lse = self._attend_lse(part, q, keys, values, layer)
+            done, done_lse = self._attend_lse(part, q, k, v, keys, values, layer)
             if part.real is not None:
                 done, done_lse = done.index_select(0, part.real), done_lse.index_select(0, part.real)
-            merge_rows(out, lse, _rows(part), done, done_lse)
+            rows = torch.arange(q.shape[0], device=q.device) if part.real_rows is None else part.real_rows
+            merge_rows(out, lse, rows, done, done_lse)
+        if layer.sinks is not None:
+            out *= torch.sigmoid(lse - layer.sinks.float()).unsqueeze(-1)
         return out.to(q.dtype)
 
     def _attend(
@@ -69,13 +73,17 @@ class TorchNativeBackend(AttentionBackend):
         return out.transpose(1, 2).flatten(0, 1)
 
     def _attend_lse(
-        self, part: Part, q: Tensor, keys: Tensor, values: Tensor, layer: RadixAttention
+        self, part: Part, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, layer: RadixAttention
     ) -> tuple[Tensor, Tensor]:
         """[n * L, heads, D], [n * L, heads]"""
-        assert part.slots is not None
         q = _padded(q, part.rows, part.n)
-        k, v = _padded(keys, part.slots, part.n).to(q.dtype), _padded(values, part.slots, part.n).to(q.dtype)
-        out, lse = attend_lse(q, k, v, part.mask_like(q), layer.scaling, layer.logit_cap)
+        mask = part.mask_like(q)
+        if part.slots is None:
+            k, v = _padded(k, part.rows, part.n), _padded(v, part.rows, part.n)
+            mask = causal_mask(q) if part.causal else mask
+        else:
+            k, v = _padded(keys, part.slots, part.n).to(q.dtype), _padded(values, part.slots, part.n).to(q.dtype)
+        out, lse = attend_lse(q, k, v, mask, layer.scaling, layer.logit_cap)
         return out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
 
     def _plan(self, layer: RadixAttention, fb: ForwardBatch) -> Plan:

@@ -24,7 +24,9 @@ class RadixAttention(nn.Module):
     """Attention of new rows over the KV cache: what one layer is, without projections or weights.
 
     scores = cap * tanh(q k^T * scaling / cap) (without the cap where `logit_cap` is 0). `sliding_window` counts the row
-    itself. Query head h reads KV head h * num_kv_heads // num_heads.
+    itself. `sinks` [num_heads] are scores of a key that everybody sees and that has no value: the results of head h are
+    multiplied by sigmoid(log(sum(exp(scores))) - sinks[h]) (gpt-oss). Query head h reads KV head
+    h * num_kv_heads // num_heads.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RadixAttention(nn.Module):
         self.logit_cap = logit_cap
         self.sliding_window = sliding_window
         self.attn_type = attn_type
+        self.sinks: Tensor | None = None
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TILE_ROWS = 16  # the count that others are compared with
+VECTOR = 64  # a multiple of what a vector loop does at once
 COUNTS = (1, 2, 4, 8, 16, 32, 48, 64, 128, 256)
 
 
@@ -75,6 +76,17 @@ def in_pieces(rows: Callable[[Tensor], Tensor], x: Tensor, counts: tuple[int, ..
             out = done.new_empty((num_rows, *done.shape[1:]))
         out[start:end] = done[: end - start]
     return rows(x) if out is None else out
+
+
+def evenly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), elementwise, with the same bits wherever an element stands.
+
+    Vector loops do what is left over at the end by other instructions; so x is padded until nothing is left over.
+    """
+    flat = x.reshape(-1)
+    padded = flat.new_zeros(-(-len(flat) // VECTOR) * VECTOR)
+    padded[: len(flat)] = flat
+    return function(padded)[: len(flat)].view(x.shape)
 
 
 def place_independent(rows: Callable[[Tensor], Tensor], example: Tensor) -> bool:

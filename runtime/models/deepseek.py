@@ -21,6 +21,7 @@ from ..layers.mla import LatentUp
 from ..layers.moe import Experts, Gate, Routes, grouped_top_k
 from ..layers.norm import RMSNorm
 from ..layers.rotary import rotate, rotate_pairs
+from ..layers.rowwise import evenly
 from .llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP, Rope
 
 if TYPE_CHECKING:
@@ -126,7 +127,12 @@ class DeepseekV3MoE(DeepseekMoE):
         bias = self.gate.e_score_correction_bias
         assert bias is not None
         weights, ids = grouped_top_k(
-            self.gate(x).sigmoid(), self.top_k, self.num_groups, self.kept_groups, bias=bias.float(), best=2
+            evenly(torch.sigmoid, self.gate(x)),
+            self.top_k,
+            self.num_groups,
+            self.kept_groups,
+            bias=bias.float(),
+            best=2,
         )
         if self.renormalise:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..layers.linear import Linear
 from ..layers.moe import Experts, Gate, softmax_top_k
+from ..layers.rowwise import evenly
 from .llama import LlamaMLP
 from .qwen2 import Qwen2Attention, Qwen2DecoderLayer, Qwen2ForCausalLM
 from .qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM
@@ -42,7 +43,7 @@ class QwenMoE(nn.Module):
         out = self.experts.mix(x, softmax_top_k(self.gate(x), self.top_k, self.renormalise))
         if self.shared_expert is None:
             return out
-        shared: Tensor = torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        shared: Tensor = evenly(torch.sigmoid, self.shared_expert_gate(x)) * self.shared_expert(x)
         return out + shared
 
 

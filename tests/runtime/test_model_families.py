@@ -38,15 +38,17 @@ def family(request):
     return request.param
 
 
-def test_prefill_chunks_and_decodes_equal_transformers(family):
-    runner = runner_for(family)
+@pytest.mark.parametrize("backend", ["auto", "torch_native", "torch_deterministic"])
+def test_prefill_chunks_and_decodes_equal_transformers(family, backend):
+    runner = runner_for(family, attention_backend=backend, deterministic=backend == "torch_deterministic")
     slots = Slots(runner.req_to_token, runner.num_tokens)
     longest = min(70, runner.context_length)
     whole, other = prompt(longest), prompt(longest // 2, seed=1)
     a, b, c = slots.sequence(), slots.sequence(), slots.sequence()
     expected, expected_other = reference_logits(family, whole), reference_logits(family, other)
     assert expected.std() > 0.5  # flat logits would be close to anything
-    prefill = (runner.forward(make_batch(slots, [(a, whole)])) - expected).abs().max()
+    at_once = runner.forward(make_batch(slots, [(a, whole)]))
+    prefill = (at_once - expected).abs().max()
 
     # the same in chunks, with another request's chunks and decodes beside it
     cuts = [0, 1, 8, longest * 4 // 7, longest - 2, longest - 1, longest]
@@ -60,6 +62,8 @@ def test_prefill_chunks_and_decodes_equal_transformers(family):
         got_other.append(out[len(mine) :])
     decode = (torch.cat(got) - expected).abs().max()
     beside = (torch.cat(got_other) - expected_other).abs().max()
+    if runner.config.deterministic:
+        assert torch.equal(torch.cat(got), at_once)
     print(f"{family}: prefill {prefill:.1e}, chunks and decodes {max(decode, beside):.1e}")
     assert max(prefill, decode, beside) < TOLERANCE
 

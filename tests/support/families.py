@@ -83,6 +83,10 @@ DEEPSEEK_YARN = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32, "mscale": 0.707,
     "mscale_all_dim": 0.707,
 }  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32, "truncate": False,
+    "beta_fast": 32.0, "beta_slow": 1.0,
+}  # fmt: skip
 MINISTRAL3 = {
     "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0,
     "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
@@ -189,6 +193,12 @@ FAMILIES: dict[str, Family] = {
         "DeepseekV3ForCausalLM",
         {**DEEPSEEK, "routed_scaling_factor": 2.5, "rope_parameters": DEEPSEEK_YARN},
     ),
+    "gpt-oss": Family(
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {**EXPERTS, "num_local_experts": 5, "sliding_window": WINDOW, "rope_parameters": YARN, **WIDE},
+        window=WINDOW,
+    ),
     "internlm2": Family("LlamaConfig", "LlamaForCausalLM", stored_as="internlm2"),
     "gpt2": Family("GPT2Config", "GPT2LMHeadModel", GPT2, common=False),
 }
@@ -223,6 +233,8 @@ def draw_weights(model: Any, std: float, seed: int, embed_std: float | None = No
                 param.copy_((0.0 if "gemma" in model.config.model_type else 1.0) + 0.1 * noise)
             elif embed_std is not None and "embed_tokens" in name:
                 param.copy_(embed_std * noise)
+            elif name.endswith("sinks"):
+                param.copy_(noise)
             elif name.endswith("bias") or param.dim() == 1:
                 param.copy_(0.5 * std * noise)
             else:
