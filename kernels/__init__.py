@@ -1,26 +1,34 @@
 """One operation per file, as plain torch: the specification of what faster versions of it must compute.
 
-`registry.choose` picks the version to run; the Triton ones stand in `triton/`.
+`registry.choose` picks the version to run; the Triton ones stand in `triton/`, those in C++ for CPUs in `native/`.
 """
 
 from . import (
     activation,
+    argmax,
     cascade_attention,
     decode_attention,
     extend_attention,
+    kv_cache,
     merge_states,
     rms_norm,
+    rotary,
+    sample,
     token_bitmask,
     tree_attention,
 )
 
 __all__ = [
     "activation",
+    "argmax",
     "cascade_attention",
     "decode_attention",
     "extend_attention",
+    "kv_cache",
     "merge_states",
     "rms_norm",
+    "rotary",
+    "sample",
     "token_bitmask",
     "tree_attention",
 ]

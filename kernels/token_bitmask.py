@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .registry import Implementation, operation
+
 ALL_ALLOWED = -1  # a word with all bits set
 
 
@@ -14,6 +16,7 @@ def mask_words(vocab_size: int) -> int:
     return -(-vocab_size // 32)
 
 
+@operation("apply_token_mask", Implementation("triton", ".triton.token_bitmask:apply_token_mask_"))
 def apply_token_mask_(logits: Tensor, mask: Tensor) -> None:
     """Set the logits [B, V] of tokens that are not allowed to -inf, in place.
 

@@ -31,9 +31,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-M1, M2 = 0x7FEB352D, 0x846CA68B
-WEYL = 0x9E3779B9
-MASK32 = 0xFFFFFFFF
+from ...kernels.counter_hash import M1, M2, MASK32, WEYL, hash_ids
+
 MASK64 = (1 << 64) - 1
 LATEST = 30.0  # cap of e_i: an id with any weight never has a race value of zero
 
@@ -141,23 +140,4 @@ def _mix_numpy(x: UInts) -> UInts:
 
 
 def _hash_torch(ids: Tensor | None, num_ids: int, keys: Tensor, steps: Tensor) -> Tensor:
-    if ids is None:
-        ids = torch.arange(num_ids, device=keys.device)
-    s = _mix_torch((steps[:, None] + WEYL) & MASK32)
-    a = _mix_torch(keys[:, :1] ^ s)
-    b = _mix_torch(keys[:, 1:] ^ _mix_torch((a + s) & MASK32))
-    return _second(_first(_mix_torch((ids + 1) & MASK32) ^ a) ^ b)
-
-
-def _mix_torch(x: Tensor) -> Tensor:
-    return _second(_first(x))
-
-
-def _first(x: Tensor) -> Tensor:
-    return ((x ^ x >> 16) * M1) & MASK32
-
-
-def _second(x: Tensor) -> Tensor:
-    # M2 - 2^32 is M2 modulo 2^32, and small enough that the 64-bit product cannot overflow
-    x = ((x ^ x >> 15) * (M2 - (1 << 32))) & MASK32
-    return x ^ x >> 16
+    return hash_ids(torch.arange(num_ids, device=keys.device) if ids is None else ids, keys, steps)

@@ -106,7 +106,7 @@ def test_extend(shape, window, splits):
 
 
 def test_extend_of_many_tiles():
-    args, scale, cap, mine = extend_case("gqa8-128-half", [5], [67])
+    args, scale, _, mine = extend_case("gqa8-128-half", [5], [67])
     check_extend(
         triton_extend.extend_attention(*args, scale, max_rows=67),
         extend_attention.extend_attention(*args, scale),
@@ -184,7 +184,7 @@ def test_trees(shape, window, splits):
 
 
 def test_a_chain_is_a_tree_and_a_mask_that_excludes_everything_gives_zeros():
-    args, scale, cap, mine = extend_case("gqa2-64", [17], [33])
+    args, scale, _, mine = extend_case("gqa2-64", [17], [33])
     total = args[0].shape[0]
     chain = torch.zeros(total, 33, dtype=torch.bool)
     chain[mine] = torch.ones(33, 33, dtype=torch.bool).tril()

@@ -56,19 +56,39 @@ def catch_launches(capability: int) -> list[str]:
 
 def launch_all(dtype: torch.dtype, dim: int, group: int) -> None:
     """Every wrapper once, on tensors of the CPU that nothing reads."""
-    from dslc.kernels.triton import activation, cascade_attention, decode_attention, extend_attention, rms_norm
+    from dslc.kernels.triton import (
+        activation,
+        argmax,
+        cascade_attention,
+        decode_attention,
+        extend_attention,
+        kv_cache,
+        rms_norm,
+        rotary,
+        sample,
+        token_bitmask,
+    )
 
     x, weight = torch.zeros(4, 512, dtype=dtype), torch.zeros(512, dtype=dtype)
     rms_norm.rms_norm(x, weight, 1e-5)
     rms_norm.add_rms_norm(x, x, weight, 1e-5)
     for act in (activation.silu_and_mul, activation.gelu_and_mul, activation.gelu_tanh_and_mul):
         act(x)
+    half = torch.zeros(4, 1, dim // 2)
+    rotary.rotary_embedding(x.view(4, -1, 128)[..., :dim], half, half)
+    rotary.rotary_embedding(x.view(4, -1, 128)[..., :dim], half[..., :8], half[..., :8], True)
+    token_bitmask.apply_token_mask_(x, torch.zeros(4, 16, dtype=torch.int32))
     kv_heads, count = 2, 300
     cache = torch.zeros(1024, kv_heads, dim, dtype=dtype)
     q, kv = torch.zeros(count, kv_heads * group, dim, dtype=dtype), torch.zeros(count, kv_heads, dim, dtype=dtype)
     table = torch.zeros(4, 1024, dtype=torch.int32)
     one, many = torch.zeros(1, dtype=torch.int64), torch.full((1,), count)
     rows = torch.zeros(count, dtype=torch.int64)
+    kv_cache.store_kv(cache, cache, rows, kv, kv)
+    kv_cache.copy_kv(cache, cache, rows, rows)
+    logits, four = torch.zeros(4, 5000), torch.zeros(4)
+    argmax.argmax_rows(logits)
+    sample.sample_rows(logits, four, four.long(), four, four, torch.zeros(4, 2, dtype=torch.int64), four.long())
     words = torch.zeros(count, 10, dtype=torch.int32)
     decode_attention.decode_attention(q, cache, cache, table, rows, rows, rows, 1.0)
     for cap, window in ((0.0, None), (3.0, 64)):
