@@ -17,6 +17,7 @@ import greenlet
 from ..core.backend import Backend
 from ..core.errors import Aborted
 from ..core.events import Event
+from . import threads
 from .common import CommonGens
 from .hub import Hub, Task
 from .takeover import Hands
@@ -41,7 +42,7 @@ class Driver:
             if self._is_running:
                 return
             self._is_running = True
-        threading.Thread(target=self._run, name="dslc-driver", daemon=True).start()
+        threads.start(self._run, "dslc-driver")
 
     def release(self, user: object) -> None:
         """`user` has nothing in flight any more."""
@@ -52,6 +53,8 @@ class Driver:
         idle = False
         while True:
             with self._lock:
+                if threads.is_ending():
+                    break
                 if not self._users and idle:
                     self._is_running = False
                     return
@@ -62,13 +65,17 @@ class Driver:
             try:
                 backend.wait(self._is_unused, timeout=LINGER_S)
             except Exception as error:
-                with self._lock:
-                    users, self._users = self._users, {}
-                for on_error in users.values():
-                    on_error(error)
+                self._tell_all(error)
+        self._tell_all(Aborted("the process ends"))
+
+    def _tell_all(self, error: BaseException) -> None:
+        with self._lock:
+            users, self._users = self._users, {}
+        for on_error in users.values():
+            on_error(error)
 
     def _is_unused(self) -> bool:
-        return not self._users
+        return not self._users or threads.is_ending()
 
 
 class CarrierHub(Hub):
@@ -191,7 +198,7 @@ class Carriers:
         """A new carrier for what is left of a batch that runs in the hub `like`."""
         hub = CarrierHub(self._backend() or _gone(), self.driver)
         hub.begin_from(tasks(hub), like)
-        threading.Thread(target=hub.serve, name="dslc-carrier", daemon=True).start()
+        threads.start(hub.serve, "dslc-carrier")
         return hub
 
     def start(self, make: Callable[[CarrierHub], Task], limit: int = 1) -> tuple[CarrierHub, Task]:
@@ -207,7 +214,7 @@ class Carriers:
             task = make(hub)
             hub.add(task)
             self._hubs.append(hub)
-        threading.Thread(target=hub.serve, name="dslc-carrier", daemon=True).start()
+        threads.start(hub.serve, "dslc-carrier")
         return hub, task
 
 

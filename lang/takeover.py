@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..core.errors import Aborted
+from . import threads
 
 if TYPE_CHECKING:
     from .carrier import CarrierHub, Carriers
@@ -42,7 +43,7 @@ class Hands:
             if self._num >= self._limit:
                 return
             self._num += 1
-        threading.Thread(target=self._run, name="dslc-call", daemon=True).start()
+        threads.start(self._run, "dslc-call")
 
     def _run(self) -> None:
         while True:
@@ -79,7 +80,7 @@ class Batch:
         """Run all in the caller's hub, and where that is kept in others too; yields each as it ends."""
         self._takers.append(hub)
         if self._limit > 1 and len(self._left) > 1:
-            threading.Thread(target=self._watch, name="dslc-watch", daemon=True).start()
+            threads.start(self._watch, "dslc-watch")
         try:
             for task in hub.run(self._begun_by(hub)):
                 yield task
