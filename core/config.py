@@ -13,7 +13,9 @@ from .errors import ConfigError
 class EngineConfig:
     """How an engine runs. `EngineConfig.of(**options)` refuses unknown names; `verify` refuses impossible values.
 
-    `model_path` None is the built-in model. `dtype` "auto" takes the checkpoint's on a GPU and float32 on the CPU.
+    `model_path` None is the built-in model. `model_impl` "auto" runs architectures that are not written here through
+    transformers' code, where that allows it; "transformers" runs all so, "dslc" none. `dtype` "auto" takes the
+    checkpoint's on a GPU and float32 on the CPU.
     `max_total_tokens` None sizes the KV pool from `mem_fraction_static` of the free memory (GPU) or to
     `max_running_requests` contexts, at most 1 GiB (CPU). `chunked_prefill_size` -1 prefills whole prompts.
     `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
@@ -27,6 +29,7 @@ class EngineConfig:
     model_path: str | None = None
     tokenizer_path: str | None = None
     revision: str | None = None
+    model_impl: Literal["auto", "dslc", "transformers"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context_length: int | None = None
@@ -92,6 +95,8 @@ class EngineConfig:
             )
         if self.jump_forward not in (True, False, "step"):
             raise ConfigError(f'must be True, "step" or False, not {self.jump_forward!r}', field="jump_forward")
+        if self.model_impl not in ("auto", "dslc", "transformers"):
+            raise ConfigError(f"must be auto, dslc or transformers, not {self.model_impl!r}", field="model_impl")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"must be auto, float32, bfloat16 or float16, not {self.dtype!r}", field="dtype")
         if not self.schedule_conservativeness > 0:

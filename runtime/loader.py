@@ -20,12 +20,13 @@ from .layers.linear import Linear
 from .layers.mla import LatentUp
 from .layers.moe import Experts
 from .layers.rowwise import RowWise
-from .models.registry import model_class
+from .model_config import ModelConfig
+from .models.generic import TransformersForCausalLM, is_known_to_transformers, standard_fields
+from .models.registry import known_models, model_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .model_config import ModelConfig
     from .models.base import CausalLM
 
 WEIGHT_MODULES = (Linear, Embedding, Experts, LatentUp)  # kept in the weights' dtype, all others in that of activations
@@ -69,9 +70,25 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
+def load_config(folder: Path, *, context_length: int | None = None, impl: str = "auto") -> ModelConfig:
+    """The model's config.json; for transformers' code as transformers reads it. Raises ModelLoadError."""
+    architectures = ModelConfig.architectures(folder)
+    if not runs_generic(architectures[0], impl):
+        return ModelConfig.load(folder, context_length=context_length)
+    return ModelConfig.load(folder, context_length=context_length, overrides=standard_fields(folder))
+
+
+def runs_generic(architecture: str, impl: str = "auto") -> bool:
+    """Whether this architecture runs through transformers' code (`EngineConfig.model_impl`)."""
+    return impl == "transformers" or (
+        impl == "auto" and architecture not in known_models() and is_known_to_transformers(architecture)
+    )
+
+
 def load_model(
     config: ModelConfig,
     *,
+    impl: str = "auto",
     device: torch.device | str = "cpu",
     weight_dtype: torch.dtype = torch.float32,
     act_dtype: torch.dtype = torch.float32,
@@ -83,6 +100,8 @@ def load_model(
     Raises ModelLoadError naming the file (unknown architecture, missing shard or tensor, unexpected tensor, wrong
     shape, cut file, and with `check_finite` NaN or infinity).
     """
+    if runs_generic(config.architecture, impl):
+        return TransformersForCausalLM.loaded(config, torch.device(device), act_dtype)
     model = empty_model(config, device=device, weight_dtype=weight_dtype, act_dtype=act_dtype)
     with torch.no_grad():
         fill(model, checkpoint_tensors(config.path), config.path, check_finite=check_finite)

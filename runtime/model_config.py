@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _REQUIRED = object()
+NO_CONFIG = "a model folder needs one; is this the right folder?"
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2")
 
 
@@ -101,8 +102,16 @@ class ModelConfig:
         """
         folder = Path(folder)
         path = folder / "config.json"
-        raw = {**_read_json(path, "a model folder needs one; is this the right folder?"), **(overrides or {})}
+        raw = {**_read_json(path, NO_CONFIG), **(overrides or {})}
         return FieldReader(path, raw).model(context_length)
+
+    @classmethod
+    def architectures(cls, folder: str | Path) -> list[str]:
+        """The class names in config.json. Raises ModelLoadError."""
+        path = Path(folder) / "config.json"
+        return FieldReader(
+            path, _read_json(path, "a model folder needs one; is this the right folder?")
+        ).architectures()
 
     @property
     def read(self) -> FieldReader:
@@ -208,7 +217,7 @@ class FieldReader:
         rope, local_rope, context_length = self.ropes(head_dim, wished_context)
         return ModelConfig(
             path=self.path.parent,
-            architecture=self.architecture(),
+            architecture=self.architectures()[0],
             model_type=self.model_type,
             num_layers=num_layers,
             hidden_size=hidden_size,
@@ -236,7 +245,7 @@ class FieldReader:
             fields=MappingProxyType(dict(self.outer)),
         )
 
-    def architecture(self) -> str:
+    def architectures(self) -> list[str]:
         names = self.outer.get("architectures")
         if names is None:
             raise ModelLoadError("field 'architectures' is missing", path=str(self.path))
@@ -244,7 +253,7 @@ class FieldReader:
             raise ModelLoadError(
                 f"field 'architectures' must be a list with one class name, not {names!r}", path=str(self.path)
             )
-        return names[0]
+        return [str(name) for name in names]
 
     def cap(self, name: str) -> float:
         return 0.0 if self.get(name, None) is None else self.number(name)

@@ -11,10 +11,9 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from .attention import choose_attention_backend
 from .layers.rowwise import fix_counts
-from .loader import load_model, model_folder
+from .loader import load_config, load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from .memory.request_table import ReqToTokenPool
-from .model_config import ModelConfig
 from .native_step import NativeStep, native_step
 from .platform import Platform, platform_of
 
@@ -40,7 +39,7 @@ class ModelRunner:
         self.config = config
         self.platform: Platform = platform_of(config.device)
         self.folder: Path = model_folder(config.model_path, config.revision)
-        self.model_config = ModelConfig.load(self.folder, context_length=config.context_length)
+        self.model_config = load_config(self.folder, context_length=config.context_length, impl=config.model_impl)
         stored = getattr(torch, self.model_config.dtype)
         self.dtype: torch.dtype = (
             self.platform.default_dtype(stored) if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -49,8 +48,14 @@ class ModelRunner:
         backends = choose_attention_backend(config, self.platform)
         with torch.inference_mode():
             self.model = load_model(
-                self.model_config, device=self.device, weight_dtype=self.dtype, act_dtype=self.act_dtype
+                self.model_config,
+                impl=config.model_impl,
+                device=self.device,
+                weight_dtype=self.dtype,
+                act_dtype=self.act_dtype,
             )
+            if self.model.is_generic and config.deterministic:
+                raise ConfigError("models that run through transformers' code cannot be", field="deterministic")
             self.num_tokens = self._pool_size()
             self.kv_pool = KVPool(self.num_tokens, self.kv_shape, config.page_size, self.device)
             self.req_to_token = ReqToTokenPool(config.max_running_requests, self.context_length, self.device)

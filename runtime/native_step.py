@@ -116,7 +116,8 @@ def _unlike_llama(model: CausalLM) -> str | None:
     norms = [model.model.norm]
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        if not runs(layer, LlamaDecoderLayer) or not runs(attention, LlamaAttention, "projected") or type(mlp) is not LlamaMLP:
+        is_attention = runs(attention, LlamaAttention, "projected")
+        if not runs(layer, LlamaDecoderLayer) or not is_attention or type(mlp) is not LlamaMLP:
             return f"a {type(layer).__name__} of {type(attention).__name__} and {type(mlp).__name__} is not known to it"
         if type(attention).rotated not in (LlamaAttention.rotated, Qwen3Attention.rotated):
             return f"{type(attention).__name__} turns queries and keys in a way of its own"

@@ -57,7 +57,7 @@ def grouped_top_k(
     by affinity + bias, but weighted by affinity.
     """
     choice = affinity if bias is None else affinity + bias
-    groups = choice.unflatten(-1, (num_groups, -1))
+    groups = choice.view(len(choice), num_groups, -1)
     kept = groups.topk(best, dim=-1).values.sum(dim=-1).topk(kept_groups, dim=-1).indices
     barred = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter_(1, kept, False)
     choice = groups.masked_fill(barred.unsqueeze(-1), float("-inf")).flatten(1)

@@ -100,7 +100,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     That is another order of dimensions, the same for queries and keys, so that scores are not touched.
     """
     half = cos.shape[-1]
-    pairs = x[..., : 2 * half].unflatten(-1, (half, 2)).transpose(-1, -2).flatten(-2)
+    pairs = x[..., : 2 * half].view(*x.shape[:-1], half, 2).transpose(-1, -2).flatten(-2)
     return rotate(torch.cat((pairs, x[..., 2 * half :]), dim=-1), cos, sin)
 
 

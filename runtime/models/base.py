@@ -38,6 +38,8 @@ class CausalLM(nn.Module, ABC):
 
     lm_head: Linear
 
+    is_generic: ClassVar[bool] = False  # transformers' code, not row-wise
+
     IGNORED_TENSORS: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)  # name endings a checkpoint may have in vain
     CHECKPOINT_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()  # (part of our name, what the checkpoint has there)
     BASE_PREFIX: ClassVar[str] = "model."  # of all names but the head's; checkpoints of the model without head lack it

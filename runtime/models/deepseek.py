@@ -126,14 +126,8 @@ class DeepseekV3MoE(DeepseekMoE):
     def routes(self, x: Tensor) -> Routes:
         bias = self.gate.e_score_correction_bias
         assert bias is not None
-        weights, ids = grouped_top_k(
-            evenly(torch.sigmoid, self.gate(x)),
-            self.top_k,
-            self.num_groups,
-            self.kept_groups,
-            bias=bias.float(),
-            best=2,
-        )
+        affinity = evenly(torch.sigmoid, self.gate(x))
+        weights, ids = grouped_top_k(affinity, self.top_k, self.num_groups, self.kept_groups, bias=bias.float(), best=2)
         if self.renormalise:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return weights * self.scale, ids

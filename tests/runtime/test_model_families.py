@@ -5,15 +5,24 @@ One row of `support.families.FAMILIES` is one tiny random checkpoint. What is me
 
 import pytest
 import torch
+import transformers
 from support.batches import Slots, make_batch
-from support.families import FAMILIES, VOCAB, family_folder, family_reference
+from support.families import COMMON, FAMILIES, GENERIC, VOCAB, family_folder, family_reference
 
 from dslc.core.config import EngineConfig
+from dslc.core.errors import ConfigError, ModelLoadError
 from dslc.runtime.model_runner import ModelRunner
 
 torch.set_num_threads(1)
 TOLERANCE = 1e-4
 MARGIN = 2 * TOLERANCE  # where the reference's best two are closer than this, either may be taken
+
+
+NO_DECODERS = [
+    ("mamba", "Mamba", {}, "'MambaForCausalLM' is not known"),
+    ("lfm2", "Lfm2", {"layer_types": ["conv", "full_attention"]}, "its rows meet outside attention|layers attend"),
+    ("roberta", "Roberta", {"num_key_value_heads": 4}, "its rows see what comes after them"),
+]
 
 
 def prompt(length, seed=0):
@@ -38,7 +47,11 @@ def family(request):
     return request.param
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch_native", "torch_deterministic"])
+BACKENDS = ["auto", "torch_native", "torch_deterministic"]
+ROWS = [(name, backend) for name in FAMILIES for backend in (["auto"] if name in GENERIC else BACKENDS)]
+
+
+@pytest.mark.parametrize("family, backend", ROWS)
 def test_prefill_chunks_and_decodes_equal_transformers(family, backend):
     runner = runner_for(family, attention_backend=backend, deterministic=backend == "torch_deterministic")
     slots = Slots(runner.req_to_token, runner.num_tokens)
@@ -66,6 +79,27 @@ def test_prefill_chunks_and_decodes_equal_transformers(family, backend):
         assert torch.equal(torch.cat(got), at_once)
     print(f"{family}: prefill {prefill:.1e}, chunks and decodes {max(decode, beside):.1e}")
     assert max(prefill, decode, beside) < TOLERANCE
+
+
+def test_what_runs_a_family():
+    assert {name for name in FAMILIES if runner_for(name).model.is_generic} == set(GENERIC)
+    assert len(GENERIC) >= 15
+
+
+def test_transformers_code_may_be_asked_for_and_is_never_deterministic():
+    assert runner_for("granite", model_impl="transformers").model.is_generic
+    with pytest.raises(ModelLoadError, match="'CohereForCausalLM' is not known"):
+        runner_for("cohere", model_impl="dslc")
+    with pytest.raises(ConfigError, match="deterministic"):
+        runner_for("cohere", deterministic=True)
+
+
+@pytest.mark.parametrize("name, cls, fields, why", NO_DECODERS)
+def test_what_is_no_plain_decoder_is_refused(name, cls, fields, why, tmp_path):
+    config = getattr(transformers, f"{cls}Config")(**{**COMMON, **fields})
+    getattr(transformers, f"{cls}ForCausalLM")(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=why):
+        ModelRunner(EngineConfig.of(model_path=str(tmp_path), max_total_tokens=64, max_running_requests=2))
 
 
 def test_greedy_batch_of_16_equals_transformers(family):

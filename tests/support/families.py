@@ -73,6 +73,7 @@ GPT2 = {
     "eos_token_id": 2,
 }  # fmt: skip
 EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
+ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 3}
 MOE = {"moe_intermediate_size": 48}
 DEEPSEEK = {
     **MOE, "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
@@ -94,6 +95,36 @@ MINISTRAL3 = {
 GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+GENERIC: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("Apertus", {}),
+    "arcee": ("Arcee", {}),
+    "bitnet": ("BitNet", {}),
+    "cohere": ("Cohere", {"logit_scale": 0.5}),
+    "cohere2": ("Cohere2", {"sliding_window": WINDOW, "sliding_window_pattern": 2, "logit_scale": 0.5}),
+    "cwm": ("Cwm", {"sliding_window": WINDOW, "bos_token_id": 1}),
+    "dots1": ("Dots1", {**MOE, **ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1}),
+    "ernie4_5": ("Ernie4_5", WIDE),
+    "exaone4": ("Exaone4", {"sliding_window": WINDOW}),
+    "glm": ("Glm", WIDE),
+    "granitemoe": ("GraniteMoe", EXPERTS),
+    "gpt_bigcode": ("GPTBigCode", {"n_positions": 256, "max_position_embeddings": ..., "num_key_value_heads": ...}),
+    "helium": ("Helium", {"head_dim": 16}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", WIDE),
+    "jais2": ("Jais2", {}),
+    "nanochat": ("NanoChat", {}),
+    "nemotron": ("Nemotron", {}),
+    "olmo": ("Olmo", {}),
+    "olmo3": ("Olmo3", {"sliding_window": WINDOW}),
+    "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64, "num_key_value_heads": ...}),
+    "persimmon": ("Persimmon", {"num_key_value_heads": ...}),
+    "phi": ("Phi", {}),
+    "phimoe": ("Phimoe", EXPERTS),
+    "seed_oss": ("SeedOss", WIDE),
+    "smollm3": ("SmolLM3", {}),
+    "vaultgemma": ("VaultGemma", {"sliding_window": WINDOW, **WIDE}),
 }
 
 FAMILIES: dict[str, Family] = {
@@ -199,6 +230,7 @@ FAMILIES: dict[str, Family] = {
         {**EXPERTS, "num_local_experts": 5, "sliding_window": WINDOW, "rope_parameters": YARN, **WIDE},
         window=WINDOW,
     ),
+    **{name: Family(f"{cls}Config", f"{cls}ForCausalLM", fields) for name, (cls, fields) in GENERIC.items()},
     "internlm2": Family("LlamaConfig", "LlamaForCausalLM", stored_as="internlm2"),
     "gpt2": Family("GPT2Config", "GPT2LMHeadModel", GPT2, common=False),
 }
