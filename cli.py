@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_compile import Compiling, kept_on_disk, refuse_unsaveable, write_whole
 from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, outputs_of, program_makers
+from .cli_repl import add_repl
 from .cli_run import add_run
 from .core.errors import DslcError
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(verbs)
     _add_check(verbs)
     add_run(verbs)
+    add_repl(verbs)
     env = verbs.add_parser("check-env", help="print versions, devices and kernels of this machine, with advice")
     env.set_defaults(verb=_check_env)
     version = verbs.add_parser("version", help="print the version")

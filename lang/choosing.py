@@ -58,8 +58,9 @@ def _chosen(executor: Executor, stream: Stream, step: Step, request: GenRequest,
     if output.text not in request.choices:
         raise RequestError(f"{output.text!r} was answered, which is none of {list(request.choices)}", field="choices")
     executor.num_generated_tokens += output.num_tokens
-    stream.append_text(output.text)
     assert step.slot is not None
+    stream.append_text(output.text)
+    stream.marks.append((stream.text_len - len(output.text), step.slot))
     step.slot.set(output.text, partial(_meta, request, event))
 
 

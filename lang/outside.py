@@ -11,6 +11,7 @@ from .feed import Chunk, Feed
 
 if TYPE_CHECKING:
     from .carrier import CarrierHub
+    from .executor import Executor
     from .gens import GenExpr
     from .hub import Task
 
@@ -25,6 +26,16 @@ class Outside:
         self._task = task
         self._feed = feed
         self.instance = task.executor.instance
+
+    @property
+    def executor(self) -> Executor:
+        """That of the program; to be read when it has ended."""
+        return self._task.executor
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the program has ended."""
+        return self._feed.is_ended
 
     # -- reading
 

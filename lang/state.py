@@ -3,14 +3,18 @@ else: text, variables and turns live with the executor that is the sink of a run
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
 from ..compiler.tracing.symbols import Symbol, operand
 from ..core.errors import ProgramError, SourceLoc
+from .display import executor_of
 from .exprs import Expression, ExprList, MediaExpr, flatten
 from .gens import GenExpr, SelectExpr
+from .html import page_html, show, state_html
 from .locate import caller
 from .partial import MISSING, partial_json
 from .quick import maker
@@ -185,6 +189,15 @@ class ProgramState:
         op, self._open = self._open, None
         self.sink.leave(op)
 
+    @property
+    def open_turn(self) -> Role | None:
+        """The chat turn that `begin_role` has opened, if it is open."""
+        return self._open
+
+    def go_on_with(self, turn: Role | None) -> None:
+        """Take over an open turn from the state that this one is a copy of."""
+        self._open = turn
+
     def var_scope(self, name: str) -> _Region:
         """`with s.var_scope("x"):` stores the text appended inside in the variable."""
         return _Region(self, Scope(out=self.sink.new_ref(), var=name, stream=self.stream, where=caller()))
@@ -353,6 +366,20 @@ class ProgramState:
     def ret_value(self) -> Any:
         """What the program's function returned."""
         return self._executor("ret_value").ret_value
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the state as a page: tokens coloured by where they came from, branches as tabs, variables."""
+        self._executor("save_html()")
+        executor = executor_of(self)
+        Path(path).write_text(page_html(self, executor.title), encoding="utf-8")
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of a state that has run."""
+        return None if self.sink.is_tracing else state_html(self)
+
+    def _ipython_display_(self) -> None:
+        """A notebook shows a state of `run(stream=True)` while it grows."""
+        show(self)
 
     def _executor(self, what: str) -> Executor | Outside:
         if self.sink.is_tracing:

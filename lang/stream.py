@@ -142,7 +142,7 @@ class Stream:
 
     __slots__ = (
         "branches", "busy", "changes", "error", "feed", "first_message", "fixed", "id", "is_joined", "is_rendered",
-        "is_started", "log", "messages", "num_branches", "num_requests", "open_role", "path", "pieces",
+        "is_started", "log", "marks", "messages", "num_branches", "num_requests", "open_role", "path", "pieces",
         "queue", "regions", "request_id", "roles", "run", "scopes", "segments", "siblings", "text_len", "variables",
     )  # fmt: skip
 
@@ -155,6 +155,7 @@ class Stream:
         self.fixed = 0  # characters of the run up to the end of its last template text, which is never given back
         self.pieces: list[str] = []
         self.text_len = 0
+        self.marks: list[tuple[int, Slot]] = []  # where in the text what was generated begins
         self.feed: Feed | None = None  # hears of all text
         self.log: list[Any] | None = None  # what a branch appended, for a join that appends it again
         # Chat turns and scopes, as of the last step carried out.
@@ -330,6 +331,7 @@ class Stream:
         if self.pieces:
             stream.pieces = [self.text()]
         stream.text_len = self.text_len
+        stream.marks = self.marks.copy()
         stream.messages = self.messages
         stream.first_message = len(self.messages)
         stream.roles = self.roles

@@ -1,0 +1,1 @@
+"""The session behind `dslc repl`, without its terminal. See docs/repl.md."""
