@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 
 from ..core.errors import ConfigError
+from ..kernels.registry import missing_triton
 
 
 class Platform(ABC):
@@ -110,7 +111,7 @@ class CudaPlatform(Platform):
         return int(torch.cuda.mem_get_info(self.device)[1])
 
     def attention_backends(self) -> tuple[str, ...]:
-        return ("torch_native",)
+        return ("torch_native",) if missing_triton(self.name) else ("triton", "torch_native")
 
     def describe(self) -> str:
         major, minor = torch.cuda.get_device_capability(self.device)

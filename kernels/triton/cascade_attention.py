@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .decode_attention import decode_splits, keys_per_step, precision_of
-from .extend_attention import rows_per_tile
-from .launch import ceil_div, power_of_2
+from .extend_attention import num_tiles, rows_per_tile
+from .launch import power_of_2
 from .merge_states import merge_into
 from .tiles import cached_keys, finished
 
@@ -64,17 +64,6 @@ def _cascade(
         tl.store(lse_ptr + row * lse_stride + split * lse_part_stride + heads, lse, mask=exists)
 
 
-def cascade_splits(device: torch.device, num_tiles: int, max_keys: int) -> int:
-    """Into how many splits shared keys are worth cutting; num_tiles over all groups and KV heads."""
-    return decode_splits(device, num_tiles, max_keys)
-
-
-def tiles_of(num_members: int, heads: int, kv_heads: int, size: int) -> int:
-    """How many tiles the rows of one group and KV head take."""
-    group = heads // kv_heads
-    return ceil_div(num_members, rows_per_tile(group, size, num_members) // group)
-
-
 def cascade_parts(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, rows: Tensor, starts: Tensor, ends: Tensor,
     members: Tensor, member_starts: Tensor, outs: Tensor, lses: Tensor, scale: float, logit_cap: float,
@@ -91,7 +80,7 @@ def cascade_parts(
         return
     group = heads // kv_heads
     block_m, block_d = rows_per_tile(group, size, max_members), power_of_2(size)
-    grid = (tiles_of(max_members, heads, kv_heads, size), kv_heads, num_groups * splits)
+    grid = (num_tiles(max_members, heads, kv_heads, size), kv_heads, num_groups * splits)
     _cascade[grid](
         q, k_cache, v_cache, table, rows, starts, ends, members, member_starts, q_rows, outs, lses, scale, logit_cap,
         q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(1), table.stride(0),
@@ -110,8 +99,8 @@ def cascade_attention(
     if max_members is None:
         max_members = int(member_starts.diff().max()) if rows.numel() else 0
     kv_heads = k_cache.shape[1]
-    num_tiles = rows.shape[0] * kv_heads * max(1, tiles_of(max(1, max_members), heads, kv_heads, size))
-    splits = cascade_splits(q.device, num_tiles, table.shape[1])
+    tiles = rows.shape[0] * kv_heads * num_tiles(max_members, heads, kv_heads, size)
+    splits = decode_splits(q.device, tiles, table.shape[1])
     outs = torch.empty((num_rows, splits, heads, size), dtype=torch.float32, device=q.device)
     lses = torch.full((num_rows, splits, heads), float("-inf"), dtype=torch.float32, device=q.device)
     cascade_parts(

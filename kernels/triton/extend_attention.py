@@ -123,6 +123,12 @@ def rows_per_tile(group: int, size: int, max_rows: int) -> int:
     return max(16, power_of_2(group), min(largest, power_of_2(group * max_rows)))
 
 
+def num_tiles(max_rows: int, heads: int, kv_heads: int, size: int) -> int:
+    """How many tiles the rows of one request, or of one group, and KV head take."""
+    group = heads // kv_heads
+    return ceil_div(max_rows, rows_per_tile(group, size, max_rows) // group)
+
+
 def extend_into(
     out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor,
     rows: Tensor, row_starts: Tensor, num_rows: Tensor, prefix_starts: Tensor, prefix_lens: Tensor, scale: float,
@@ -139,7 +145,7 @@ def extend_into(
         return
     group = heads // kv_heads
     block_m, block_d = rows_per_tile(group, size, max_rows), power_of_2(size)
-    grid = (ceil_div(max_rows, block_m // group), kv_heads, num_requests * splits)
+    grid = (num_tiles(max_rows, heads, kv_heads, size), kv_heads, num_requests * splits)
     _extend[grid](
         q, k, v, k_cache, v_cache, table, rows, row_starts, num_rows, prefix_starts, prefix_lens, sees, depths,
         out, lse, scale, logit_cap, window or 0,
@@ -184,8 +190,8 @@ def _attended(
     if max_rows is None:
         max_rows = int(num_rows.max()) if num_rows.numel() else 0
     kv_heads = k_cache.shape[1]
-    tiles = ceil_div(max_rows, max(1, rows_per_tile(heads // kv_heads, size, max_rows) // (heads // kv_heads)))
-    splits = extend_splits(q.device, rows.shape[0] * kv_heads * tiles, table.shape[1])
+    tiles = rows.shape[0] * num_tiles(max_rows, heads, kv_heads, size)
+    splits = extend_splits(q.device, tiles * kv_heads, table.shape[1])
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((num_tokens, heads), dtype=torch.float32, device=q.device)
     outs, lses = out.unsqueeze(1), lse.unsqueeze(1)

@@ -40,11 +40,11 @@ def _merge(
     )  # fmt: skip
     if HAS_LSE:
         lse = tl.where(seen, top + tl.log2(tl.where(seen, total, 1.0)) * LN2, float("-inf"))
-        tl.store(lse_ptr + row * num_heads + head, lse)
+        tl.store(lse_ptr + target * num_heads + head, lse)
 
 
 def merge_into(out: Tensor, outs: Tensor, lses: Tensor, rows: Tensor | None, lse: Tensor | None) -> None:
-    """outs [n, parts, heads, D], lses [n, parts, heads] joined into out[rows] (None: out[0..n)) and lse [n, heads]."""
+    """outs [n, parts, heads, D], lses [n, parts, heads] joined into rows `rows` (None: 0..n) of out and lse."""
     n, parts, heads, size = outs.shape
     if n == 0:
         return

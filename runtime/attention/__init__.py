@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.errors import ConfigError
-from . import torch_deterministic, torch_native
+from . import torch_deterministic, torch_native, triton_backend
 from .base import AttentionBackend, attention_backend
 from .by_phase import ByPhaseBackend
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..memory.request_table import ReqToTokenPool
     from ..platform import Platform
 
-__all__ = ["AttentionChoice", "choose_attention_backend", "torch_deterministic", "torch_native"]
+__all__ = ["AttentionChoice", "choose_attention_backend", "torch_deterministic", "torch_native", "triton_backend"]
 
 
 class AttentionChoice(NamedTuple):

@@ -18,7 +18,7 @@ from ..layers.attention import AttentionType
 from . import trees
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..batch import ForwardBatch
 
@@ -97,7 +97,7 @@ class Planner:
         self.request_rows = fb.req_rows.tolist()
 
     def plan(self) -> Plan:
-        shared = self._shared_spans() if self.window is None and not self.bidirectional else []
+        shared = shared_spans(self.fb) if self.window is None and not self.bidirectional else []
         own_start = [0] * self.fb.num_requests
         parts = []
         for spans in shared:
@@ -135,28 +135,6 @@ class Planner:
 
     def _start(self, own_start: int, first_index: int) -> int:
         return own_start if self.window is None else max(0, first_index - self.window + 1)
-
-    def _shared_spans(self) -> list[list[Span]]:
-        """For each group worth it: its requests' rows, with the shared keys that no smaller group of theirs covers."""
-        fb = self.fb
-        starts = np.concatenate([[0], np.cumsum(fb.extend_lens_cpu)])
-        covered = [0] * fb.num_requests
-        result = []
-        for group in sorted(fb.groups, key=lambda group: group.shared_len):
-            start = covered[group.rows[0]]
-            num_rows = sum(fb.extend_lens_cpu[b] for b in group.rows)
-            nested = all(covered[b] == start for b in group.rows)
-            cached = all(fb.prefix_lens_cpu[b] >= group.shared_len for b in group.rows)
-            if not nested or not cached or num_rows < MIN_GROUP_ROWS or group.shared_len - start < MIN_GROUP_LEN:
-                continue
-            spans = []
-            for b in group.rows:
-                spans.append(
-                    Span(b, int(starts[b]), fb.extend_lens_cpu[b], fb.prefix_lens_cpu[b], start, group.shared_len)
-                )
-                covered[b] = group.shared_len
-            result.append(spans)
-        return result
 
     def _shared_part(self, spans: list[Span]) -> Part:
         rows = np.concatenate([np.arange(s.first_row, s.first_row + s.num_rows) for s in spans])
@@ -239,6 +217,32 @@ class Planner:
 
     def _tensor(self, values: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(self.device)
+
+
+def shared_spans(fb: ForwardBatch, among: Sequence[bool] | None = None) -> list[list[Span]]:
+    """For each group worth it: its requests' rows, with the shared keys that no smaller group of theirs covers.
+
+    `among` names the requests that count, by number; None: all.
+    """
+    starts = np.concatenate([[0], np.cumsum(fb.extend_lens_cpu)])
+    covered = [0] * fb.num_requests
+    result = []
+    for group in sorted(fb.groups, key=lambda group: group.shared_len):
+        members = group.rows if among is None else [b for b in group.rows if among[b]]
+        num_rows = sum(fb.extend_lens_cpu[b] for b in members)
+        if num_rows < MIN_GROUP_ROWS:
+            continue
+        start = covered[members[0]]
+        nested = all(covered[b] == start for b in members)
+        cached = all(fb.prefix_lens_cpu[b] >= group.shared_len for b in members)
+        if not nested or not cached or group.shared_len - start < MIN_GROUP_LEN:
+            continue
+        spans = []
+        for b in members:
+            spans.append(Span(b, int(starts[b]), fb.extend_lens_cpu[b], fb.prefix_lens_cpu[b], start, group.shared_len))
+            covered[b] = group.shared_len
+        result.append(spans)
+    return result
 
 
 def _buckets(spans: Iterable[Span]) -> list[list[Span]]:
