@@ -22,6 +22,7 @@ from .ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Branch,
     Copy,
     Expr,
     Fork,
@@ -301,6 +302,7 @@ class _Walker:
         self.values: dict[int, _Value] = {}
         self.sites: dict[int, Site] = {}
         self.ends: list[_State] = []
+        self.groups: set[int] = set()  # streams that stand for branches whose number is not known
         self.num_uncertain = 0  # branches and loops around, whose way is not known
         self.nexts: list[_State] = []  # of the innermost loop
         self.breaks: list[_State] = []
@@ -561,6 +563,14 @@ class _Walker:
     def fork(self, op: Fork | Copy) -> None:
         for number in new_streams(op):
             self.state.streams[number] = self.state.streams[op.stream].copy()
+        if isinstance(op, Fork) and op.count is not None:
+            self.groups.update(op.streams)
+
+    def branch(self, op: Branch) -> None:
+        """What was done on the branch before is not known: only a bound from below stays."""
+        stream = self.state.streams[op.target] = self.state.streams[op.stream].copy()
+        stream.tokens, stream.text = Span(stream.tokens.least, INF), Span(stream.text.least, INF)
+        stream.known, stream.all_bytes, stream.variables = None, ANY, {}
 
     def join(self, op: Join) -> None:
         streams = self.state.streams
@@ -577,6 +587,12 @@ class _Walker:
                 parent.tokens += grown
                 parent.all_bytes += branch.all_bytes
             parent.known = None
+        if not self.groups.isdisjoint(op.streams):
+            parent.variables = {}
+            if op.mode == "concate_and_append":
+                parent.tokens, parent.text = Span(parent.tokens.least, INF), Span(parent.text.least, INF)
+                parent.all_bytes = ANY
+            return
         for branch in branches:
             for var, value in branch.variables.items():
                 if parent.variables.get(var) is not value:
@@ -678,9 +694,9 @@ def _sum(spans: Any) -> Span:
 _RULES: dict[str, Callable[[_Walker, Any], None]] = {
     "text": _Walker.text, "tokens": _Walker.fixed, "special": _Walker.special, "media": _Walker.media,
     "arg": _Walker.arg, "gen": _Walker.gen, "select": _Walker.select, "role": _Walker.role, "scope": _Walker.scope,
-    "fork": _Walker.fork, "copy": _Walker.fork, "join": _Walker.join, "set": _Walker.set, "expr": _Walker.expr,
-    "host": _Walker.host, "switch": _Walker.switch, "loop": _Walker.loop, "next": _Walker.round_ends,
-    "break": _Walker.round_ends, "opaque": _Walker.end, "return": _Walker.end,
+    "fork": _Walker.fork, "branch": _Walker.branch, "copy": _Walker.fork, "join": _Walker.join, "set": _Walker.set,
+    "expr": _Walker.expr, "host": _Walker.host, "switch": _Walker.switch, "loop": _Walker.loop,
+    "next": _Walker.round_ends, "break": _Walker.round_ends, "opaque": _Walker.end, "return": _Walker.end,
 }  # fmt: skip
 if missing := OP_CLASSES.keys() - _RULES.keys():
     raise TypeError(f"budget: no rule for {', '.join(sorted(missing))}")

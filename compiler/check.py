@@ -17,6 +17,7 @@ from .fields import all_defined, new_streams, refs_in, used
 from .ir import (
     AnyOp,
     Arg,
+    Branch,
     Copy,
     Expr,
     Fork,
@@ -186,6 +187,8 @@ def _sure_region(body: tuple[AnyOp, ...], sure: dict[int, set[str]]) -> Found:
         elif isinstance(op, (Fork, Copy)):
             for stream in new_streams(op):
                 sure[stream] = set(sure[op.stream])
+        elif isinstance(op, Branch):
+            sure[op.target] = sure[op.stream]
         elif isinstance(op, Join):
             if op.mode == "gather_variable":
                 sure[op.stream] |= set().union(*(sure[stream] for stream in op.streams))
@@ -265,6 +268,7 @@ def _unused_parameter(subject: _Subject) -> Found:
 def _lost_branch(subject: _Subject) -> Found:
     parents = _parents(subject.program)
     joined = {stream for op in subject.ops if isinstance(op, Join) for stream in op.streams}
+    joined |= {op.target for op in subject.ops if isinstance(op, Branch) and op.stream in joined}
     seen: set[int] = {0}
     for op in subject.ops:
         if (

@@ -13,6 +13,7 @@ from .fields import all_defined, new_streams, refs_in
 from .ir import (
     AnyOp,
     Arg,
+    Branch,
     Copy,
     Expr,
     Fork,
@@ -170,7 +171,7 @@ def _predecessors(body: tuple[AnyOp, ...], last: dict[int, frozenset[int]]) -> I
             last[op.stream] = frozenset({op.out.id})
         elif isinstance(op, (Role, Scope)):
             yield from _predecessors(op.body, last)
-        elif isinstance(op, (Fork, Copy)):
+        elif isinstance(op, (Fork, Copy, Branch)):
             for stream in new_streams(op):
                 last[stream] = last.get(op.stream, frozenset())
         elif isinstance(op, Loop):

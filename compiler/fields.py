@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .ir import OP_CLASSES, AnyOp, Case, ConstraintSpec, Copy, Fork, Loop, Op, Operand, Program, Ref
+from .ir import OP_CLASSES, AnyOp, Branch, Case, ConstraintSpec, Copy, Fork, Loop, Op, Operand, Program, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +64,7 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "role": ("role",),
     "scope": ("var",),
     "fork": ("streams",),
+    "branch": ("target", "index"),
     "copy": ("target",),
     "join": ("mode", "streams"),
     "set": ("var", "value"),
@@ -194,8 +195,8 @@ def all_refs(program: Program) -> Iterator[Ref]:
 
 
 def new_streams(op: AnyOp) -> tuple[int, ...]:
-    """The streams that a Fork or Copy makes; of other ops, none."""
-    return op.streams if isinstance(op, Fork) else (op.target,) if isinstance(op, Copy) else ()
+    """The streams that a Fork or Copy makes, or that a Branch names; of other ops, none."""
+    return op.streams if isinstance(op, Fork) else (op.target,) if isinstance(op, (Copy, Branch)) else ()
 
 
 def op_name(op: Op) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..core.request import Hints
 from .fields import new_streams
-from .ir import AnyOp, Gen, Join, Select, regions
+from .ir import AnyOp, Branch, Gen, Join, Select, regions, walk
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -22,18 +22,26 @@ def hints_of(plan: Plan) -> dict[int, Hints]:
     """By the value's number: the hints of each gen and select."""
     found: dict[int, Hints] = {}
     bounds = {facts.out.id: facts.expected_len for facts in plan.gens}
-    _live_before(plan.program.body, frozenset(), found, bounds)
+    forks = {op.target: op.stream for op in walk(plan.program.body) if isinstance(op, Branch)}
+    _live_before(plan.program.body, frozenset(), found, bounds, forks)
     return found
 
 
 def _live_before(
-    body: tuple[AnyOp, ...], live: frozenset[int], found: dict[int, Hints], bounds: dict[int, int]
+    body: tuple[AnyOp, ...],
+    live: frozenset[int],
+    found: dict[int, Hints],
+    bounds: dict[int, int],
+    forks: dict[int, int],
 ) -> frozenset[int]:
-    """The streams on which a request comes later, before the region; those after it are `live`."""
+    """The streams on which a request comes later, before the region; those after it are `live`.
+
+    `forks`: of streams that a Branch names, the one that stands for all branches.
+    """
     for op in reversed(body):
         if isinstance(op, (Gen, Select)):
             known = found.get(op.out.id)
-            is_live = op.stream in live or (known is not None and known.next_use >= 0)
+            is_live = op.stream in live or forks.get(op.stream) in live or (known is not None and known.next_use >= 0)
             found[op.out.id] = Hints(bounds.get(op.out.id, 0), NEXT_TURN if is_live else -1)
             live |= {op.stream}
         elif isinstance(op, Join):
@@ -45,7 +53,7 @@ def _live_before(
             live -= frozenset(streams)
         elif op.name == "loop":  # what the next round sends comes later than what this one does
             for _ in range(2):
-                live |= _live_before(regions(op)[0], live, found, bounds)
+                live |= _live_before(regions(op)[0], live, found, bounds, forks)
         elif inner := regions(op):
-            live = frozenset().union(live, *(_live_before(region, live, found, bounds) for region in inner))
+            live = frozenset().union(live, *(_live_before(region, live, found, bounds, forks) for region in inner))
     return live

@@ -20,7 +20,7 @@ from ..core.constraint import Constraint, ConstraintKind
 from ..core.errors import SourceLoc
 from ..core.request import LogprobWish
 
-IR_VERSION = 2
+IR_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +166,26 @@ class Scope(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork(Op):
-    """Start `streams`, each beginning with a copy of this stream's text and variables."""
+    """Start `streams`, each beginning with a copy of this stream's text and variables.
+
+    With a `count` there is one stream, which stands for so many branches: a Branch names one of them, a Join ends all.
+    """
 
     name: ClassVar[str] = "fork"
     streams: tuple[int, ...]
+    count: Operand = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch(Op):
+    """From here on `target` is branch number `index` of the Fork with a count that made this op's stream.
+
+    What `target` was before, and the branch that another Branch of the same fork named, can only be read from here on.
+    """
+
+    name: ClassVar[str] = "branch"
+    target: int
+    index: Operand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,13 +353,13 @@ class Return(Op):
 
 
 AnyOp: TypeAlias = (
-    "Text | Tokens | Special | Media | Arg | Gen | Select | Role | Scope | Fork | Copy | Join | Set | Expr | Host"
-    " | Switch | Loop | Next | Break | Opaque | Return"
+    "Text | Tokens | Special | Media | Arg | Gen | Select | Role | Scope | Fork | Branch | Copy | Join | Set | Expr"
+    " | Host | Switch | Loop | Next | Break | Opaque | Return"
 )
 OP_CLASSES: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (
-        Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr, Host, Switch,
+        Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Branch, Copy, Join, Set, Expr, Host, Switch,
         Loop, Next, Break, Opaque, Return,
     )
 }  # fmt: skip

@@ -17,6 +17,7 @@ from .ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Branch,
     Break,
     Copy,
     Expr,
@@ -134,6 +135,7 @@ class _Walker:
         self.unordered: dict[str, tuple[str, ...]] = {}
         self.values: dict[int, Any] = {}
         self.streams: dict[int, _Stream] = {0: _Stream()}
+        self.groups: set[int] = set()  # streams that stand for branches whose number is not known
 
     def region(self, body: tuple[AnyOp, ...]) -> Iterator[Prompt]:
         for op in body:
@@ -313,6 +315,15 @@ class _Walker:
     def fork(self, op: Fork | Copy) -> Iterator[Prompt]:
         for number in new_streams(op):
             self.streams[number] = self.streams[op.stream].copy()
+        if isinstance(op, Fork) and op.count is not None:
+            self.groups.update(op.streams)
+        return iter(())
+
+    def branch(self, op: Branch) -> Iterator[Prompt]:
+        stream = self.streams[op.target] = self.streams[op.stream].copy()
+        stream.variables = {}  # what was done on it before is not known
+        stream.is_begun = True
+        stream.close(op, None)
         return iter(())
 
     def join(self, op: Join) -> Iterator[Prompt]:
@@ -321,6 +332,8 @@ class _Walker:
             stream.close(op, None)
             return iter(())
         for number in op.streams:
+            if number in self.groups:
+                stream.variables = {}
             for var, value in self.streams[number].variables.items():
                 if stream.variables.get(var) is not value:
                     stream.variables[var] = UNKNOWN
@@ -405,6 +418,7 @@ _RULES: dict[type[Any], Callable[[_Walker, Any], Iterator[Prompt]]] = {
     Role: _Walker.role,
     Scope: _Walker.scope,
     Fork: _Walker.fork,
+    Branch: _Walker.branch,
     Copy: _Walker.fork,
     Join: _Walker.join,
     Set: _Walker.set,

@@ -8,17 +8,18 @@ changes that is one rule per op (`_AFTER`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core.errors import ConstraintError, RequestError, SourceLoc, VerifyError
 from ..core.sampling import MAX_TOP_LOGPROBS, SAMPLING_FIELDS, SamplingParams
 from .expressions import BOOLEAN, FUNCTIONS
-from .fields import FIELDS, Kind, all_defined, defined, op_name, operands, used
+from .fields import FIELDS, Kind, all_defined, defined, new_streams, op_name, operands, used
 from .ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Branch,
     Break,
     Copy,
     Expr,
@@ -57,13 +58,15 @@ class _Stream:
     """
 
     parent: int = -1
-    maker: int = -1  # number of the Fork among the program's; -1: the program's own stream, or a copy
+    maker: int = -1  # number of the Fork among the program's; -1: the program's own stream, a copy, or a Branch's
     role: str | None = None
     variables: set[str] = field(default_factory=set)
     is_joined: bool = False
+    is_group: bool = False  # it stands for the branches of a fork with a count
+    named: int = 0  # of a group: the stream that the last Branch has named
 
     def copy(self) -> _Stream:
-        return _Stream(self.parent, self.maker, self.role, set(self.variables), self.is_joined)
+        return replace(self, variables=set(self.variables))
 
 
 @dataclass(slots=True)
@@ -198,6 +201,23 @@ def _scope(op: Scope, flow: _Flow) -> Iterator[VerifyError]:
 def _fork(op: Fork, flow: _Flow) -> Iterator[VerifyError]:
     _start(op, op.streams, flow, flow.num_forks)
     flow.num_forks += 1
+    if op.count is not None and op.streams:
+        flow.streams[op.streams[0]].is_group = True
+    return iter(())
+
+
+def _branch(op: Branch, flow: _Flow) -> Iterator[VerifyError]:
+    group = flow.streams.get(op.stream)
+    if group is not None:
+        before = flow.streams.get(group.named)
+        if before is not None and group.named:
+            before.is_joined = True
+            group.variables |= before.variables
+            flow.made[group.named] = "another branch of its fork was named since"
+        group.named = op.target
+        # What one branch has set may be set in another: they have one set of variables.
+        flow.streams[op.target] = _Stream(op.stream, -1, group.role, group.variables)
+        flow.made[op.target] = "it is used outside the region that named it"
     return iter(())
 
 
@@ -218,6 +238,9 @@ def _join(op: Join, flow: _Flow) -> Iterator[VerifyError]:
         ended = flow.streams.get(stream)
         if ended is None:
             continue
+        if ended.named in flow.streams and ended.named:
+            ended.variables |= flow.streams[ended.named].variables
+            flow.streams[ended.named].is_joined = True
         ended.is_joined = True
         flow.made[stream] = "it was joined before"
         if op.mode == "gather_variable" and op.stream in flow.streams:
@@ -272,6 +295,8 @@ def _set_in(body: tuple[AnyOp, ...]) -> dict[int, set[str]]:
     """The variables that the ops of a region may set, by stream."""
     found: dict[int, set[str]] = {}
     for op in walk(body):
+        if isinstance(op, Branch):
+            found[op.target] = found.setdefault(op.stream, set())
         if isinstance(op, (Gen, Select, Scope, Set)) and op.var is not None:
             found.setdefault(op.stream, set()).add(op.var)
         elif isinstance(op, Join) and op.mode == "gather_variable":
@@ -294,6 +319,7 @@ _AFTER: dict[type[Any], Callable[[Any, _Flow], Iterator[VerifyError]]] = {
     Role: _role,
     Scope: _scope,
     Fork: _fork,
+    Branch: _branch,
     Copy: _copy,
     Join: _join,
     Switch: _switch,
@@ -478,14 +504,26 @@ def _role_fragments(op: Role, flow: _Flow) -> Problems:
         yield "it has only one of prefix and suffix"
 
 
-@_law("streams-made-once", "A fork or copy makes new streams, each number once.", Fork, Copy)
-def _streams_made_once(op: Fork | Copy, flow: _Flow) -> Problems:
-    streams = op.streams if isinstance(op, Fork) else (op.target,)
+@_law("streams-made-once", "A fork or copy makes new streams, a branch names one, each once.", Fork, Copy, Branch)
+def _streams_made_once(op: Fork | Copy | Branch, flow: _Flow) -> Problems:
+    streams = new_streams(op)
     if not streams:
         yield "it makes no stream"
     for i, stream in enumerate(streams):
         if stream in flow.made or stream in streams[:i] or stream <= 0:
             yield f"stream {stream} exists already" if stream > 0 else f"a new stream cannot have the number {stream}"
+
+
+@_law("branches", "A fork with a count makes one stream, for all its branches; on it stand only branch ops.")
+def _branches(op: AnyOp, flow: _Flow) -> Problems:
+    if isinstance(op, Fork) and op.count is not None and len(op.streams) != 1:
+        yield f"it has a count and {len(op.streams)} streams"
+    stream = flow.streams.get(op.stream)
+    is_group = stream is not None and stream.is_group
+    if is_group and not isinstance(op, Branch):
+        yield f"stream {op.stream} stands for all branches of a fork: a branch op names one of them"
+    if isinstance(op, Branch) and not is_group:
+        yield f"stream {op.stream} was not made by a fork with a count"
 
 
 @_law("join-of-fork", "A join ends streams of one fork of its own stream, each once.", Join)

@@ -222,8 +222,8 @@ class Executor:
     def next_order(self, number: int, where: SourceLoc | None) -> tuple[int, ...] | None:
         """The order of the next order-free parts on this stream; None: as given. What is used is remembered."""
         stream = self.streams[number]
-        key = f"{stream.path}/{self._num_unordered.get(number, 0)}"
-        self._num_unordered[number] = self._num_unordered.get(number, 0) + 1
+        key = f"{stream.path}/{self._num_unordered.get(stream.id, 0)}"
+        self._num_unordered[stream.id] = self._num_unordered.get(stream.id, 0) + 1
         return self.orders.get(key)
 
     def opaque(self, reason: str, where: SourceLoc | None) -> None:

@@ -13,6 +13,7 @@ from ..compiler.ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Branch,
     Break,
     Copy,
     Expr,
@@ -256,6 +257,7 @@ def _not_a_step(executor: Executor, stream: Stream, step: Step) -> None:
 
 _RULES: Mapping[type, Rule] = {
     Text: _text, Tokens: _tokens, Special: _special, Media: _media, Gen: generate, Select: select, Fork: _fork,
+    Branch: _not_a_step,
     Copy: _fork, Join: _join, Opaque: _nothing, Role: enter_role, Scope: enter_scope, Arg: _not_a_step,
     Expr: _not_a_step, Host: _not_a_step, Switch: _not_a_step,
     Loop: _not_a_step, Next: _not_a_step, Break: _not_a_step, Return: _not_a_step, Set: _not_a_step,

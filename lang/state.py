@@ -18,6 +18,7 @@ from .html import page_html, show, state_html
 from .locate import caller
 from .partial import MISSING, partial_json
 from .quick import maker
+from .traced_group import TracedGroup
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -204,13 +205,13 @@ class ProgramState:
 
     # -- forks
 
-    def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> ProgramStateGroup:
+    def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> Any:
         """`size` branches, each beginning with a copy of this state, which run at the same time."""
         where = caller()
         if position_ids_offset is not None:
             raise ProgramError("position_ids_offset is not supported: branches keep their own positions", where=where)
         if isinstance(size, Symbol):
-            self.sink.opaque("a fork into a number of branches that is not known yet", where)
+            return TracedGroup(self, size, where)
         if type(size) is not int or size < 1:
             raise ProgramError(f"fork() needs a positive number of branches, not {size!r}", where=where)
         streams = tuple(self.sink.new_stream() for _ in range(size))

@@ -18,6 +18,7 @@ from ..compiler.ir import (
     OP_CLASSES,
     AnyOp,
     Arg,
+    Branch,
     Break,
     Copy,
     Expr,
@@ -85,6 +86,7 @@ class _Walker:
         self.arguments = arguments
         self.may_block = may_block
         self.first_stream = plan.first_free_stream
+        self.groups: dict[int, tuple[int, ...]] = {}  # streams that stand for branches -> the branches
         self.deferred: list[Slot] = []  # computations that wait for values
 
     def region(self, body: tuple[AnyOp, ...]) -> None:
@@ -334,6 +336,35 @@ class _Walker:
         stream = executor.streams[op.stream]
         return executor.mark(stream, stream.text)
 
+    def fork(self, op: Fork) -> None:
+        if op.count is None:
+            self.executor.emit(op)
+            return
+        if isinstance(op.count, Ref):
+            self.executor.read(self.slot(op.count), op.where)
+        size = self.value(op.count)
+        if type(size) is not int or size < 1:
+            raise ProgramError(f"fork() needs a positive number of branches, not {size!r}", where=op.where)
+        numbers = tuple(range(self.first_stream, self.first_stream + size))
+        self.first_stream += size
+        self.groups[op.streams[0]] = numbers
+        self.executor.emit(with_fields(op, streams=numbers, count=None))
+
+    def branch(self, op: Branch) -> None:
+        """The number stands for another branch from here on; what its ops wait for has the stream itself."""
+        if isinstance(op.index, Ref):
+            self.executor.read(self.slot(op.index), op.where)
+        streams = self.executor.streams
+        try:
+            streams[op.target] = streams[self.groups[op.stream][self.value(op.index)]]
+        except (IndexError, TypeError) as error:
+            set_place(error, op.where, self.executor.title)
+            raise
+
+    def join(self, op: Join) -> None:
+        streams = tuple([number for stream in op.streams for number in self.groups.get(stream, (stream,))])
+        self.executor.emit(op if streams == op.streams else with_fields(op, streams=streams))
+
     def switch(self, op: Switch) -> None:
         value = self.executor.read(self.slot(op.on), op.where) if isinstance(op.on, Ref) else op.on
         for case in op.cases:
@@ -375,7 +406,7 @@ class _Walker:
 
         Its values keep theirs: what waits for one holds its slot.
         """
-        made = [stream for inner in walk(op.body) for stream in new_streams(inner)]
+        made = [stream for inner in walk(op.body) if type(inner) is not Branch for stream in new_streams(inner)]
         if not made:
             return op.body
         streams = {stream: self.first_stream + number for number, stream in enumerate(made)}
@@ -425,7 +456,8 @@ _CONTAINERS = frozenset({"tuple", "dict"})  # they hold what they are given: a l
 _RULES: dict[type, Callable[[Any, Any], None]] = {
     Text: _Walker.text, Tokens: _Walker.emit, Special: _Walker.emit, Media: _Walker.media, Arg: _Walker.arg,
     Gen: _Walker.gen, Select: _Walker.select, Role: _Walker.region_op, Scope: _Walker.region_op,
-    Fork: _Walker.emit, Copy: _Walker.emit, Join: _Walker.emit, Set: _Walker.set, Expr: _Walker.expr,
+    Fork: _Walker.fork, Branch: _Walker.branch, Copy: _Walker.emit, Join: _Walker.join, Set: _Walker.set,
+    Expr: _Walker.expr,
     Host: _Walker.host, Switch: _Walker.switch, Loop: _Walker.loop, Next: _Walker.end_round,
     Break: _Walker.end_round, Opaque: _Walker.opaque, Return: _Walker.end,
 }  # fmt: skip

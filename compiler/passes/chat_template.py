@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ...core.text.template import is_plain_content
 from ..fields import map_regions, new_streams
-from ..ir import AnyOp, Copy, Fork, Loop, Program, Return, Role, Scope, Special, Switch, Text, walk
+from ..ir import AnyOp, Branch, Copy, Fork, Loop, Program, Return, Role, Scope, Special, Switch, Text, walk
 from .base import ChatFragments, Context, ProgramPass, ends
 
 MAX_HISTORIES = 64  # role sequences followed through branches; beyond, turns stay as they are
@@ -41,6 +41,8 @@ class _Lowering:
         if isinstance(op, (Fork, Copy)):
             for stream in new_streams(op):
                 histories[stream] = histories[op.stream]
+        if isinstance(op, Branch):
+            histories[op.target] = frozenset()  # turns that were added to it before are not known
         if isinstance(op, Scope):
             return map_regions(op, lambda body: self.region(body, histories))
         if isinstance(op, Switch):

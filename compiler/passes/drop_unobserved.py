@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from ..fields import new_streams, used
 from ..ir import (
     AnyOp,
+    Branch,
     Case,
     Copy,
     Expr,
@@ -37,10 +38,11 @@ from .base import Context, ProgramPass, ends
 
 
 def run(program: Program, context: Context) -> Program:
-    """The program without what the outputs cannot observe; unchanged without outputs, or if it has a break."""
+    """The program without what the outputs cannot observe; unchanged without outputs, with a break, or a fork whose
+    size only the run knows."""
     outputs = context.options.outputs
-    if outputs is None or not program.is_whole:
-        return program
+    if outputs is None or not program.is_whole or any(isinstance(op, Branch) for op in walk(program.body)):
+        return program  # in a fork of unknown size any branch may give what another one reads
     at_end = _Live(variables={(0, name) for name in outputs})
     body, _ = _region(program.body, at_end, at_end)
     return replace(program, body=body)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..fields import map_regions, new_streams
-from ..ir import AnyOp, Copy, Fork, Gen, Join, Loop, Media, Program, Role, Select, Special, Switch, Text, Tokens
+from ..ir import AnyOp, Branch, Copy, Fork, Gen, Join, Loop, Media, Program, Role, Select, Special, Switch, Text, Tokens
 from .base import Context, ProgramPass, ends
 
 if TYPE_CHECKING:
@@ -98,6 +98,9 @@ class _Tokenizing:
             run.tail = None  # the new streams begin with it: it has to stay text
             for stream in new_streams(op):
                 self.runs[stream] = run.copy()
+            out.append(op)
+        elif isinstance(op, Branch):
+            self.runs[op.target] = _Run(continues=True, is_opening=run.is_opening)
             out.append(op)
         elif isinstance(op, Switch):
             out.append(self.switch(op))

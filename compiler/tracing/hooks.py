@@ -16,6 +16,8 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .items import FUNCTIONS as ITERATING
+from .items import items_of, over_items
 from .loops import Carried, LoopDriver, unpacked
 from .purity import is_pure, is_users_function, mutates
 from .symbols import METHODS, Symbol
@@ -61,6 +63,9 @@ class Hooks:
             return function(*args, **kwargs)
         if isinstance(getattr(function, "__self__", None), Symbol):
             return function(*args, **kwargs)
+        may_have_items = (type(function) is type or function is len) and function in ITERATING
+        if may_have_items and any(items_of(arg) is not None for arg in args):
+            return over_items(tracer, function, args, kwargs)
         if any(_holds_symbol(arg) for arg in args) or any(_holds_symbol(arg) for arg in kwargs.values()):
             return self._symbolic_call(function, args, kwargs)
         if is_users_function(function):
@@ -290,9 +295,9 @@ class Hooks:
         self.tracer.tick()
         return value
 
-    def for_loop(self, values: Any, variables: tuple[Any, ...], width: int) -> LoopDriver:
-        """What a `for` goes over; `variables` are those that it sets."""
-        return self._driver(variables, width).over(values)
+    def for_loop(self, values: Any, variables: tuple[Any, ...], width: int, num_own: int) -> LoopDriver:
+        """What a `for` goes over; `variables` are those that it sets, the first `num_own` of them with each item."""
+        return self._driver(variables, width).over(values, num_own)
 
     def while_loop(self, variables: tuple[Any, ...]) -> LoopDriver:
         """A `while`; `variables` are those that it sets."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ir import Loop, Operand
+from .items import Lost, items_of
 from .symbols import Symbol
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class LoopDriver:
         self.is_symbolic = False
         self._items: Iterator[Any] = iter(())
         self._over: Operand = None
+        self._item: Callable[[Symbol], Any] | None = None  # what stands for a value in the body
+        self._num_own = 0  # variables that hold such an item: no round hands it to the next
         self._is_begun = False
         self._before: list[Any] = []  # the variables when the loop began
         self._values: dict[int, Symbol] = {}  # what they are now, by number
@@ -56,9 +59,13 @@ class LoopDriver:
 
     # -- for
 
-    def over(self, values: Any) -> LoopDriver:
-        """Set what a `for` goes over."""
+    def over(self, values: Any, num_own: int = 0) -> LoopDriver:
+        """Set what a `for` goes over, and how many of the variables hold the item."""
         tracer = self.tracer
+        items = items_of(values)
+        if items is not None:
+            values, self._item = items
+            self._num_own = num_own
         if isinstance(values, Symbol):
             self.is_symbolic, self._over = True, values.ref
         elif self._is_forced:
@@ -82,7 +89,8 @@ class LoopDriver:
         if not self._go_round():
             raise StopIteration
         assert self._loop is not None
-        return self._unpacked(Symbol(self.tracer, self._loop.params[0]))
+        value = Symbol(self.tracer, self._loop.params[0])
+        return self._unpacked(value) if self._item is None else self._item(value)
 
     def _unpacked(self, item: Any) -> Any:
         return unpacked(item, self.width) if self.width and isinstance(item, Symbol) else item
@@ -126,6 +134,8 @@ class LoopDriver:
         inits: list[Operand] = []
         numbers: list[int] = []
         for number, value in enumerate(self._before):
+            if number < self._num_own:
+                continue
             init = self._init(self.variables[number], value, counts[number] > _ALONE)
             if init is not NOT_SET:
                 inits.append(init)
@@ -155,10 +165,12 @@ class LoopDriver:
 
     def has(self, number: int) -> bool:
         """Whether a variable has a value of its own in the body, or behind the loop."""
-        return number in self._values
+        return number in self._values or number < self._num_own
 
     def value(self, number: int) -> Any:
         """That value."""
+        if number < self._num_own:
+            return Lost(self.tracer, self.variables[number].name)
         return self._values[number]
 
     def leave(self) -> None:
@@ -171,6 +183,8 @@ class LoopDriver:
         tracer = self.tracer
         values: list[Operand] = []
         for number, variable in enumerate(self.variables):
+            if number < self._num_own:
+                continue
             value = _value_of(variable)
             if number not in self._values:
                 if value is not self._before[number]:

@@ -305,6 +305,7 @@ def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     return renumbered(_filter(body, others), same, {})
 
 
+_ANY_NUMBER = ""  # in place of a variable: the stream stands for branches whose number is not known
 # (stream, variable) -> the value it holds; None: one of several
 _Known: TypeAlias = "dict[tuple[int, str], int | None]"
 
@@ -321,9 +322,13 @@ def _find_known_reads(body: tuple[AnyOp, ...], known: _Known, same: dict[int, in
         elif isinstance(op, Set):
             known[op.stream, op.var] = same.get(op.value.id, op.value.id) if isinstance(op.value, Ref) else None
         elif isinstance(op, (Fork, Copy)):
-            for made in op.streams if isinstance(op, Fork) else (op.target,):
+            if isinstance(op, Fork) and op.count is not None:
+                known[op.streams[0], _ANY_NUMBER] = None
+            for made in new_streams(op):
                 known.update({(made, var): v for (stream, var), v in list(known.items()) if stream == op.stream})
         elif isinstance(op, Join):
+            if any((stream, _ANY_NUMBER) in known for stream in op.streams):  # what they have set is not known
+                known.update(dict.fromkeys([place for place in known if place[0] == op.stream], None))
             for (stream, var), value in list(known.items()):
                 if stream in op.streams and known.get((op.stream, var), -1) != value:
                     known[op.stream, var] = None

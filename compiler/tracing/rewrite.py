@@ -334,9 +334,10 @@ class _Rewriter(ast.NodeTransformer):
             isinstance(e, ast.Starred) for e in target.elts
         )
         width = ast.Constant(value=len(target.elts) if is_plain else 0)  # type: ignore[attr-defined]
-        driver = self._hook("for_loop", node, self.visit(node.iter), variables, width)
+        own = {n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        num_own = ast.Constant(value=len(own))  # they are the first of `names`
+        driver = self._hook("for_loop", node, self.visit(node.iter), variables, width, num_own)
         name = self._loop_name()
-        own = {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
         self.loops.append(name)
         body = self._block(node.body)
         self.loops.pop()

@@ -10,13 +10,14 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeAlias
 
 from ...core.errors import DslcError, ProgramError, SourceLoc, UndefinedVariable
 from ..expressions import BOOLEAN, FUNCTIONS
 from ..ir import (
     AnyOp,
+    Branch,
     Break,
     Copy,
     Expr,
@@ -141,6 +142,9 @@ class _Stream:
     from_branches: set[str] = field(default_factory=set)  # variables that a join brought
     changed: set[str] = field(default_factory=set)  # variables set on this stream itself, or brought to it
     is_joined: bool = False
+    is_one_of_many: bool = False  # a branch of a fork whose size only the run knows
+    named: int = 0  # of such a fork: the stream of the branch that was named last
+    is_left: bool = False  # another branch was named since
 
 
 class PathTracer:
@@ -549,6 +553,8 @@ class PathTracer:
         stream = self._streams.get(op.stream)
         if stream is None or stream.is_joined:
             raise ProgramError("a branch is used after its join", where=op.where)
+        if stream.is_left:
+            self.break_here("two branches at once of a fork into a number of branches that is not known yet", op.where)
         if type(op) is Text:
             return
         if isinstance(op, (Gen, Select)):
@@ -561,6 +567,12 @@ class PathTracer:
         elif isinstance(op, Fork):
             for branch in op.streams:
                 self._streams[branch] = _Stream(dict(stream.variables), set(stream.from_branches))
+        elif isinstance(op, Branch):
+            if stream.named:
+                self._streams[stream.named].is_left = True
+            stream.named = op.target
+            # What one branch has set may be set in another.
+            self._streams[op.target] = replace(stream, is_one_of_many=True)
         elif isinstance(op, Copy):
             self._streams[op.target] = _Stream(dict(stream.variables), set(stream.from_branches))
         elif isinstance(op, Join):
@@ -601,8 +613,8 @@ class PathTracer:
             return self._stateful("get", stream, var)
         if any(isinstance(op, Scope) and op.stream == stream and op.var == var for op in self._open):
             raise UndefinedVariable(f"{var!r} is read inside its own scope", where=where)
-        if self.has_loops:
-            return self._stateful("typed", stream, var)  # a round before may have set it
+        if self.has_loops or known.is_one_of_many:
+            return self._stateful("typed", stream, var)  # a round before, or another op on this branch may have set it
         if var not in known.variables:
             if self.num_decisions:
                 self.break_here(f"{var!r} is read where this path has not set it", where)
@@ -625,9 +637,9 @@ class PathTracer:
 
     def has(self, stream: int, var: str, where: SourceLoc | None) -> Any:
         known = self._streams[stream]
-        if var in known.variables or var in known.from_branches:
+        if not known.is_one_of_many and (var in known.variables or var in known.from_branches):
             return True
-        return self._stateful("has", stream, var) if self.has_loops else False
+        return self._stateful("has", stream, var) if self.has_loops or known.is_one_of_many else False
 
     def text(self, stream: int, where: SourceLoc | None) -> Any:
         return self._stateful("text", stream)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dslc.compiler.ir import (
     AnyOp,
     Arg,
+    Branch,
     Break,
     Case,
     ConstraintSpec,
@@ -40,7 +41,8 @@ from dslc.core.request import LogprobWish
 
 ALL_OPS = frozenset(
     {
-        "text", "tokens", "special", "media", "gen", "select", "role", "scope", "fork", "copy", "join", "set", "expr",
+        "text", "tokens", "special", "media", "gen", "select", "role", "scope", "fork", "branch", "copy", "join", "set",
+        "expr",
         "host", "switch", "loop", "next", "break", "opaque", "return",
     }
 )  # fmt: skip
@@ -88,6 +90,8 @@ class _Scope:
     variables: dict[int, set[str]] = field(default_factory=lambda: {0: set()})
     roles: set[int] = field(default_factory=set)
     forks: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # fork -> parent, open branches
+    # Of forks with a count, by stream: parent, number of branches, their variables, the branch that was named last.
+    groups: dict[int, tuple[int, int, set[str], int]] = field(default_factory=dict)
 
     def copy(self) -> _Scope:
         return _Scope(
@@ -191,10 +195,31 @@ class _Builder:
         return Scope(stream=stream, out=out, var=var, body=body)
 
     def _fork(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
-        streams = tuple(self._new_stream(scope, stream) for _ in range(self.draw(st.integers(1, 3))))
+        size = self.draw(st.integers(1, 3))
+        if "branch" in self.ops and self.draw(st.integers(0, 2)) == 0:
+            group, self.next_stream = self.next_stream, self.next_stream + 1
+            scope.groups[group] = (stream, size, set(scope.variables[stream]), -1)
+            return Fork(stream=stream, streams=(group,), count=size)
+        streams = tuple(self._new_stream(scope, stream) for _ in range(size))
         scope.forks[self.next_fork] = (stream, streams)
         self.next_fork += 1
         return Fork(stream=stream, streams=streams)
+
+    def _branch(self, scope: _Scope, stream: int, depth: int) -> AnyOp | None:
+        free = [group for group, (*_, named) in scope.groups.items() if named not in scope.roles]
+        if not free:
+            return None
+        group = self.pick(free)
+        parent, size, names, before = scope.groups[group]
+        if any(before == parent for parent, *_ in [*scope.forks.values(), *scope.groups.values()]):
+            return None  # what its branches end in would be closed
+        if parent in scope.roles:
+            return None
+        scope.variables.pop(before, None)
+        target, self.next_stream = self.next_stream, self.next_stream + 1
+        scope.variables[target] = names
+        scope.groups[group] = (parent, size, names, target)
+        return Branch(stream=group, target=target, index=self.draw(st.integers(0, size - 1)))
 
     def _copy(self, scope: _Scope, stream: int, depth: int) -> AnyOp:
         return Copy(stream=stream, target=self._new_stream(scope, stream))
@@ -203,6 +228,17 @@ class _Builder:
         forks = [n for n, (parent, open_) in scope.forks.items() if parent in scope.variables and open_]
         # A branch with a role of its own still open stays.
         forks = [n for n in forks if set(scope.forks[n][1]) <= scope.variables.keys() - scope.roles]
+        groups = [
+            group for group, (parent, _, _, named) in scope.groups.items()
+            if parent in scope.variables and named not in scope.roles
+        ]  # fmt: skip
+        if groups and (not forks or self.draw(st.booleans())):
+            parent, _, names, named = scope.groups.pop(group := self.pick(groups))
+            scope.variables.pop(named, None)
+            mode = self.pick(["gather_variable", "concate_and_append"])
+            if mode == "gather_variable":
+                scope.variables[parent] |= names
+            return Join(stream=parent, streams=(group,), mode=mode)
         if not forks:
             return None
         number = self.pick(forks)

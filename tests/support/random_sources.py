@@ -148,7 +148,10 @@ class _Writer:
 
     def _fork(self, depth: int, names: list[str], variables: list[str], state: str, loops: int) -> None:
         forks, branch = self.name("forks"), self.name("branch")
-        self.line(depth, f"{forks} = {state}.fork({self.random.randint(2, 3)})")
+        sizes = [str(self.random.randint(2, 3)), "1 + len(items) % 3"]  # the second: known to the run only
+        if variables:
+            sizes.append(f'1 + len(str({state}["{self.random.choice(variables)}"])) % 3')
+        self.line(depth, f"{forks} = {state}.fork({self.random.choice(sizes)})")
         own = ["m"]
         if self.random.random() < 0.5:
             self.line(depth, f"for i, {branch} in enumerate({forks}):")
@@ -157,6 +160,16 @@ class _Writer:
                 self.block(depth + 1, list(names), [*variables, *own], branch, 0, 2)
         else:
             self.line(depth, f'{forks} += lambda i: f"<{{i}}>" + {self.gen("m")}')
+        how = self.random.randint(0, 6)
+        if how == 0:
+            self.line(depth, f"for {branch} in {forks}:")
+            self.line(depth + 1, f"{branch} += f\"({{{branch}['m']}})\" + {self.gen('again')}")
+        elif how == 1:
+            self.line(depth, f"for {branch}, word in zip({forks}, [q, 'v', 'w']):")
+            self.line(depth + 1, f"{branch} += word + {self.gen('m')}")
+        elif how == 2:
+            self.line(depth, f'{forks}[0] += "first " + {self.gen("m")}')
+            self.line(depth, f'{state}["kept"] = {forks}[0]["m"]')
         if self.random.random() < 0.7:
             self.line(depth, f"{forks}.join()")
             self.line(depth, f'{state} += "+".join({state}["m"])')
