@@ -22,6 +22,7 @@ from dslc.compiler.constraints.compile import ConstraintCache
 from dslc.core.constraint import Constraint, Vocabulary
 from dslc.core.errors import ConstraintError
 from dslc.core.text.load import load_tekken
+from dslc.runtime.scheduling.results import LOOK_AHEAD
 
 
 class Refused(Exception):
@@ -29,7 +30,12 @@ class Refused(Exception):
 
 
 class Run(Protocol):
-    """One generation under a constraint. `fill` writes the packed mask, `advance` returns whether the token went in."""
+    """One generation under a constraint. `fill` writes the packed mask, `advance` returns whether the token went in.
+
+    `ahead` is what an engine does for the next masks while its model runs; it is not timed.
+    """
+
+    def ahead(self) -> None: ...
 
     def fill(self, row: np.ndarray) -> None: ...
 
@@ -64,10 +70,14 @@ class Tekken:
 
 
 class OwnRun:
-    def __init__(self, matcher: interface.Matcher) -> None:
+    def __init__(self, matcher: interface.Matcher, num_ahead: int) -> None:
         self.matcher = matcher
+        self.num_ahead = num_ahead
         self.fill = matcher.fill_mask
         self.forced = matcher.forced
+
+    def ahead(self) -> None:
+        self.matcher.look_ahead(self.num_ahead)
 
     def advance(self, token: int) -> bool:
         try:
@@ -83,10 +93,10 @@ class OwnRun:
 class Own:
     """Our automata, through the cache that requests use."""
 
-    name = "dslc"
-
-    def __init__(self, tekken: Tekken) -> None:
+    def __init__(self, tekken: Tekken, num_ahead: int = LOOK_AHEAD) -> None:
+        self.name = "dslc" if num_ahead else "dslc, nothing made ready"
         self.tekken = tekken
+        self.num_ahead = num_ahead
         self.cache = ConstraintCache()
         compiling.automata._store = lambda: None  # type: ignore[method-assign]  # nothing from earlier runs
         prepare.prepare_vocabulary(tekken.vocabulary)
@@ -97,7 +107,7 @@ class Own:
         except ConstraintError as error:
             raise Refused(str(error)) from None
         self.compiled = made
-        return lambda: OwnRun(made.start())
+        return lambda: OwnRun(made.start(), self.num_ahead)
 
     def forget(self) -> None:
         self.cache.clear()
@@ -111,6 +121,9 @@ class GuidanceRun:
         self.forced = matcher.compute_ff_tokens
         self.advance = matcher.consume_token
         self.accepting = matcher.is_accepting
+
+    def ahead(self) -> None:
+        """It offers nothing of the kind."""
 
     def fill(self, row: np.ndarray) -> None:
         self.matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
@@ -161,6 +174,9 @@ class XGrammarRun:
         self.advance = self.matcher.accept_token
         self._torch = importlib.import_module("torch")
 
+    def ahead(self) -> None:
+        """It offers nothing of the kind."""
+
     def fill(self, row: np.ndarray) -> None:
         self.matcher.fill_next_token_bitmask(self._torch.from_numpy(row).unsqueeze(0))
 
@@ -205,6 +221,9 @@ class OutlinesRun:
     def __init__(self, guide: Any) -> None:
         self.guide = guide
         self.accepting = guide.is_finished
+
+    def ahead(self) -> None:
+        """It has all there is from the beginning."""
 
     def fill(self, row: np.ndarray) -> None:
         self.guide.write_mask_into(row.ctypes.data, row.size, row.itemsize)

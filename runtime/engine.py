@@ -21,6 +21,8 @@ from ..core.backend import Capabilities, Counters, EventSink
 from ..core.config import EngineConfig
 from ..core.errors import Aborted, EngineClosed, EngineError, ErrorInfo, RequestError
 from ..core.events import Event, Failed
+from .encode_api import EncodeAPI
+from .encoding import EncodeDefaults, Encoder, Job, labels_of
 from .generate import GenerateAPI
 from .grammar_queue import GrammarQueue
 from .intake import Intake, constraints_compiled
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 MAX_PINNED_SHARE = 0.5  # of the pool: what is pinned can neither be evicted nor used
 
 
-class Engine(GenerateAPI):
+class Engine(GenerateAPI, EncodeAPI):
     """A model being served in this process: `core.backend.Backend`, and SGLang's `generate` (see `GenerateAPI`).
 
     `Engine(**options)` takes the fields of `EngineConfig`; without `model_path` it runs the built-in model. Raises
@@ -120,8 +122,11 @@ class Engine(GenerateAPI):
             config.enable_custom_logit_processor,
             config.jump_forward,
         )
-        # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests.
-        self.overlap = runner.device.type != "cpu" and not config.disable_overlap_schedule
+        # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests, and to
+        # make ready what later masks need would cost here what it saves there.
+        self.looks_ahead = runner.device.type != "cpu"
+        self.overlap = self.looks_ahead and not config.disable_overlap_schedule
+        self._make_encoder(config, runner, memory)
         self.check_when_idle = False
         self.trace: StepTrace | None = None
         self.run_seed = int.from_bytes(os.urandom(7), "little") if config.random_seed is None else config.random_seed
@@ -137,6 +142,18 @@ class Engine(GenerateAPI):
         self._is_closed = False
         self._broken: ErrorInfo | None = None
 
+    def _make_encoder(self, config: EngineConfig, runner: Runner, memory: MemoryManager) -> None:
+        model = getattr(runner, "model", None)
+        self.task = getattr(model, "task", "generate")
+        self.labels, self.encode_defaults = (), EncodeDefaults("last", True)
+        offset = 0
+        if model is not None and self.task != "generate":
+            self.encode_defaults = EncodeDefaults.of(model.config.path, model.pooling)
+            self.labels = labels_of(model.config.fields)
+            offset = model.position_offset
+        self.encoder = Encoder(runner, memory, config, self.scheduler.tally)
+        self.input_limits = self.intake.vocab_size, self.intake.context_length - offset
+
     # The loop
 
     def step(self) -> bool:
@@ -151,10 +168,15 @@ class Engine(GenerateAPI):
             if self.trace is not None:
                 self.trace.record(self.scheduler.step, messages, batch)
             launched = self._launch(batch)
+            if launched is not None and self.looks_ahead:
+                with self._state:
+                    self.scheduler.resolver.look_ahead(self.scheduler, launched.batch, now)
             due, self._in_flight = (self._in_flight, launched) if self.overlap else (launched, None)
             if due is not None:
                 self._resolve(due)
+            has_encoded = bool(self.encoder.jobs) and self._encode(batch is not None)
         except BaseException as error:  # a bug, or Ctrl-C in the thread that drives
+            has_encoded = False
             self._crash(error)
             if not isinstance(error, Exception):
                 raise
@@ -163,7 +185,7 @@ class Engine(GenerateAPI):
             self.check_integrity()
         self._dispatch()
         self.step_started_at = None
-        return has_work or due is not None or self._in_flight is not None
+        return has_work or has_encoded or due is not None or self._in_flight is not None
 
     def _launch(self, batch: Batch | None) -> InFlight | None:
         """Launch; on a failure take it back, and end the request whose forward fails even alone."""
@@ -182,6 +204,17 @@ class Engine(GenerateAPI):
                     info = ErrorInfo("EngineError", f"the forward of this request failed: {error!r}")
                     self.scheduler.fail(request, info, keep=False)
         return None
+
+    def _encode(self, others_run: bool) -> bool:
+        """One forward of the encoder; whether it had anything to do."""
+        with self._state:
+            work = self.encoder.plan(others_run=others_run or self.scheduler.has_work)
+        if work:
+            self.encoder.run(work)
+        with self._state:
+            self.encoder.settle(work)
+        self._mailbox.notify()
+        return bool(work) or bool(self.encoder.jobs)
 
     def _resolve(self, due: InFlight) -> None:
         try:
@@ -217,6 +250,7 @@ class Engine(GenerateAPI):
         with self._state:
             requests = list(self.scheduler.requests.values())
             try:
+                self.encoder.fail_all(EngineError(info.message))
                 for request in requests:
                     self.scheduler.fail(request, info, keep=False)
                 self.scheduler.check_integrity()
@@ -293,6 +327,8 @@ class Engine(GenerateAPI):
             try:
                 if self._broken is not None:
                     raise self._broken.exception()
+                if self.task != "generate":
+                    raise RequestError(f"the model has no vocabulary, its head is to {self.task}; use encode or score")
                 seed = self._draw_seed(source)
                 if self.intake.takes_long(source):
                     prepare = partial(self._prepare, source, seed, sink, now)
@@ -319,6 +355,23 @@ class Engine(GenerateAPI):
         with self._state:
             self._num_unseeded += 1
             return splitmix64(splitmix64(self.run_seed % 2**64) ^ self._num_unseeded) >> 1
+
+    def submit_jobs(self, jobs: list[Job]) -> None:
+        """Queue inputs to be encoded."""
+        with self._state:
+            if self._is_closed:
+                raise EngineClosed("the engine is closed")
+            if self._broken is not None:
+                raise self._broken.exception()
+            self.encoder.submit(jobs)
+        self._mailbox.notify()
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that stands after others: no BOS, special tokens not parsed."""
+        if self._tokenizer is None:
+            raise RequestError("this engine has no tokenizer; give ids", field="prompt")
+        self.intake.check_chars(text, "prompt")
+        return self._tokenizer.encode(text)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """End these requests with `Failed(Aborted)`; unknown and finished ids are ignored.
@@ -478,10 +531,11 @@ class Engine(GenerateAPI):
             self._take_messages()
             closed = ErrorInfo.of(EngineClosed("the engine was closed"))
             with self._state:
+                self.encoder.fail_all(EngineClosed("the engine was closed"))
                 for request in list(self.scheduler.requests.values()):
                     self.scheduler.fail(request, closed, keep=False)
             self._dispatch()
-            del self.runner, self.worker.runner  # weights and KV pool
+            del self.runner, self.worker.runner, self.encoder.runner  # weights and KV pool
         self._mailbox.notify()
 
     def shutdown(self) -> None:

@@ -92,6 +92,9 @@ class AfterReasoning:
         index = self._inner.index
         return not data or index.step_bytes(index.automaton.start, data) >= 0
 
+    def look_ahead(self, limit: int) -> int:
+        return self._inner.look_ahead(limit)
+
     def advance(self, token_id: int) -> None:
         if self._is_answering:
             self._inner.advance(token_id)

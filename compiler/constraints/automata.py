@@ -70,7 +70,7 @@ class Automata:
             with at_most(QUICK_STEPS):
                 made = self.build(constraint)
         except TakesLong:
-            self._note_slow(constraint)
+            self.leave_to_others(constraint)
             return False
         except ConstraintError:
             return True
@@ -79,7 +79,8 @@ class Automata:
         self._remember(constraint, made)
         return True
 
-    def _note_slow(self, constraint: Constraint) -> None:
+    def leave_to_others(self, constraint: Constraint) -> None:
+        """Have `get` make the automaton in another process."""
         with self._lock:
             if len(self._slow) >= _MAX_SLOW:
                 self._slow.clear()

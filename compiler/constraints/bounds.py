@@ -12,7 +12,8 @@ from ...core.constraint import Constraint
 from .regex_ast import Alt, Cat, Regex, Repeat
 from .regex_syntax import RegexError, parse_regex
 
-INLINE_WORK = 60_000
+QUICK_WORK = 60_000  # up to which an engine tries it while its caller waits
+INLINE_WORK = 1_000_000  # up to which another caller does, in a limited number of steps
 _PER_CHAR, _PER_POSITION = 4, 3
 _MAX_COUNTED = 2**20
 

@@ -245,16 +245,24 @@ def tag(languages: Sequence[CharDfa]) -> tuple[CharDfa, tuple[int, ...]]:
     languages[i]."""
     if len(languages) == 1:
         return languages[0], (0, 1)
-    result, bits = NONE, [0]
+    distinct: dict[bytes, tuple[CharDfa, int]] = {}
     for i, language in enumerate(languages):
+        if not language.is_empty:
+            known, members = distinct.get(language.key, (language, 0))
+            distinct[language.key] = known, members | 1 << i
+    if not distinct:
+        return NONE, (0,)
+    (result, members), *others = distinct.values()
+    bits = [0, members]
+    for language, members in others:
         sets = {0: 0}  # members so far -> label
-        result = product(result, language, partial(_add_member, sets, bits, 1 << i))
+        result = product(result, language, partial(_add_member, sets, bits, members))
         bits = list(sets)
     return result, tuple(bits)
 
 
-def _add_member(sets: dict[int, int], bits: list[int], member: int, x: int, y: int) -> int:
-    return sets.setdefault(bits[x] | (member if y else 0), len(sets))
+def _add_member(sets: dict[int, int], bits: list[int], members: int, x: int, y: int) -> int:
+    return sets.setdefault(bits[x] | (members if y else 0), len(sets))
 
 
 def from_texts(texts: Iterable[str], labels: Sequence[int] | None = None) -> CharDfa:

@@ -81,7 +81,16 @@ class CharDfa:
         return self.delta.nbytes + self.labels.nbytes + self.bounds.nbytes + self.classes.nbytes + 300
 
     def class_of(self, code_point: int) -> int:
+        if code_point < 128:
+            return self._ascii[code_point]
         return int(self.classes[np.searchsorted(self.bounds, code_point, side="right") - 1])
+
+    @cached_property
+    def _ascii(self) -> list[int]:
+        """The classes of ASCII characters: indexing an array of numpy's takes many times as long."""
+        found = self.classes[np.searchsorted(self.bounds, np.arange(128), side="right") - 1]
+        listed: list[int] = found.tolist()
+        return listed
 
     def matches(self, text: str) -> bool:
         """Whether the whole text is in the language."""
@@ -89,9 +98,9 @@ class CharDfa:
 
     def label(self, text: str) -> int:
         """The label of the whole text, 0 if it is not in the language."""
-        state = self.start
+        state, target = self.start, self.delta.item
         for char in text:
-            state = int(self.delta[state, self.class_of(ord(char))])
+            state = target(state, self.class_of(ord(char)))
             if state == 0:
                 return 0
         return int(self.labels[state])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
 from .automata import Automata, AutomataCounters
-from .bounds import INLINE_WORK, work_of
+from .bounds import QUICK_WORK, work_of
 from .char_algebra import from_texts
 from .char_dfa import CharDfa, from_regex
 from .ebnf.machine import GrammarMachine
@@ -141,10 +141,11 @@ def is_quick(
     """
     if _cache.has(constraint, vocabulary, encode=encode, backend=backend):
         return True
-    if work_of(constraint) > INLINE_WORK:
-        return False
     if constraint_engine(backend).compile is not compile_automaton:
-        return True
+        return work_of(constraint) <= QUICK_WORK
+    if work_of(constraint) > QUICK_WORK:
+        automata.leave_to_others(constraint)
+        return False
     with short_turns():
         return automata.try_quickly(constraint)
 

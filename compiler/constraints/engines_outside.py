@@ -97,6 +97,9 @@ class OutsideMatcher:
         if self.is_accepting:
             row[: len(allowed)] |= self._compiled.ends
 
+    def look_ahead(self, limit: int) -> int:
+        return 0
+
     def advance(self, token_id: int) -> None:
         compiled = self._compiled
         kind = compiled.constraint.kind

@@ -75,6 +75,9 @@ class HealedMatcher:
         base[words] = values
         return Mask(base, words[:0], values[:0])
 
+    def look_ahead(self, limit: int) -> int:
+        return self._inner.look_ahead(limit)
+
     def advance(self, token_id: int) -> None:
         if self._at == len(self._healed):
             self._inner.advance(token_id)

@@ -44,6 +44,12 @@ class Matcher(Protocol):
         which the constraint can still be met. EOS ids are allowed exactly in accepting states.
         """
 
+    def look_ahead(self, limit: int) -> int:
+        """Work out up to `limit` things that the next masks may need; returns how many there were. Changes no answer.
+
+        For the time in which a model runs: what is known by then need not be worked out by `fill_mask`.
+        """
+
     def advance(self, token_id: int) -> None:
         """Take a token. Raises ConstraintError if it is not allowed here. An EOS id ends the matcher."""
 

@@ -75,6 +75,9 @@ class AutomatonMatcher:
         else:
             self._index.mask(self._state).write(row)
 
+    def look_ahead(self, limit: int) -> int:
+        return 0 if self.is_terminated else self._index.look_ahead(self._state, limit)
+
     def advance(self, token_id: int) -> None:
         after = -1 if self.is_terminated else self._index.step(self._state, token_id)
         if after >= 0:

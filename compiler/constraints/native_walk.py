@@ -35,6 +35,7 @@ _FAILED = -3
 _NON_ASCII, _INVALID, _WITH_SPACES = 1, 2, 4
 _SPACES = np.array([0x85, 0xA0, 0x1680, 0x180E, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000, 0xFEFF])
 _LENGTHS = (4, 8, 16, 32, 255)  # to which those of closures are rounded down, so that they share rows
+_LOOKED_AT = 96  # contexts around a state, when a walk looks ahead
 _WIDE = 24  # string states with more moves than this have a row that is shared
 
 
@@ -221,9 +222,9 @@ class NativeDfa:
         self.lib = lib
         weakref.finalize(self, lib.dfa_free, self.handle)
 
-    def num_moves(self, state: int) -> int:
-        count: int = self.lib.dfa_num_moves(self.handle, state)
-        return count
+    def is_wide(self, state: int) -> bool:
+        """Whether so much may come that a shared row is worth it."""
+        return bool(self.lib.dfa_is_wide(self.handle, state, _WIDE))
 
     def freedom(self, s: int) -> int:
         """How many characters of any live class can be read from character state s, in any order (255: any number)."""
@@ -337,7 +338,7 @@ class NativeMachine:
         if leaf < 0:
             return dfa, dfa.start
         native = dfa.native
-        return (dfa, leaf) if native is not None and not leaf % dfa.width and native.num_moves(leaf) > _WIDE else None
+        return (dfa, leaf) if native is not None and not leaf % dfa.width and native.is_wide(leaf) else None
 
     def is_python(self, state: int) -> bool:
         """Whether the steps of this state are made one by one in Python."""
@@ -363,10 +364,11 @@ class NativeMachine:
     def num_bytes(self) -> int:
         return 700 * len(self._known)
 
-    def explore(self, state: int, limit: int) -> None:
-        """Have up to `limit` contexts described ahead of their use, the nearest to `state` first."""
-        self.lib.machine_explore(self.handle, state, limit)
+    def explore(self, state: int, limit: int) -> int:
+        """Ask up to `limit` questions ahead of their use, of the contexts nearest to `state`; returns how many."""
+        asked: int = self.lib.machine_explore(self.handle, state, _LOOKED_AT, limit)
         self._raise()
+        return asked
 
     def step(self, state: int, data: bytes) -> int:
         """The state after some bytes; -1 if they are not allowed."""

@@ -173,7 +173,6 @@ class SequenceMachine:
         return found
 
     few_moves = moves
-    explored = 48  # contexts that are made ready when the constraint is compiled: each costs more here than elsewhere
 
     def accepting(self, state: int) -> bool:
         last = len(self.parts) - 1

@@ -20,7 +20,6 @@ Encode = Callable[[str], list[int]]
 MAX_MASK_BYTES = 64 * 2**20  # per compiled constraint
 MAX_MEMO = 100_000  # entries of the small memos (token steps, forced runs)
 MAX_FORCED_BYTES = 2048
-EXPLORED = 512  # contexts that are made ready when a constraint is compiled; the rest when a text gets there
 _NO_WORDS = np.zeros(0, np.int64)
 _NO_VALUES = np.zeros(0, np.int32)
 _FEW = 24  # children that are tried one by one, without asking for all moves of a state
@@ -130,8 +129,6 @@ class TokenIndex:
         self._accepting: dict[int, bool] = {}
         self.lock = threading.RLock()  # automata grow as they are read: one reader at a time
         self._native = native_machine(automaton) if trie.native is not None else None
-        if self._native is not None and automaton.start >= 0:
-            self._native.explore(automaton.start, getattr(automaton, "explored", EXPLORED))
 
     @property
     def num_bytes(self) -> int:
@@ -157,6 +154,16 @@ class TokenIndex:
                 self._mask_bytes -= self._masks.pop(next(iter(self._masks))).num_bytes
             self._masks[state] = made
         return made
+
+    def look_ahead(self, state: int, limit: int) -> int:
+        """Make ready what masks after `state` may need, the nearest first: up to `limit` contexts and ends of texts.
+
+        Changes no answer. Returns how many there were.
+        """
+        if self._native is None or state < 0 or limit <= 0:
+            return 0
+        with self.lock:
+            return self._native.explore(state, limit)
 
     def _compute(self, state: int) -> Mask:
         native = self._native

@@ -443,16 +443,21 @@ static i64 leave(Machine *m, i64 number, i32 outcome) {
     return m->contexts[number].targets[outcome];
 }
 
-/* Meet contexts ahead of their use, breadth-first from `state`, until `limit` are known. Returns how many, or FAILED. */
-i64 machine_explore(Machine *m, i64 state, i64 limit) {
-    i64 size = 4 * limit + 64, count = 0, *todo = malloc(sizeof(i64) * size), seen_size = 0;
+/* Meet contexts ahead of their use, breadth-first from `state`: up to `limit` are looked at, and up to `new` questions asked
+   of those that are not known. Returns how many were asked, or FAILED. */
+i64 machine_explore(Machine *m, i64 state, i64 limit, i64 new) {
+    i64 size = 4 * limit + 64, count = 0, asked = 0, *todo = malloc(sizeof(i64) * size), seen_size = 0;
     u8 *seen = 0;
     todo[count++] = state >> 32;
     for (i64 i = 0; i < count && i < limit; i++) {
         i64 number = todo[i], num_targets = 0;
-        if ((number >= m->num_contexts || !m->contexts[number].kind) && m->resolve(number, -1) == FAILED) {
-            count = FAILED;
-            break;
+        if (number >= m->num_contexts || !m->contexts[number].kind) {
+            if (asked == new) break;
+            asked++;
+            if (m->resolve(number, -1) == FAILED) {
+                asked = FAILED;
+                break;
+            }
         }
         Context c = m->contexts[number];
         if (c.kind == MOVES) num_targets = c.length;
@@ -464,9 +469,15 @@ i64 machine_explore(Machine *m, i64 state, i64 limit) {
             if (c.kind == MOVES || c.kind == TEXT) target = c.targets[k];
             else if (c.kind == NAME ? c.outcomes[k + 1] == c.outcomes[k] : !k || !c.outcomes[k]) continue;
             else if (c.kind == OPEN_NAME && k == 1) continue; /* below a name that nobody declared there is no end */
-            else if ((target = leave(m, number, (i32)k)) == FAILED) {
-                free(todo), free(seen);
-                return FAILED;
+            else {
+                if (m->contexts[number].targets[k] == UNKNOWN && asked++ == new) {
+                    free(todo), free(seen);
+                    return new;
+                }
+                if ((target = leave(m, number, (i32)k)) == FAILED) {
+                    free(todo), free(seen);
+                    return FAILED;
+                }
             }
             if (target < 0) continue;
             if (target >> 32 >= seen_size) {
@@ -479,7 +490,7 @@ i64 machine_explore(Machine *m, i64 state, i64 limit) {
         }
     }
     free(todo), free(seen);
-    return count;
+    return asked;
 }
 
 static i64 step(Machine *m, i64 state, u8 b) {
@@ -666,9 +677,10 @@ void dfa_states(Dfa *d, const Trie *t, i64 state, i64 *out) {
     }
 }
 
-/* How many bytes can be read from `state`. */
-i32 dfa_num_moves(Dfa *d, i64 state) {
+/* Whether more than `many` bytes can be read from `state`. */
+int dfa_is_wide(Dfa *d, i64 state, i32 many) {
     i32 count = 0;
-    for (int b = 0; b < 256; b++) count += dfa_step(d, state, (u8)b) >= 0;
-    return count;
+    for (int b = 0x7F; b >= 0 && count <= many; b--) count += dfa_step(d, state, (u8)b) >= 0; /* letters come first */
+    for (int b = 0x80; b < 256 && count <= many; b++) count += dfa_step(d, state, (u8)b) >= 0;
+    return count > many;
 }

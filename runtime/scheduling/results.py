@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .batch import Batch, Extend
     from .scheduler import Scheduler
 
+LOOK_AHEAD = 64  # contexts of constraints made ready during one forward: about a millisecond
+
 
 class Tally:
     """`core.backend.Counters`, counting."""
@@ -262,6 +264,19 @@ class Resolver:
         self.tally.masks += 1
         if seq.request.source.sampling.ignore_eos and self.tokenizer is not None:
             bar(seq.mask, [token_id for token_id in self.tokenizer.eos_ids if token_id not in seq.stop_ids])
+
+    def look_ahead(self, scheduler: Scheduler, batch: Batch, now: float) -> None:
+        """Make ready what the next masks of a batch may need, while the model runs. Changes no decision."""
+        left = LOOK_AHEAD
+
+        def look(scheduler: Scheduler, seq: Sequence, now: float) -> None:
+            nonlocal left
+            assert seq.matcher is not None
+            left -= seq.matcher.look_ahead(left)
+
+        for seq in batch.seqs:
+            if seq.matcher is not None and left > 0:
+                self._guarded(scheduler, seq, look, now)
 
     def _stream(self, scheduler: Scheduler, seq: Sequence) -> None:
         start, seq.num_streamed = seq.num_streamed, len(seq.output_ids)

@@ -13,7 +13,7 @@ from support.constraint_support import mask_of, small_vocabulary
 from dslc.compiler.constraints import automata as automata_module
 from dslc.compiler.constraints import compile_constraint
 from dslc.compiler.constraints.automata import Automata
-from dslc.compiler.constraints.bounds import INLINE_WORK, work_of
+from dslc.compiler.constraints.bounds import QUICK_WORK, work_of
 from dslc.compiler.constraints.compile import build_automaton
 from dslc.compiler.constraints.effort import TakesLong, at_most, short_turns
 from dslc.compiler.constraints.persist import automaton_from_bytes, automaton_to_bytes
@@ -76,11 +76,11 @@ def test_what_is_large_but_regular_is_served(constraint):
 
 
 def test_the_bound_tells_small_from_large_without_building():
-    assert work_of(regex(r"\d{4}-\d{2}-\d{2}")) <= INLINE_WORK
-    assert work_of(schema({"type": "object", "properties": {"a": {"type": "string"}}})) <= INLINE_WORK
-    assert work_of(regex("[ab]{1,50000}")) > INLINE_WORK
-    assert work_of(schema({"enum": [f"value {i}" for i in range(100_000)]})) > INLINE_WORK
-    assert work_of(schema({"type": "string", "pattern": "^(a|b)*c$", "maxLength": 60_000})) > INLINE_WORK
+    assert work_of(regex(r"\d{4}-\d{2}-\d{2}")) <= QUICK_WORK
+    assert work_of(schema({"type": "object", "properties": {"a": {"type": "string"}}})) <= QUICK_WORK
+    assert work_of(regex("[ab]{1,50000}")) > QUICK_WORK
+    assert work_of(schema({"enum": [f"value {i}" for i in range(100_000)]})) > QUICK_WORK
+    assert work_of(schema({"type": "string", "pattern": "^(a|b)*c$", "maxLength": 60_000})) > QUICK_WORK
 
 
 def test_another_process_gives_the_same_automaton_and_the_same_errors():
@@ -120,7 +120,7 @@ def test_what_a_small_bound_did_not_tell_is_left_to_another_process(constraint, 
 
     monkeypatch.setattr(automata_module, "compile_apart", compiled_apart)
     kept = Automata(build_automaton)
-    assert work_of(constraint) <= INLINE_WORK
+    assert work_of(constraint) <= QUICK_WORK
     monkeypatch.setattr(automata_module, "QUICK_STEPS", 100)
     assert not kept.try_quickly(constraint) and not kept.try_quickly(constraint)
     made = kept.get(constraint)

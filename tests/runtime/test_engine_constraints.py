@@ -204,3 +204,26 @@ def test_json_schemas_and_regexes_inside_sampling_params() -> None:
         assert re.fullmatch(r"\d{3}", result["text"])
         with pytest.raises(ConstraintError):
             engine.generate("x", {"regex": "[.*"})
+
+
+def test_looking_ahead_while_the_model_runs_changes_no_token() -> None:
+    """As on an accelerator, one batch launched before the results of the last are read, or not."""
+    schema = {"type": "object", "properties": {f"k{i}": {"type": "string", "maxLength": 4} for i in range(4)}}
+    constraint = Constraint("json_schema", json.dumps(schema))
+    outputs = []
+    for looks, overlap in ((False, False), (True, False), (True, True)):
+        asked: list[int] = []
+        with make_engine(overlap) as engine:
+            engine.looks_ahead = looks
+            look_ahead = engine.scheduler.resolver.look_ahead
+            engine.scheduler.resolver.look_ahead = lambda *a, f=look_ahead, n=asked: (n.append(1), f(*a))[1]  # type: ignore[method-assign]
+            requests = [*mixed_requests(), GenRequest(
+                id="object", segments=(Segment(text="Object: "),), constraint=constraint,
+                sampling=SamplingParams(temperature=1.0, max_new_tokens=40, seed=3),
+            )]  # fmt: skip
+            found = serve(engine, requests)
+            assert all(isinstance(event, Finished) for event in found.values())
+            outputs.append({name: [o.token_ids for o in event.outputs] for name, event in found.items()})  # type: ignore[union-attr]
+            engine.check_integrity()
+        assert bool(asked) == looks
+    assert outputs[0] == outputs[1] == outputs[2]

@@ -322,7 +322,6 @@ class GrammarMachine:
         return found
 
     few_moves = moves
-    explored = 48  # contexts that are made ready when the constraint is compiled: each costs more here than elsewhere
 
     def _compute_moves(self, state: int) -> dict[int, int]:
         frame, leaf = self._frames[state >> SHIFT], state & LEAF_BITS

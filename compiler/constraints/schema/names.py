@@ -21,7 +21,7 @@ from .readers import Leaf, Reader
 from .string_masks import HeadLabels, cut_tokens, head_labels
 
 if TYPE_CHECKING:
-    from .plans import ObjectPlan
+    from .plans import ObjectPlan, Undeclared
 
 Meaning = tuple[int, int | None]  # bits of the classes of undeclared names it is in, number of the declared name
 
@@ -72,14 +72,18 @@ class OpenNames:
                 bits = sum(1 << i for i, entry in enumerate(entries) if name not in entry.declared)
                 self.meanings.append((bits, number))
         else:
-            self._read_by_automaton([entry.names for entry in entries])
+            self._read_by_automaton(entries)
 
-    def _read_by_automaton(self, languages: list[CharDfa]) -> None:
-        chars, sets = tag(languages)
+    def _read_by_automaton(self, entries: Sequence[Undeclared]) -> None:
+        chars, sets = tag([entry.every for entry in entries])
         meanings: dict[Meaning, int] = {(0, None): 0}
+        undeclared = [
+            sum(1 << i for i, entry in enumerate(entries) if name not in entry.declared) for name in self.trie.names
+        ]
 
         def label(x: int, y: int) -> int:
-            return meanings.setdefault((sets[x], y - 1 if y else None), len(meanings))
+            meaning = (sets[x] & undeclared[y - 1], y - 1) if y else (sets[x], None)
+            return meanings.setdefault(meaning, len(meanings))
 
         declared = from_texts(self.trie.names, range(1, len(self.trie.names) + 1))
         self.chars = product(chars, declared, label)

@@ -40,7 +40,7 @@ def atoms(lowering: Lowering, node: Node) -> tuple[ObjectAtom, ...]:
             parts.insert(0, lowering.child(node, "properties", name))
         elif not parts:
             parts = [others]
-        formula = formulas.all(parts) if allowed.matches(name) else formulas.false
+        formula = formulas.all(parts) if allowed is ALL or allowed.matches(name) else formulas.false
         properties[name] = Property(formula, name in required, name in node.value.get("properties", {}))
     low, high = read.count(node, "minProperties") or 0, read.count(node, "maxProperties")
     rest = _rest(formulas, patterns, others, allowed)
