@@ -19,7 +19,7 @@ from random_checkpoint import SHAPES, model_of
 
 HERE = Path(__file__).parent
 OWN = {"dslc": ("dslc", {}), "dslc, torch only": ("dslc", {"DSLC_NATIVE": "0"})}
-PEERS = ("transformers",)
+PEERS = ("transformers", "llama.cpp", "llama.cpp, flash")
 
 
 class Process:

@@ -1,6 +1,6 @@
-"""The engines of `benchmarks/cpu.py`, each in a process of its own: `python benchmarks/cpu_engines.py NAME MODEL_FOLDER`.
+"""The engines of `benchmarks/cpu.py`, each in a process of its own: `python benchmarks/cpu_engines.py NAME FOLDER`.
 
-A process reads one JSON list [verb, arguments...] a line and answers with one JSON value: seconds, text, or {"error": ...}.
+A process reads one JSON list [verb, arguments...] a line and answers with one JSON value: seconds, or {"error": ...}.
 So engines with other dependencies may run under another Python, and their runs can take turns. One thread each.
 
 Prompts are random ids of a seed and end-of-text is off: every engine does the same amount of work.
@@ -9,8 +9,10 @@ Prompts are random ids of a seed and end-of-text is off: every engine does the s
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,10 +128,176 @@ class Transformers:
             return time.perf_counter() - begin
 
 
+class LlamaCpp:
+    """llama.cpp in bfloat16 through its own C interface, its cache float16 as it is by default."""
+
+    def __init__(self, folder: str, flash: str = "0") -> None:
+        import llama_cpp
+
+        self.module, self.c = llama_cpp, llama_cpp.llama_cpp
+        self.c.llama_log_set(_quiet(self.c), None)
+        params = self.c.llama_model_default_params()
+        self.model = self.c.llama_model_load_from_file(str(gguf_of(folder)).encode(), params)
+        if not self.model:
+            raise OSError(f"llama.cpp cannot load {folder}")
+        self.vocab = self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(self.model))
+        self.flash = int(flash)
+        self.context: Any = None
+        self.shape: tuple[int, int] = (0, 0)
+
+    def version(self) -> str:
+        return f"llama-cpp-python {self.module.__version__}, flash attention {'on' if self.flash else 'off'}"
+
+    def _open(self, cells: int, sequences: int) -> None:
+        """A context of so many cells that all sequences share."""
+        if self.context is not None:
+            self.c.llama_free(self.context)
+        params = self.c.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.n_batch, params.n_ubatch = cells, sequences, 2048, 512
+        params.n_threads = params.n_threads_batch = 1
+        params.kv_unified, params.flash_attn_type = True, self.flash
+        self.context = self.c.llama_init_from_model(self.model, params)
+        self.memory = self.c.llama_get_memory(self.context)
+        self.batch = self.c.llama_batch_init(2048, 0, 1)
+
+    def _run(self, tokens: list[tuple[int, int, int]], wanted: set[int]) -> None:
+        """Compute (token, position, sequence) triples, at most 2048 at once, with logits of the wanted places."""
+        for first in range(0, len(tokens), 2048):
+            part = tokens[first : first + 2048]
+            batch = self.batch
+            batch.n_tokens = len(part)
+            for i, (token, place, sequence) in enumerate(part):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, place, 1
+                batch.seq_id[i][0], batch.logits[i] = sequence, int(first + i in wanted)
+            if self.c.llama_decode(self.context, batch):
+                raise RuntimeError("llama_decode failed")
+
+    def _greedy(self, count: int) -> list[int]:
+        return [
+            int(np.ctypeslib.as_array(self.c.llama_get_logits_ith(self.context, i), (self.vocab,)).argmax())
+            for i in range(count)
+        ]
+
+    def decode(self, batch: int, context: int, steps: int) -> float:
+        """Seconds a step; the prompts are computed on the first call of a shape."""
+        if self.shape != (batch, context):
+            self._open(batch * (context + steps + 1), batch)
+            self.shape = (batch, context)
+            for sequence, ids in enumerate(random_ids(batch, context, self.vocab)):
+                self._run([(token, place, sequence) for place, token in enumerate(ids)], set())
+        ids = [5] * batch
+        for step in range(-1, steps):
+            if step == 0:
+                begin = time.perf_counter()
+            self._run([(token, context + step + 1, i) for i, token in enumerate(ids)], set(range(batch)))
+            ids = self._greedy(batch)
+        took = (time.perf_counter() - begin) / steps
+        for sequence in range(batch):
+            self.c.llama_memory_seq_rm(self.memory, sequence, context, -1)
+        return took
+
+    def prefill(self, length: int) -> float:
+        self.shape = (0, 0)
+        self._open(length + 1, 1)
+        ids = random_ids(1, length, self.vocab)[0]
+        begin = time.perf_counter()
+        self._run([(token, place, 0) for place, token in enumerate(ids)], {length - 1})
+        return time.perf_counter() - begin
+
+    def shared(self) -> float:
+        """Batches of WIDTH sequences; the prefix is computed once for each batch and copied by reference."""
+        self.shape = (0, 0)
+        self._open(SHARED + WIDTH * (OWN + NEW), WIDTH)
+        prefix = random_ids(1, SHARED, self.vocab, seed=1)[0]
+        own = random_ids(REQUESTS, OWN, self.vocab, seed=2)
+        begin = time.perf_counter()
+        for first in range(0, REQUESTS, WIDTH):
+            self.c.llama_memory_clear(self.memory, True)
+            self._run([(token, place, 0) for place, token in enumerate(prefix)], set())
+            for sequence in range(1, WIDTH):
+                self.c.llama_memory_seq_cp(self.memory, 0, sequence, 0, SHARED)
+            tokens = [
+                (token, SHARED + place, sequence)
+                for sequence, ids in enumerate(own[first : first + WIDTH])
+                for place, token in enumerate(ids)
+            ]
+            last = [i for i, (_, place, _) in enumerate(tokens) if place == SHARED + OWN - 1]
+            self._run(tokens, set(last))
+            logits = [self.c.llama_get_logits_ith(self.context, i) for i in last]
+            ids = [int(np.ctypeslib.as_array(row, (self.vocab,)).argmax()) for row in logits]
+            for step in range(NEW - 1):
+                at = SHARED + OWN + step
+                self._run([(token, at, i) for i, token in enumerate(ids)], set(range(WIDTH)))
+                ids = self._greedy(WIDTH)
+        return time.perf_counter() - begin
+
+
+def _quiet(c: Any) -> Any:
+    """A log callback that says nothing; kept, because llama.cpp keeps its address."""
+    global _SILENCE
+    _SILENCE = c.llama_log_callback(lambda level, text, data: None)
+    return _SILENCE
+
+
+_SILENCE: Any = None
+
+
+def gguf_of(folder: str) -> Path:
+    """The checkpoint as llama.cpp reads it, in bfloat16; written beside it on first use."""
+    import gguf
+    from safetensors import safe_open
+
+    config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+    path = Path(folder) / "model.gguf"
+    if path.exists():
+        return path
+    made = path.with_name(f"model.gguf-{os.getpid()}")
+    writer = gguf.GGUFWriter(made, "llama")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_vocab_size(config["vocab_size"])
+    add_vocabulary(writer, Path(folder))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    with safe_open(Path(folder) / "model.safetensors", "pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 - no mapping
+            tensor = stored.get_tensor(name).float()
+            if name.endswith(("q_proj.weight", "k_proj.weight")):  # rotated pairs stand beside each other there
+                num = heads if "q_proj" in name else kv_heads
+                tensor = tensor.view(num, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+            values = tensor.numpy()
+            if values.ndim == 1:
+                writer.add_tensor(names.get_name(name, (".weight",)), values)
+            else:
+                packed = gguf.quantize(values, gguf.GGMLQuantizationType.BF16)
+                kind = gguf.GGMLQuantizationType.BF16
+                writer.add_tensor(names.get_name(name, (".weight",)), packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    made.replace(path)
+    return path
+
+
+def add_vocabulary(writer: Any, folder: Path) -> None:
+    """None: the benchmark's checkpoints are fed with ids."""
+    writer.add_tokenizer_model("none")
+
+
 ENGINES: dict[str, Any] = {
     "dslc": Dslc,
     "dslc deterministic": lambda folder: Dslc(folder, deterministic=True),
     "transformers": Transformers,
+    "llama.cpp": LlamaCpp,
+    "llama.cpp, flash": lambda folder: LlamaCpp(folder, flash="1"),
 }
 
 

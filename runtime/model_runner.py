@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from .attention import choose_attention_backend
+from .layers.packing import pack_linears
 from .layers.rowwise import fix_counts
 from .loader import load_config, load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
@@ -50,6 +51,7 @@ class ModelRunner:
             self.model = load_model(
                 self.model_config,
                 impl=config.model_impl,
+                is_embedding=config.is_embedding,
                 device=self.device,
                 weight_dtype=self.dtype,
                 act_dtype=self.act_dtype,
@@ -62,6 +64,8 @@ class ModelRunner:
             self.native = self._native_step()
             self._counts_are_fixed = False
             if self.native is None:
+                if self.platform.name == "cpu" and self._has_room_to_pack():
+                    pack_linears(self.model, measured=not config.deterministic)
                 self._fix_counts()
         self.attention = backends.make(self.req_to_token)
 
@@ -96,6 +100,10 @@ class ModelRunner:
             hidden = hidden.index_select(0, fb.logits_rows)
         return self.model.logits(hidden)
 
+    def _has_room_to_pack(self) -> bool:
+        """Whether the weights may stand in memory a second time, in an order that products like better."""
+        return 2 * sum(param.nbytes for param in self.model.parameters()) <= self.platform.free_memory()
+
     def _fix_counts(self) -> None:
         """What torch needs to be deterministic, done before its first forward."""
         if self.config.deterministic and not self._counts_are_fixed:
@@ -106,7 +114,7 @@ class ModelRunner:
         """The C++ forward, if it knows the model and nobody asked for an attention backend by name."""
         config = self.config
         asked = {config.attention_backend, config.prefill_attention_backend, config.decode_attention_backend}
-        if self.platform.name != "cpu" or not asked <= {"auto", None}:
+        if self.platform.name != "cpu" or not asked <= {"auto", None} or not self._has_room_to_pack():
             return None
         native = native_step(self.model, self.kv_pool, self.req_to_token)
         if isinstance(native, str):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..batch import ForwardBatch
     from ..layers.attention import RadixAttention
     from ..memory.kv_pool import KVPool
+    from ..memory.request_table import ReqToTokenPool
 
 SCRATCH = "torch_native"
 
@@ -30,6 +31,12 @@ SCRATCH = "torch_native"
 @register_attention_backend("torch_native")
 class TorchNativeBackend(AttentionBackend):
     """Plain torch; see the module. All options of the attention layer, tree masks, shared prefixes."""
+
+    def __init__(self, req_to_token: ReqToTokenPool) -> None:
+        super().__init__(req_to_token)
+        self._gathered: dict[
+            str, Tensor
+        ] = {}  # keys and values of one call: memory kept, as new pages cost more than it
 
     def init_forward_metadata(self, fb: ForwardBatch) -> None:
         fb.scratch[SCRATCH] = {}
@@ -68,7 +75,7 @@ class TorchNativeBackend(AttentionBackend):
         if part.slots is None:
             k, v = _padded(k, part.rows, part.n), _padded(v, part.rows, part.n)
         else:
-            k, v = _padded(keys, part.slots, part.n).to(q.dtype), _padded(values, part.slots, part.n).to(q.dtype)
+            k, v = self._gather("keys", keys, part, q), self._gather("values", values, part, q)
         out = attend(q, k, v, part.mask_like(q), layer.scaling, layer.logit_cap, part.causal)
         return out.transpose(1, 2).flatten(0, 1)
 
@@ -82,9 +89,21 @@ class TorchNativeBackend(AttentionBackend):
             k, v = _padded(k, part.rows, part.n), _padded(v, part.rows, part.n)
             mask = causal_mask(q) if part.causal else mask
         else:
-            k, v = _padded(keys, part.slots, part.n).to(q.dtype), _padded(values, part.slots, part.n).to(q.dtype)
+            k, v = self._gather("keys", keys, part, q), self._gather("values", values, part, q)
         out, lse = attend_lse(q, k, v, mask, layer.scaling, layer.logit_cap)
         return out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
+
+    def _gather(self, name: str, pool: Tensor, part: Part, q: Tensor) -> Tensor:
+        """A part's keys or values [n, kv_heads, S, D] in q's dtype; they hold until the next call with this name."""
+        slots = part.slots
+        assert slots is not None
+        if isinstance(slots, slice):
+            return _padded(pool, slots, part.n).to(q.dtype)
+        kept = self._gathered.get(name)
+        if kept is None or len(kept) < len(slots) or kept.shape[1:] != pool.shape[1:] or kept.dtype != pool.dtype:
+            kept = self._gathered[name] = pool.new_empty((len(slots), *pool.shape[1:]))
+        picked = torch.index_select(pool, 0, slots, out=kept[: len(slots)])
+        return picked.view(part.n, -1, *pool.shape[1:]).transpose(1, 2).to(q.dtype)
 
     def _plan(self, layer: RadixAttention, fb: ForwardBatch) -> Plan:
         plans = fb.scratch[SCRATCH]

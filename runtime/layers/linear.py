@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear with a weight in oneDNN's order."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
+
+
 class Linear(RowWise):
-    """y = x W^T + b, weight [out, in] in the checkpoint's dtype. x is cast to that dtype and y back to x's."""
+    """y = x W^T + b, weight [out, in] in the checkpoint's dtype. x is cast to that dtype and y back to x's.
+
+    `packed` is the weight once more, in oneDNN's order, for products of `packed_from` rows or more (see `packing`).
+    """
+
+    packed: Tensor | None = None
+    packed_from = 1
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -25,9 +37,12 @@ class Linear(RowWise):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def rows(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype:
-            return F.linear(x, self.weight, self.bias)
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+        dtype = x.dtype
+        if dtype != self.weight.dtype:
+            x = x.to(self.weight.dtype)
+        if self.packed is not None and x.shape[0] >= self.packed_from:
+            return packed_product(x, self.packed, self.bias).to(dtype)
+        return F.linear(x, self.weight, self.bias).to(dtype)
 
     def checkpoint_parts(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """(checkpoint name, where its values go) of each tensor this layer takes; `prefix` is the layer's own name."""

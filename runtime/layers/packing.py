@@ -1,0 +1,87 @@
+"""Weights in the order that oneDNN's matrix products want, chosen for each shape by measuring.
+
+torch's own product of float32 goes through a library that reaches less than half of some CPUs' rate, and the one of
+bfloat16 reorders the weights anew at each call. The packed product is an internal operation of torch: it is tried
+before it is trusted, and F.linear stays where it is slower or missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from .linear import Linear, MergedLinear, packed_product
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+ROW_COUNTS = (1, 8, 32)  # what is measured; a count between them goes with the one below
+REPEATS, ENOUGH_S = 5, 0.02  # of a measurement: so many, or as many as fit
+TOLERANCE = 0.02  # of the largest output, bfloat16's rounding included
+
+
+def pack_linears(model: nn.Module, *, measured: bool = True) -> None:
+    """Give each linear layer of the model packed weights (a second copy) where that is faster.
+
+    `measured` False packs all, for any number of rows: a choice that comes out the same in every run.
+    """
+    found: dict[tuple[object, ...], int | None] = {}
+    packed: dict[int, Tensor] = {}  # tied weights are packed once
+    for module in model.modules():
+        if type(module) not in (Linear, MergedLinear) or module.weight.device.type != "cpu":
+            continue
+        weight = module.weight
+        kind = (*weight.shape, weight.dtype, module.bias is None)
+        try:
+            if id(weight) not in packed:
+                packed[id(weight)] = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+            if kind not in found:
+                found[kind] = _from_rows(module, packed[id(weight)], measured)
+        except (RuntimeError, AttributeError, TypeError) as error:  # not built in, or another signature
+            log.info("weights are not packed: %s", error)
+            return
+        rows = found[kind]
+        if rows is not None:
+            module.packed, module.packed_from = packed[id(weight)], rows
+
+
+def _from_rows(layer: Linear, packed: Tensor, measured: bool) -> int | None:
+    """From how many rows on the packed product is the better one; None if never, or if it is wrong."""
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn(ROW_COUNTS[-1], layer.in_features, generator=rng).to(layer.weight.dtype)
+    expected = F.linear(rows, layer.weight, layer.bias).float()
+    wrong = (packed_product(rows, packed, layer.bias).float() - expected).abs().max()
+    if not wrong <= TOLERANCE * expected.abs().max():
+        log.warning("the packed product of %s is off by %g; it is not used", list(layer.weight.shape), float(wrong))
+        return None
+    if not measured:
+        return 1
+    best: int | None = None
+    for count in reversed(ROW_COUNTS):
+        some = rows[:count]
+        plain = _seconds(lambda x=some: F.linear(x, layer.weight, layer.bias))  # type: ignore[misc]
+        if _seconds(lambda x=some: packed_product(x, packed, layer.bias)) > plain:  # type: ignore[misc]
+            break
+        best = count
+    return best
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """The least of a few runs."""
+    least, begin = float("inf"), time.perf_counter()
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        now = time.perf_counter()
+        least = min(least, now - start)
+        if now - begin > ENOUGH_S:
+            break
+    return least
