@@ -152,7 +152,7 @@ class LoopDriver:
     def _init(self, variable: Carried, value: Any, has_other_names: bool) -> Any:
         """The operand that a variable begins the first round with; NOT_SET where it is none: a state, a branch."""
         tracer = self.tracer
-        if value is NOT_SET:
+        if value is NOT_SET or type(value) is Lost:
             return tracer.expr("unset", variable.name).ref
         if tracer.is_language(value):
             return NOT_SET

@@ -87,6 +87,13 @@ def backend_of(answer, fails_at=None, **options):
     return backend
 
 
+def test_every_example_compiles_whole():
+    programs = [getattr(load(file), name) for file, (name, *_) in PROGRAMS.items()]
+    assert len(programs) >= 18
+    for program in programs:
+        program.compile(strict=True)
+
+
 def test_every_example_is_held_here():
     files = {path.stem for path in EXAMPLES.glob("*.py")}
     assert files - {"demo"} == set(PROGRAMS)

@@ -78,7 +78,21 @@ def generated(s, words):
     s += str(len(s["detail"]))
 
 
-PROGRAMS = (over_branches, zipped, by_number, nested, generated)
+@dslc.function
+def names_again(s, words):
+    """The loop's names are used by loops before and behind it."""
+    for i, word in enumerate(words):
+        s += f"{i}{word},"
+    branches = s.fork(len(words))
+    for i, word in enumerate(branches):
+        word += f"{i}" + dslc.gen("x", max_tokens=4)
+    branches.join()
+    for i, word in zip(words, s["x"], strict=True):
+        s += f"{i}={word};"
+    s += i
+
+
+PROGRAMS = (names_again, over_branches, zipped, by_number, nested, generated)
 
 
 def shown(program, words, **options):
