@@ -15,7 +15,8 @@ class EngineConfig:
 
     `model_path` None is the built-in model. `model_impl` "auto" runs architectures that are not written here through
     transformers' code, where that allows it; "transformers" runs all so, "dslc" none. `dtype` "auto" takes the
-    checkpoint's on a GPU and float32 on the CPU.
+    checkpoint's on a GPU and float32 on the CPU. `is_embedding` reads a language model as an embedding model: `encode`
+    instead of `generate`.
     `max_total_tokens` None sizes the KV pool from `mem_fraction_static` of the free memory (GPU) or to
     `max_running_requests` contexts, at most 1 GiB (CPU). `chunked_prefill_size` -1 prefills whole prompts.
     `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
@@ -30,6 +31,7 @@ class EngineConfig:
     tokenizer_path: str | None = None
     revision: str | None = None
     model_impl: Literal["auto", "dslc", "transformers"] = "auto"
+    is_embedding: bool = False
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context_length: int | None = None

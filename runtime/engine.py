@@ -253,7 +253,7 @@ class Engine(GenerateAPI, EncodeAPI):
                 self.encoder.fail_all(EngineError(info.message))
                 for request in requests:
                     self.scheduler.fail(request, info, keep=False)
-                self.scheduler.check_integrity()
+                self.scheduler.check_integrity(self.encoder.num_leases)
             except Exception as second:
                 self._broken = ErrorInfo("EngineError", f"the engine is out of order since: {error!r} ({second!r})")
                 for request in requests:
@@ -510,7 +510,7 @@ class Engine(GenerateAPI, EncodeAPI):
     def check_integrity(self) -> None:
         """Raise MemoryAccountError or EngineError unless pages, rows and queues add up."""
         with self._state:
-            self.scheduler.check_integrity()
+            self.scheduler.check_integrity(self.encoder.num_leases)
 
     def close(self) -> None:
         """Fail what is in flight with EngineClosed, end the engine's thread, free the memory. May be called twice."""

@@ -22,6 +22,7 @@ from .layers.moe import Experts
 from .layers.rowwise import RowWise
 from .model_config import ModelConfig
 from .models.generic import TransformersForCausalLM, is_known_to_transformers, standard_fields
+from .models.heads import Head, with_head
 from .models.registry import known_models, model_class
 
 if TYPE_CHECKING:
@@ -93,16 +94,24 @@ def load_model(
     weight_dtype: torch.dtype = torch.float32,
     act_dtype: torch.dtype = torch.float32,
     check_finite: bool = True,
+    is_embedding: bool = False,
 ) -> CausalLM:
-    """The model of `config.path` with its weights, in eval mode.
+    """The model of `config.path` with its weights, in eval mode; with `is_embedding` without its vocabulary head.
 
     Matrices and embeddings are kept in `weight_dtype`, all other parameters in `act_dtype`, the dtype of activations.
     Raises ModelLoadError naming the file (unknown architecture, missing shard or tensor, unexpected tensor, wrong
     shape, cut file, and with `check_finite` NaN or infinity).
     """
     if runs_generic(config.architecture, impl):
+        if is_embedding:
+            raise ModelLoadError(
+                "runs through transformers' code, which gives logits only; is_embedding cannot be",
+                path=str(config.path),
+            )
         return TransformersForCausalLM.loaded(config, torch.device(device), act_dtype)
-    model = empty_model(config, device=device, weight_dtype=weight_dtype, act_dtype=act_dtype)
+    model = empty_model(
+        config, device=device, weight_dtype=weight_dtype, act_dtype=act_dtype, is_embedding=is_embedding
+    )
     with torch.no_grad():
         fill(model, checkpoint_tensors(config.path), config.path, check_finite=check_finite)
     return model
@@ -114,9 +123,12 @@ def empty_model(
     device: torch.device | str = "cpu",
     weight_dtype: torch.dtype = torch.float32,
     act_dtype: torch.dtype = torch.float32,
+    is_embedding: bool = False,
 ) -> CausalLM:
     """The model with memory but without values."""
     cls = model_class(config.architecture, config.path / "config.json")
+    if is_embedding:
+        cls = with_head(Head, cls)
     with torch.device("meta"):
         model = cls(config, act_dtype)
     made: dict[int, nn.Parameter] = {}

@@ -80,6 +80,7 @@ _GPT_OSS_ROPE = {
     "original_max_position_embeddings": 4096, "rope_theta": 150000.0,
 }  # fmt: skip
 
+_BERT = {"rms_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0}
 _DEEPSEEK = {"head_dim": lambda reader: reader.integer("qk_rope_head_dim")}
 
 DIALECTS: dict[str, Dialect] = {
@@ -165,6 +166,9 @@ DIALECTS: dict[str, Dialect] = {
         },
         layer_kinds=_every_other,
     ),
+    "bert": Dialect(names=_LAYER_NORM, defaults=_BERT),
+    "roberta": Dialect(names=_LAYER_NORM, defaults=_BERT),
+    "xlm-roberta": Dialect(names=_LAYER_NORM, defaults=_BERT),
     "deepseek_v2": Dialect(defaults=_DEEPSEEK),
     "deepseek_v3": Dialect(defaults={**_DEEPSEEK, "norm_topk_prob": True}),
 }

@@ -38,6 +38,9 @@ class CausalLM(nn.Module, ABC):
 
     lm_head: Linear
 
+    task: ClassVar[str] = "generate"  # what its results are for: or embed, classify, classify_tokens
+    pooling: ClassVar[str] = "last"  # which rows' results count where there is no vocabulary; see `heads`
+    is_bidirectional: bool = False  # rows see what comes after them: inputs go whole
     is_generic: ClassVar[bool] = False  # transformers' code, not row-wise
 
     IGNORED_TENSORS: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)  # name endings a checkpoint may have in vain
@@ -49,6 +52,11 @@ class CausalLM(nn.Module, ABC):
         self.config = config
         self.act_dtype = act_dtype
         self.logits_processor = LogitsProcessor(config.final_logit_cap)
+
+    @property
+    def position_offset(self) -> int:
+        """What the model adds to positions, which its table must have room for."""
+        return 0
 
     @abstractmethod
     def forward(

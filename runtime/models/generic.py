@@ -141,9 +141,12 @@ def _register() -> None:
 
 
 def is_known_to_transformers(architecture: str) -> bool:
-    """Whether transformers has a class of that name that calls attention through its interface."""
+    """Whether transformers has a decoder of that name that calls attention through its interface."""
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
 
+    if architecture not in DECODERS.values():
+        return False
     cls = getattr(transformers, architecture, None)
     return bool(getattr(cls, "_supports_attention_backend", False))
 

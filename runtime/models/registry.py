@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import ModelLoadError
 from .base import CausalLM
+from .heads import headed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,8 @@ EXTERNAL_PACKAGE_VARIABLE = "DSLC_EXTERNAL_MODEL_PACKAGE"
 def model_class(architecture: str, path: Path | str = "") -> type[CausalLM]:
     """The class of an architecture. Raises ModelLoadError listing the known ones; `path` is the config it stands in."""
     known = known_models()
+    if architecture not in known and (cls := headed(architecture, known)) is not None:
+        return cls
     if architecture not in known:
         raise ModelLoadError(
             f"architecture {architecture!r} is not known; known: {', '.join(sorted(known))}. "

@@ -540,13 +540,16 @@ class Scheduler:
         """All sequences that hold memory."""
         return [seq for seq in (*self.prefilling, *self.decoding) if seq.lease is not None]
 
-    def check_integrity(self) -> None:
-        """Raise MemoryAccountError or EngineError unless pages, rows, queues and lengths agree."""
+    def check_integrity(self, other_leases: int = 0) -> None:
+        """Raise MemoryAccountError or EngineError unless pages, rows, queues and lengths agree.
+
+        `other_leases` are held by others than this scheduler.
+        """
         self._drop_done()
         self.memory.check_integrity()
         running = self.running
-        if len(running) != self.memory.num_leases or len({seq.row for seq in running}) != len(running):
-            raise EngineError(f"{len(running)} sequences run, {self.memory.num_leases} leases are out")
+        if len(running) + other_leases != self.memory.num_leases or len({seq.row for seq in running}) != len(running):
+            raise EngineError(f"{len(running)} sequences run, {self.memory.num_leases - other_leases} leases are out")
         for seq in running:
             if seq.lease is None or seq.kv_len != int(self.memory.lengths[seq.row]) or seq.kv_ready > seq.kv_len:
                 raise EngineError(f"{seq!r} disagrees with its row of {int(self.memory.lengths[seq.row])} tokens")
@@ -555,7 +558,7 @@ class Scheduler:
         lost = [seq for r in self.requests.values() for seq in r.sequences if seq.stage is not Stage.DONE]
         if {id(seq) for seq in queued} != {id(seq) for seq in lost} or not {id(seq) for seq in queued} <= known:
             raise EngineError(f"{len(lost)} sequences are unfinished, {len(queued)} are queued or running")
-        if not self.requests and (len(self._computing) or self.memory.num_leases):
+        if not self.requests and (len(self._computing) or self.memory.num_leases > other_leases):
             raise EngineError("nothing runs, but memory or prefixes are still held")
 
 
