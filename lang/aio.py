@@ -24,6 +24,8 @@ from .stream import Slot
 class LoopHub(Hub):
     """A hub inside an event loop: what programs ask for is submitted once per turn of the loop."""
 
+    may_suspend = False  # only `await` does
+
     def __init__(self, backend: Backend, driver: Driver, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(backend)
         self._driver = driver

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .types import TypeSpec
 
 
+MAX_AHEAD = 1024  # steps that a stream has been given and not carried out, at which a body waits before it appends more
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -104,6 +105,8 @@ class Executor:
         if stream.is_joined or stream.error is not None or self.is_finished:
             self._refuse(stream, op.where)
         kind = type(op)
+        if kind is Gen and len(stream.queue) >= MAX_AHEAD:
+            self.sync(op.stream, op.where)
         step = Step(rules.rule_of(op), op)
         if kind is Gen or kind is Select:
             step.slot = self.slots[op.out.id] = Slot()  # type: ignore[union-attr]
@@ -143,6 +146,8 @@ class Executor:
         stream = self.streams[number]
         if stream.is_joined or stream.error is not None or self.is_finished:
             self._refuse(stream, expr.where)
+        if len(stream.queue) >= MAX_AHEAD and self.hub.may_suspend:
+            self.sync(number, expr.where)
         slot = Slot()
         slot.spec = expr.spec
         if expr.var is not None:

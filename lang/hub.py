@@ -94,6 +94,8 @@ def _end(body: Any, here: Any) -> None:
 class Hub:
     """Runs tasks to their end against one backend, in one thread."""
 
+    may_suspend = True  # `block` suspends whoever reads what is not there yet
+
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.tokenizer = backend.tokenizer if backend.capabilities.token_ids else None

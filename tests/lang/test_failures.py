@@ -388,3 +388,18 @@ def test_an_interrupt_ends_everything():
     with pytest.raises(KeyboardInterrupt):
         program.run(i=0, backend=backend)
     assert backend.num_in_flight == 0
+
+
+def test_a_body_that_never_reads_is_bounded():
+    """It runs ahead of its generations, but not for ever: a budget or a deadline ends it."""
+
+    @dslc.function
+    def endless(s):
+        while True:
+            s += "More:" + dslc.gen("x", max_tokens=4)
+
+    for compiled in (False, True):
+        with pytest.raises(dslc.DslcError, match=r"test_failures.py:\d+: .*token"):
+            endless.run(backend=ScriptedBackend("and so on"), token_budget=40, compiled=compiled)
+        with pytest.raises(DeadlineExceeded):
+            endless.run(backend=ScriptedBackend("and so on"), timeout=0.2, compiled=compiled)
