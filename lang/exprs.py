@@ -141,29 +141,64 @@ def special(text: str) -> Expression:
     return SpecialExpr(text, caller())
 
 
-def _role(role: str) -> Callable[..., Expression]:
-    def turn(expr: Any = None) -> Expression:
-        return RoleExpr(role, expr, caller())
-
-    turn.__name__ = turn.__qualname__ = role
-    turn.__doc__ = f"A chat turn of the {role}: `s += {role}(content)`."
-    return traceable(turn)  # type: ignore[no-any-return]
+@traceable
+def system(expr: Any = None) -> Expression:
+    """A chat turn of the system: `s += system(content)`."""
+    return RoleExpr("system", expr, caller())
 
 
-def _edge(role: str, is_begin: bool) -> Callable[[], Expression]:
-    def edge() -> Expression:
-        return RoleEdgeExpr(role, is_begin, caller())
-
-    edge.__name__ = edge.__qualname__ = f"{role}_{'begin' if is_begin else 'end'}"
-    edge.__doc__ = f"The {'beginning' if is_begin else 'end'} of a chat turn of the {role}."
-    return traceable(edge)  # type: ignore[no-any-return]
+@traceable
+def user(expr: Any = None) -> Expression:
+    """A chat turn of the user: `s += user(content)`."""
+    return RoleExpr("user", expr, caller())
 
 
-system, user, assistant = _role("system"), _role("user"), _role("assistant")
-tool_result = _role("tool")
-system_begin, system_end = _edge("system", True), _edge("system", False)
-user_begin, user_end = _edge("user", True), _edge("user", False)
-assistant_begin, assistant_end = _edge("assistant", True), _edge("assistant", False)
+@traceable
+def assistant(expr: Any = None) -> Expression:
+    """A chat turn of the assistant: `s += assistant(content)`."""
+    return RoleExpr("assistant", expr, caller())
+
+
+@traceable
+def tool_result(expr: Any = None) -> Expression:
+    """A chat turn of the tool: `s += tool_result(content)`."""
+    return RoleExpr("tool", expr, caller())
+
+
+@traceable
+def system_begin() -> Expression:
+    """The beginning of a chat turn of the system."""
+    return RoleEdgeExpr("system", True, caller())
+
+
+@traceable
+def system_end() -> Expression:
+    """The end of a chat turn of the system."""
+    return RoleEdgeExpr("system", False, caller())
+
+
+@traceable
+def user_begin() -> Expression:
+    """The beginning of a chat turn of the user."""
+    return RoleEdgeExpr("user", True, caller())
+
+
+@traceable
+def user_end() -> Expression:
+    """The end of a chat turn of the user."""
+    return RoleEdgeExpr("user", False, caller())
+
+
+@traceable
+def assistant_begin() -> Expression:
+    """The beginning of a chat turn of the assistant."""
+    return RoleEdgeExpr("assistant", True, caller())
+
+
+@traceable
+def assistant_end() -> Expression:
+    """The end of a chat turn of the assistant."""
+    return RoleEdgeExpr("assistant", False, caller())
 
 
 def flatten(value: Iterable[Any]) -> tuple[Any, ...]:
