@@ -156,8 +156,11 @@ if TYPE_CHECKING:
         select as select,
     )
     from .lang.reasoning import separate_reasoning as separate_reasoning
+    from .lang.remote.anthropic_api import Anthropic as Anthropic
     from .lang.remote.endpoint import RuntimeEndpoint as RuntimeEndpoint
+    from .lang.remote.litellm_api import LiteLLM as LiteLLM
     from .lang.remote.openai_api import OpenAI as OpenAI
+    from .lang.remote.vertex_api import VertexAI as VertexAI
     from .lang.sequence import seq as seq
     from .lang.several import run_together as run_together
     from .lang.state import ProgramState as ProgramState
@@ -190,8 +193,11 @@ _HOME = {
     ),
     ".lang.gens": ("gen", "gen_int", "gen_string", "select"),
     ".lang.reasoning": ("separate_reasoning",),
+    ".lang.remote.anthropic_api": ("Anthropic",),
     ".lang.remote.endpoint": ("RuntimeEndpoint",),
+    ".lang.remote.litellm_api": ("LiteLLM",),
     ".lang.remote.openai_api": ("OpenAI",),
+    ".lang.remote.vertex_api": ("VertexAI",),
     ".lang.sequence": ("seq",),
     ".lang.tools": ("ToolCall", "ToolError", "tool_of"),
     ".lang.function": ("Function", "function"),

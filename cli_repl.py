@@ -32,7 +32,7 @@ Lines are Python: `s += user("...")`, `s += assistant(gen("answer", max_tokens=3
 :help          this                                         :quit          leave (or Ctrl-D)
 Ctrl-C stops the generation that runs, and takes its line back."""
 
-NOT_NAMES = ("json", "__version__", "Runtime", "OpenAI", "Engine", "RuntimeEndpoint")  # by their module only
+NOT_NAMES = ("json", "__version__", "Runtime", "OpenAI", "Engine", "RuntimeEndpoint", "Anthropic", "LiteLLM", "VertexAI")  # by their module only
 STYLES = {
     "cached": "blue",
     "prompt": "yellow",

@@ -59,7 +59,7 @@ def fault_of(error: BaseException, key_name: str) -> Fault:
     if isinstance(error, Fault):
         return error
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    status = getattr(error, "status_code", None)
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
     if isinstance(status, int) and status >= 400:
         response = getattr(error, "response", None)
         return status_fault(status, _said(error), getattr(response, "headers", None) or {}, key_name)

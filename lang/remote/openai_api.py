@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.backend import Capabilities
@@ -24,99 +24,31 @@ COMPLETION_MODELS = ("gpt-3.5-turbo-instruct", "davinci-002", "babbage-002")
 MAX_STOPS = 4
 
 
-class OpenAI(RemoteBackend):
-    """A model behind OpenAI's API: `dslc.OpenAI("gpt-4.1-mini")`, or `dslc.OpenAI("qwen", base_url="http://...")`.
+class ChatCompletions(RemoteBackend):
+    """What `OpenAI` and those that speak like it have in common: options, and the answers' form."""
 
-    `is_chat_model` chooses between chat turns and completions (None: by the model's name). Chat takes turns only, and
-    an assistant turn that begins with text is refused. A JSON schema goes as `response_format`; a `select` is one more
-    structured answer (chat). Regexes, grammars and log-probs are refused by name. `extra_options` are sampling options
-    beyond OpenAI's that this server takes in the request's body, such as ("top_k", "min_p"). `has_json_schema=False`
-    says that it has no structured answers. `client_options` go to `openai.AsyncOpenAI`.
+    model_name: str
+    is_chat_model: bool
+    limit_name: str  # that of `max_new_tokens` in chat
+    extra_options: frozenset[str]
+    has_seed = True
 
-    The key is `api_key`, or the environment variable OPENAI_API_KEY. See `RemoteBackend` for the rest.
-    """
-
-    provider = "OpenAI"
-    key_name = "OPENAI_API_KEY"
-
-    def __init__(
-        self,
-        model_name: str,
-        is_chat_model: bool | None = None,
-        *,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        has_json_schema: bool = True,
-        extra_options: Sequence[str] = (),
-        timeout: float = 600.0,
-        max_retries: int = 3,
-        max_concurrency: int = 64,
-        requests_per_minute: int | None = None,
-        backoff: Backoff | None = None,
-        **client_options: Any,
-    ) -> None:
-        client = extra("openai", "openai", self.provider)
-        self.model_name = model_name
-        self.is_chat_model = model_name not in COMPLETION_MODELS if is_chat_model is None else is_chat_model
-        self._extra_options = frozenset(extra_options)
-        for name in self._extra_options - MORE_OPTIONS:
-            raise RequestError(f"there is no such option; there are {sorted(MORE_OPTIONS)}", field=name)
-        self._client = client.AsyncOpenAI(
-            api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout, **client_options
-        )
-        super().__init__(
-            timeout=timeout,
-            max_retries=max_retries,
-            max_concurrency=max_concurrency,
-            requests_per_minute=requests_per_minute,
-            backoff=backoff,
-        )
-        self.base_url = str(self._client.base_url).rstrip("/")
-        # OpenAI's own models refuse `max_tokens`; most servers that speak its API know nothing else.
-        self._limit_name = "max_tokens" if base_url is not None else "max_completion_tokens"
-        kind = "chat" if self.is_chat_model else "completions"
-        is_structured = has_json_schema and self.is_chat_model
-        self._capabilities = Capabilities(
-            f"{self.provider} {kind} {model_name}",
-            constraints=frozenset({"json_schema"}) if is_structured else frozenset(),
-            streaming=True,
-            chat=self.is_chat_model,
-            choosing=is_structured,
-        )
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
-
-    def name_of(self, request: GenRequest) -> str:
-        path = "chat/completions" if self.is_chat_model else "completions"
-        return f"POST {self.base_url}/{path}, request {request.id}"
-
-    async def disconnect(self) -> None:
-        await self._client.close()
-
-    # -- one request
-
-    async def ask(self, call: Call) -> Reply:
-        options = self._options(call)
-        if self.is_chat_model:
-            options["messages"] = chat_messages(call.request, self.capabilities.name)
-            make = self._client.chat.completions.create
-        else:
-            options["prompt"] = "".join([segment.text for segment in call.request.segments])
-            make = self._client.completions.create
+    async def answered(self, call: Call, make: Callable[..., Awaitable[Any]], options: dict[str, Any]) -> Reply:
+        """Make the call, and read what comes."""
         if call.request.stream:
             parts = await make(**options, stream=True, stream_options={"include_usage": True})
             return await self._streamed(call, parts)
         return self._whole(call, plain_answer(await make(**options)))
 
-    def _options(self, call: Call) -> dict[str, Any]:
+    def options(self, call: Call) -> dict[str, Any]:
         request = call.request
         name = self.capabilities.name
-        options, body = common_options(request.sampling, name, self._extra_options)
+        options, body = common_options(request.sampling, name, self.extra_options)
         if len(request.sampling.stop) > MAX_STOPS:
             raise RequestError(f"{name} takes at most {MAX_STOPS}, not {len(request.sampling.stop)}", field="stop")
-        options |= {"model": self.model_name, "seed": call.seed}
+        options["model"] = self.model_name
+        if self.has_seed:
+            options["seed"] = call.seed
         if request.sampling.n != 1:
             options["n"] = request.sampling.n
         if request.sampling.stop:
@@ -129,7 +61,7 @@ class OpenAI(RemoteBackend):
             schema = json.loads(request.constraint.source)
             _refuse_options(request, name)
             options["response_format"] = response_format(schema, "answer")
-        options[self._limit_name if self.is_chat_model else "max_tokens"] = limit
+        options[self.limit_name if self.is_chat_model else "max_tokens"] = limit
         if body:
             options["extra_body"] = body
         return options
@@ -184,6 +116,90 @@ class OpenAI(RemoteBackend):
             notes={"provider": self.provider, "model": answer.get("model") or self.model_name,
                    "provider_id": answer.get("id") or ""},
         )  # fmt: skip
+
+
+class OpenAI(ChatCompletions):
+    """A model behind OpenAI's API: `dslc.OpenAI("gpt-4.1-mini")`, or `dslc.OpenAI("qwen", base_url="http://...")`.
+
+    `is_chat_model` chooses between chat turns and completions (None: by the model's name). Chat takes turns only, and
+    an assistant turn that begins with text is refused. A JSON schema goes as `response_format`; a `select` is one more
+    structured answer (chat). Regexes, grammars and log-probs are refused by name. `extra_options` are sampling options
+    beyond OpenAI's that this server takes in the request's body, such as ("top_k", "min_p"). `has_json_schema=False`
+    says that it has no structured answers. `client_options` go to `openai.AsyncOpenAI`.
+
+    The key is `api_key`, or the environment variable OPENAI_API_KEY. See `RemoteBackend` for the rest.
+    """
+
+    provider = "OpenAI"
+    key_name = "OPENAI_API_KEY"
+
+    def __init__(
+        self,
+        model_name: str,
+        is_chat_model: bool | None = None,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        has_json_schema: bool = True,
+        extra_options: Sequence[str] = (),
+        timeout: float = 600.0,
+        max_retries: int = 3,
+        max_concurrency: int = 64,
+        requests_per_minute: int | None = None,
+        backoff: Backoff | None = None,
+        **client_options: Any,
+    ) -> None:
+        client = extra("openai", "openai", self.provider)
+        self.model_name = model_name
+        self.is_chat_model = model_name not in COMPLETION_MODELS if is_chat_model is None else is_chat_model
+        self.extra_options = frozenset(extra_options)
+        for name in self.extra_options - MORE_OPTIONS:
+            raise RequestError(f"there is no such option; there are {sorted(MORE_OPTIONS)}", field=name)
+        self._client = client.AsyncOpenAI(
+            api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout, **client_options
+        )
+        super().__init__(
+            timeout=timeout,
+            max_retries=max_retries,
+            max_concurrency=max_concurrency,
+            requests_per_minute=requests_per_minute,
+            backoff=backoff,
+        )
+        self.base_url = str(self._client.base_url).rstrip("/")
+        # OpenAI's own models refuse `max_tokens`; most servers that speak its API know nothing else.
+        self.limit_name = "max_tokens" if base_url is not None else "max_completion_tokens"
+        kind = "chat" if self.is_chat_model else "completions"
+        is_structured = has_json_schema and self.is_chat_model
+        self._capabilities = Capabilities(
+            f"{self.provider} {kind} {model_name}",
+            constraints=frozenset({"json_schema"}) if is_structured else frozenset(),
+            streaming=True,
+            chat=self.is_chat_model,
+            choosing=is_structured,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def name_of(self, request: GenRequest) -> str:
+        path = "chat/completions" if self.is_chat_model else "completions"
+        return f"POST {self.base_url}/{path}, request {request.id}"
+
+    async def disconnect(self) -> None:
+        await self._client.close()
+
+    # -- one request
+
+    async def ask(self, call: Call) -> Reply:
+        options = self.options(call)
+        if self.is_chat_model:
+            options["messages"] = chat_messages(call.request, self.capabilities.name)
+            make = self._client.chat.completions.create
+        else:
+            options["prompt"] = "".join([segment.text for segment in call.request.segments])
+            make = self._client.completions.create
+        return await self.answered(call, make, options)
 
 
 def plain_answer(found: Any) -> Mapping[str, Any]:

@@ -168,3 +168,94 @@ class OpenAIServer(ProviderServer):
             "prompt_tokens": 11, "completion_tokens": count, "total_tokens": 11 + count,
             "prompt_tokens_details": {"cached_tokens": 4},
         }  # fmt: skip
+
+
+class AnthropicServer(ProviderServer):
+    """`POST /v1/messages`, whole or as events."""
+
+    def __init__(self, answer="ok", cuts_streams=False):
+        super().__init__(answer, {"/v1/messages": self.messages})
+        self.cuts_streams = cuts_streams
+
+    def key_of(self, request):
+        return request.headers.get("x-api-key") or super().key_of(request)  # the client's choice changed over time
+
+    async def messages(self, request, body):
+        assert body["messages"][0]["role"] == "user" and body["max_tokens"] > 0
+        assert all(stop.strip() for stop in body.get("stop_sequences", ()))
+        last = body["messages"][-1]
+        assert last["role"] == "user" or last["content"] == last["content"].rstrip()
+        text, stopped = cut_at_stops(self.answer(body["messages"]), body.get("stop_sequences"))
+        schema = body.get("output_config", {}).get("format", {}).get("schema")
+        if schema is not None and set(schema.get("properties", ())) == {"choice"}:
+            text = json.dumps({"choice": next(o for o in schema["properties"]["choice"]["enum"] if o in text)})
+        words = text.split(" ")
+        reason = "stop_sequence" if stopped else "end_turn"
+        if len(words) > body["max_tokens"]:
+            text, reason = " ".join(words[: body["max_tokens"]]), "max_tokens"
+        usage = {"input_tokens": 7, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 0}
+        message = {
+            "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": [],
+            "stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 1},
+        }  # fmt: skip
+        matched = body["stop_sequences"][0] if stopped else None
+        end = {"stop_reason": reason, "stop_sequence": matched}
+        if not body.get("stream"):
+            content = [{"type": "text", "text": text}]
+            whole = {**message, **end, "content": content, "usage": {**usage, "output_tokens": len(text.split(" "))}}
+            return web.json_response(whole)
+        events = [{"type": "message_start", "message": message}]
+        events.append({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
+        for piece in pieces_of(text):
+            delta = {"type": "text_delta", "text": piece}
+            events.append({"type": "content_block_delta", "index": 0, "delta": delta})
+        if self.cuts_streams:
+            events[4:] = ["CUT"]
+        else:
+            events.append({"type": "content_block_stop", "index": 0})
+            events.append({"type": "message_delta", "delta": end, "usage": {"output_tokens": len(text.split(" "))}})
+            events.append({"type": "message_stop"})
+        return await self.events(request, events, done=b"", names=True)
+
+
+class VertexServer(ProviderServer):
+    """Vertex AI's `:generateContent` and `:streamGenerateContent` of one model."""
+
+    def __init__(self, answer="ok", cuts_streams=False):
+        path = "/{version}/publishers/google/models/{call}"
+        super().__init__(answer, {path: self.generate})
+        self.cuts_streams = cuts_streams
+
+    def key_of(self, request):
+        return request.headers.get("x-goog-api-key", "")
+
+    def error(self, status, message):
+        headers = {"Retry-After": self.retry_after} if self.retry_after is not None else {}
+        body = {"error": {"code": status, "message": message, "status": "SOME"}}
+        return web.json_response(body, status=status, headers=headers)
+
+    async def generate(self, request, body):
+        config = body["generationConfig"]
+        assert body["contents"][0]["role"] == "user"
+        text, stopped = cut_at_stops(self.answer(body["contents"]), config.get("stopSequences"))
+        if config.get("responseMimeType") == "text/x.enum":
+            text = next(o for o in config["responseSchema"]["enum"] if o in text)
+        words = text.split(" ")
+        reason = "STOP"
+        if len(words) > config["maxOutputTokens"] and not stopped:
+            text, reason = " ".join(words[: config["maxOutputTokens"]]), "MAX_TOKENS"
+        count = config.get("candidateCount", 1)
+        usage = {
+            "promptTokenCount": 11, "candidatesTokenCount": count * len(text.split(" ")), "cachedContentTokenCount": 4
+        }  # fmt: skip
+        base = {"modelVersion": request.match_info["call"].split(":")[0], "responseId": "r1", "usageMetadata": usage}
+
+        def candidate(i, part, end=None):
+            content = {"role": "model", "parts": [{"text": part}]}
+            return {"index": i, "content": content} | ({"finishReason": end} if end else {})
+
+        if request.match_info["call"].endswith(":generateContent"):
+            return web.json_response({**base, "candidates": [candidate(i, text, reason) for i in range(count)]})
+        events = [{**base, "candidates": [candidate(i, p)]} for i in range(count) for p in pieces_of(text)]
+        events += [{**base, "candidates": [candidate(i, "", reason)]} for i in range(count)]
+        return await self.events(request, [*events[:2], "CUT"] if self.cuts_streams else events, done=b"")
