@@ -8,6 +8,7 @@ Prompts are random ids of a seed and end-of-text is off: every engine does the s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -23,6 +24,17 @@ SHARED, OWN, NEW, REQUESTS, WIDTH = 512, 32, 32, 64, 32  # the workload of reque
 def random_ids(count: int, length: int, vocab: int, seed: int = 0) -> list[list[int]]:
     ids: list[list[int]] = np.random.default_rng(seed).integers(3, vocab, (count, length)).tolist()
     return ids
+
+
+# A JSON object of five fields; greedy, so that a model without sense ends nothing early. Most of its tokens are forced.
+FIELDS = (
+    '\\{"name": "[a-z]{5,10}", "age": [1-9][0-9], "city": "[a-z]{4,10}", "is_active": (true|false), '
+    '"score": [0-9]\\.[0-9]\\}'
+)
+
+
+def texts(count: int) -> list[str]:
+    return [f"Describe customer number {i + 1} of the shop as a JSON object:\n" for i in range(count)]
 
 
 class Dslc:
@@ -81,6 +93,33 @@ class Dslc:
         self.engine.flush_cache()
         prefix = random_ids(1, SHARED, self.vocab, seed=1)[0]
         return self._generate([prefix + own for own in random_ids(REQUESTS, OWN, self.vocab, seed=2)], NEW)
+
+    def json(self, count: int) -> float:
+        """Seconds for so many programs that write an object, their prompts not in the cache."""
+        import dslc
+
+        if not hasattr(self, "write"):
+            from dslc.core.text.load import load_tokenizer
+
+            @dslc.function
+            def write(s: Any, text: str) -> None:
+                s += text
+                s += dslc.gen("object", regex=FIELDS, temperature=0.0)
+
+            self.write = write
+            self.engine = self.engine.of_parts(self.engine.config, self.runner, load_tokenizer(self.runner.folder))
+        self.engine.flush_cache()
+        rows = [{"text": text} for text in texts(count)]
+        begin = time.perf_counter()
+        states = (
+            [self.write.run(**rows[0], backend=self.engine)]
+            if count == 1
+            else self.write.run_batch(rows, backend=self.engine)
+        )
+        took = time.perf_counter() - begin
+        for state in states:
+            check_object(state["object"])
+        return took
 
     def _generate(self, prompts: list[list[int]], new: int) -> float:
         begin = time.perf_counter()
@@ -183,8 +222,14 @@ class LlamaCpp:
         if self.shape != (batch, context):
             self._open(batch * (context + steps + 1), batch)
             self.shape = (batch, context)
-            for sequence, ids in enumerate(random_ids(batch, context, self.vocab)):
-                self._run([(token, place, sequence) for place, token in enumerate(ids)], set())
+            ids = random_ids(1, context, self.vocab)[0]
+            self._run([(token, place, 0) for place, token in enumerate(ids)], set())
+            size = self.c.llama_state_seq_get_size(self.context, 0)
+            state = (ctypes.c_uint8 * size)()
+            self.c.llama_state_seq_get_data(self.context, state, size, 0)
+            for sequence in range(1, batch):  # cells of its own for each: the values do not matter to the time
+                if not self.c.llama_state_seq_set_data(self.context, state, size, sequence):
+                    raise RuntimeError("llama_state_seq_set_data failed")
         ids = [5] * batch
         for step in range(-1, steps):
             if step == 0:
@@ -230,6 +275,67 @@ class LlamaCpp:
                 self._run([(token, at, i) for i, token in enumerate(ids)], set(range(WIDTH)))
                 ids = self._greedy(WIDTH)
         return time.perf_counter() - begin
+
+
+class Guidance:
+    """guidance over llama.cpp: forced text is not sampled; one program at a time."""
+
+    def __init__(self, folder: str) -> None:
+        import guidance
+        import llama_cpp
+
+        self.module, self.llama = guidance, llama_cpp
+        path = str(gguf_of(folder))
+        self.model = guidance.models.LlamaCpp(
+            path, n_ctx=2048, n_threads=1, n_threads_batch=1, echo=False, verbose=False
+        )
+
+    def version(self) -> str:
+        return f"guidance {self.module.__version__}, llama-cpp-python {self.llama.__version__}"
+
+    def json(self, count: int) -> float:
+        begin = time.perf_counter()
+        for text in texts(count):
+            state = self.model + text + self.module.gen("object", regex=FIELDS, temperature=0.0)
+            check_object(state["object"])
+        return time.perf_counter() - begin
+
+
+class Outlines:
+    """outlines over transformers, all programs as one batch; its default way to masks."""
+
+    def __init__(self, folder: str) -> None:
+        import outlines
+        import torch
+        import transformers
+
+        torch.set_num_threads(1)
+        transformers.logging.set_verbosity_error()
+        self.module, self.transformers = outlines, transformers
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.padding_side = "left"
+        self.model = outlines.from_transformers(model, tokenizer)
+        self.generator = outlines.Generator(self.model, outlines.regex(FIELDS))
+
+    def version(self) -> str:
+        from importlib.metadata import version
+
+        return f"outlines {version('outlines')}, transformers {self.transformers.__version__}"
+
+    def json(self, count: int) -> float:
+        begin = time.perf_counter()
+        found = self.generator.batch(texts(count), max_new_tokens=120, do_sample=False)
+        took = time.perf_counter() - begin
+        for text in found:
+            check_object(text)
+        return took
+
+
+def check_object(text: str) -> None:
+    """Raise ValueError unless it is a whole object of the five fields: else the work was another."""
+    if len(json.loads(text)) != 5:
+        raise ValueError(f"{text!r} has not five fields")
 
 
 def _quiet(c: Any) -> Any:
@@ -288,15 +394,34 @@ def gguf_of(folder: str) -> Path:
 
 
 def add_vocabulary(writer: Any, folder: Path) -> None:
-    """None: the benchmark's checkpoints are fed with ids."""
-    writer.add_tokenizer_model("none")
+    """The tokenizer that stands beside the checkpoint; none for those that are fed with ids."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        writer.add_tokenizer_model("none")
+        return
+    stored = json.loads(path.read_text("utf-8"))
+    ids = stored["model"]["vocab"]
+    special = {token["id"]: token["content"] for token in stored["added_tokens"]}
+    names = {number: name for name, number in ids.items()} | special
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([names[i] for i in range(len(names))])
+    writer.add_token_types([3 if i in special else 1 for i in range(len(names))])  # control, normal
+    merges = stored["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
 
 
 ENGINES: dict[str, Any] = {
     "dslc": Dslc,
+    "dslc deterministic, torch only": lambda folder: Dslc(folder, deterministic=True),
     "dslc deterministic": lambda folder: Dslc(folder, deterministic=True),
     "transformers": Transformers,
     "llama.cpp": LlamaCpp,
+    "guidance + llama.cpp": Guidance,
+    "outlines": Outlines,
     "llama.cpp, flash": lambda folder: LlamaCpp(folder, flash="1"),
 }
 

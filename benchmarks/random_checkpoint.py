@@ -1,11 +1,13 @@
-"""Llama checkpoints of random weights, without a tokenizer, for benchmarks that need a shape and no sense.
+"""Llama checkpoints of random weights for benchmarks that need a shape and no sense.
 
-Normal weights of standard deviation 0.05; the same shape and seed give the same file.
+Normal weights of standard deviation 0.05; the same shape and seed give the same file. Without a tokenizer, but for
+shapes called "...-text": these have the built-in model's, and as many ids.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from dslc.runtime.loader import BUILTIN_MODEL
+
 SHAPES: dict[str, dict[str, int]] = {
     "5m": {"hidden": 256, "layers": 6, "heads": 8, "kv_heads": 4, "ffn": 688, "vocab": 4096},
     "100m": {"hidden": 768, "layers": 12, "heads": 12, "kv_heads": 4, "ffn": 2048, "vocab": 32000},
 }
+SHAPES |= {f"{name}-text": {**shape, "vocab": 2560} for name, shape in SHAPES.items()}
 CONTEXT = 8192
 
 
@@ -66,4 +71,7 @@ def model_of(name: str) -> str:
     folder = Path(tempfile.gettempdir()) / f"dslc-random-{name}"
     if not (folder / "model.safetensors").exists():
         random_checkpoint(SHAPES[name], folder)
+        if name.endswith("-text"):
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(BUILTIN_MODEL / file, folder / file)
     return str(folder)
