@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """x [T, heads, D], cos and sin [T, 1, d / 2] float32 -> [T, heads, D] in x's dtype, computed in float32."""
     half = cos.shape[-1]
-    turning = x[..., : 2 * half].float()
     if interleaved:
-        first, second = turning[..., 0::2], turning[..., 1::2]
+        first, second = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
     else:
-        first, second = turning[..., :half], turning[..., half:]
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    out = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
-    return torch.cat([out.to(x.dtype), x[..., 2 * half :]], dim=-1)
+        first, second = x[..., :half], x[..., half : 2 * half]
+    turned = [first * cos - second * sin, second * cos + first * sin]  # of narrower x in float32, as cos and sin are
+    if x.dtype != cos.dtype:
+        turned = [part.to(x.dtype) for part in turned]
+    if interleaved:
+        turned = [torch.stack(turned, dim=-1).flatten(-2)]
+    return torch.cat(turned if 2 * half == x.shape[-1] else [*turned, x[..., 2 * half :]], dim=-1)

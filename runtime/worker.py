@@ -111,7 +111,7 @@ class Worker:
         self.runner = runner
         self.device = runner.device
         self.vocab_size = vocab_size
-        self.sampler = Sampler(deterministic)
+        self.sampler = Sampler(deterministic, runner.device)
         self.deterministic = deterministic
         self.builder = BatchBuilder(runner.req_to_token.max_running_requests, runner.device)
         self._members: list[Sequence] = []

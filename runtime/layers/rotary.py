@@ -6,12 +6,17 @@ The stretched variants differ only in their frequencies: `inverse_frequencies` h
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ...kernels.registry import choose
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..model_config import RopeConfig
 
 BLOCK = 1024  # positions whose angles are computed together
@@ -106,9 +111,9 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, heads, head_dim] turned by cos, sin [T, 1, d / 2] in its first d dimensions; the rest goes through."""
-    half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]
-    if x.dtype != cos.dtype:
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return torch.cat(turned if 2 * half == x.shape[-1] else [*turned, x[..., 2 * half :]], dim=-1)
+    return _kernel(x.device.type, x.dtype)(x, cos, sin)
+
+
+@cache
+def _kernel(device: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return choose("rotary_embedding", device=device, dtype=dtype).run

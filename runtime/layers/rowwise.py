@@ -35,6 +35,11 @@ class RowWise(nn.Module):
         """[T, ...] -> [T, ...], row by row."""
         raise NotImplementedError
 
+    def after(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(self(s), s) with s = x + residual: what stands between two blocks of a model."""
+        total = x + residual
+        return self(total), total
+
     def choose_kernels(self, device: torch.device, act_dtype: torch.dtype) -> None:
         """Take the kernels for this device and dtype from the registry, once. Until then plain torch runs."""
 

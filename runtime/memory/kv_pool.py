@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.kv_cache import checked
+from ...kernels.registry import choose
+
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
@@ -49,6 +52,7 @@ class KVPool:
         size = (num_tokens + page_size, shape.num_kv_heads, shape.head_dim)
         self.k = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.num_layers)]
         self.v = self.k
+        self._store = checked(choose("store_kv", device=device, dtype=shape.dtype).run)
         if not shape.is_latent:
             self.v = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.num_layers)]
 
@@ -68,10 +72,10 @@ class KVPool:
         Of a latent pool k and v are one. Slots other than 0 must not repeat; which of several rows lands in slot 0 is
         left open.
         """
-        dtype = self.shape.dtype
-        self.k[layer].index_copy_(0, slots, k.to(dtype))
-        if not self.shape.is_latent:
-            self.v[layer].index_copy_(0, slots, v.to(dtype))
+        if self.shape.is_latent:
+            self.k[layer].index_copy_(0, slots, k.to(self.shape.dtype))
+        else:
+            self._store(self.k[layer], self.v[layer], slots, k, v)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """K and V of one layer, each `[num_tokens + page_size, kv_heads, head_dim]`."""

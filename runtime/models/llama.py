@@ -20,6 +20,7 @@ from ..layers.embedding import Embedding
 from ..layers.linear import Linear, MergedLinear
 from ..layers.norm import RMSNorm
 from ..layers.rotary import RotaryTable, rotate
+from ..layers.rowwise import RowWise
 from .base import CausalLM
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class LlamaDecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). Families name other parts as class attributes."""
 
     attention: ClassVar[type[nn.Module]] = LlamaAttention
-    norm: ClassVar[type[nn.Module]] = RMSNorm
+    norm: ClassVar[type[RowWise]] = RMSNorm
 
     def __init__(self, config: ModelConfig, layer_id: int) -> None:
         super().__init__()
@@ -114,8 +115,9 @@ class LlamaDecoderLayer(nn.Module):
         return LlamaMLP(config)
 
     def forward(self, x: Tensor, rope: Rope, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, fb, kv_pool, attn)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x), rope, fb, kv_pool, attn)
+        normed, x = self.post_attention_layernorm.after(attended, x)
+        out: Tensor = x + self.mlp(normed)
         return out
 
 

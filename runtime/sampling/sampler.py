@@ -8,12 +8,13 @@ its own logits and parameters.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...kernels.token_bitmask import apply_token_mask_
+from ...kernels.registry import TORCH, choose
 from .filters import candidates
 from .logprobs import Logprobs, rows_keep_bits, token_logprobs
 from .random import argmax_rows, race
@@ -31,8 +32,19 @@ NOTHING = -1  # the id of a row without any token that can be drawn
 class Sampler:
     """Draws tokens. Has no state: what a row needs to remember is in the SamplingBatch."""
 
-    def __init__(self, deterministic: bool = False) -> None:
+    def __init__(self, deterministic: bool = False, device: torch.device | str = "cpu") -> None:
         self.deterministic = deterministic
+        self._apply_mask = choose("apply_token_mask", device=device, dtype=torch.float32).run
+        self._plain: Draw = _plain
+        self._ranked: Draw = _ranked
+        self._argmax: Callable[[Tensor], Tensor] = argmax_rows
+        # in plain torch the engine has forms of its own, which do less than the kernels' twins
+        draw = choose("sample_rows", device=device, dtype=torch.float32)
+        if draw.name != TORCH:
+            self._plain = self._ranked = partial(_by_kernel, draw.run)
+        argmax = choose("argmax_rows", device=device, dtype=torch.float32)
+        if argmax.name != TORCH:
+            self._argmax = argmax.run
 
     @torch.inference_mode()
     def sample(
@@ -61,7 +73,7 @@ class Sampler:
             if process is not None:
                 process(logits)
             if mask is not None:
-                apply_token_mask_(logits, mask)
+                self._apply_mask(logits, mask)
         ids = self._draw_all(logits, batch, steps)
         return ids.masked_fill_(~torch.isfinite(logits.amax(dim=1)), NOTHING)
 
@@ -83,10 +95,10 @@ class Sampler:
 
     def _draw_all(self, logits: Tensor, batch: SamplingBatch, steps: Tensor) -> Tensor:
         if batch.all_greedy:
-            return argmax_rows(logits)
+            return self._argmax(logits)
         ids = torch.empty(len(batch), dtype=torch.int64, device=logits.device)
         kinds = batch.kinds
-        for kind, draw in ((kinds.greedy, _greedy), (kinds.plain, _plain), (kinds.ranked, _ranked)):
+        for kind, draw in ((kinds.greedy, self._greedy), (kinds.plain, self._plain), (kinds.ranked, self._ranked)):
             if kind is None:
                 continue
             if kind.rows is None:
@@ -95,15 +107,14 @@ class Sampler:
             ids.index_copy_(0, kind.rows, drawn)
         return ids
 
+    def _greedy(self, logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
+        return self._argmax(logits)
+
     def _draw(self, draw: Draw, logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
         if not self.works_row_by_row(logits):
             return draw(logits, kind, steps)
         rows = range(logits.shape[0])
         return torch.cat([draw(logits[i : i + 1].clone(), kind.row(i), steps[i : i + 1]) for i in rows])
-
-
-def _greedy(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
-    return argmax_rows(logits)
 
 
 def _plain(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
@@ -114,6 +125,11 @@ def _ranked(logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
     weights, ids = candidates(_weights(logits, kind), kind.top_k, kind.top_p)
     place = race(_min_p_(weights, kind), ids, kind.keys, steps)
     return place if ids is None else ids.gather(1, place[:, None]).squeeze(1)
+
+
+def _by_kernel(sample_rows: Callable[..., Tensor], logits: Tensor, kind: RowKind, steps: Tensor) -> Tensor:
+    temperature, min_p = kind.temperature.squeeze(1), kind.min_p.squeeze(1)
+    return sample_rows(logits, temperature, kind.top_k, kind.top_p, min_p, kind.keys, steps)
 
 
 def _weights(logits: Tensor, kind: RowKind) -> Tensor:

@@ -33,8 +33,16 @@ def test_rotary(heads, dim, rotary_dim, dtype, interleaved):
 
 
 def test_rotary_is_what_models_do():
-    x, cos, sin = turned(5, 4, 32, 16, torch.float32)
-    assert torch.equal(rotary.rotary_embedding(x, cos, sin), rotate(x, cos, sin))
+    from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as of_neighbours
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as of_halves
+
+    x, cos, sin = turned(5, 4, 32, 32, torch.float32)
+    full = [torch.cat([part, part], dim=-1).view(1, 5, 32) for part in (cos, sin)]
+    expected, _ = of_halves(x[None], x[None], *full, unsqueeze_dim=2)
+    torch.testing.assert_close(rotary.rotary_embedding(x, cos, sin), expected[0])
+    assert torch.equal(rotate(x, cos, sin), rotary.rotary_embedding(x, cos, sin))
+    expected = of_neighbours(x[None], *(part.view(1, 5, 16) for part in (sin, cos)))
+    torch.testing.assert_close(rotary.rotary_embedding(x, cos, sin, interleaved=True), expected[0])
 
 
 def test_rotary_keeps_lengths_and_depends_on_distances_only():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dslc.runtime.attention.triton_backend import TritonBackend
 from dslc.runtime.batch import PrefixGroup
 from dslc.runtime.engine import Engine
 from dslc.runtime.graph_buckets import DecodeGraphs, StaticInputs
+from dslc.runtime.layers import rotary
 from dslc.runtime.memory.request_table import ReqToTokenPool
 from dslc.runtime.platform import CpuPlatform, CudaPlatform
 
@@ -145,6 +147,19 @@ def test_engines_give_the_same_ids(family, options, small_groups):
         assert small_groups  # the prompts' common part was read once for all of them
 
 
+def note(monkeypatch, where, called):
+    """Have each call of an implementation leave its name."""
+    module, name = where.split(":")
+    module = import_module(module, "dslc.kernels")
+    original = getattr(module, name)
+
+    def noted(*args, **options):
+        called.append(name)
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, name, noted)
+
+
 def test_engines_with_every_kernel_in_triton(monkeypatch):
     """Norms, activations, rotary, KV writes, masks and draws too."""
     path = tiny_checkpoint("llama")
@@ -161,7 +176,17 @@ def test_engines_with_every_kernel_in_triton(monkeypatch):
 
     expected = drawn(attention_backend="torch_native")
     monkeypatch.setenv("DSLC_KERNELS", "triton")
-    assert drawn(attention_backend="triton") == expected
+    called = []
+    for name, implementation in ((n, o) for n, found in registry._OPERATIONS.items() for o in found.others):
+        if implementation.name == "triton" and not name.endswith("_attention") and name != "merge_states":
+            note(monkeypatch, implementation.where, called)
+    rotary._kernel.cache_clear()
+    try:
+        assert drawn(attention_backend="triton") == expected
+    finally:
+        rotary._kernel.cache_clear()
+    layers = {"rms_norm", "add_rms_norm", "silu_and_mul", "rotary_embedding", "store_kv"}
+    assert set(called) == layers | {"apply_token_mask_", "sample_rows"}
 
 
 def test_a_batch_of_decodes_can_be_captured():
