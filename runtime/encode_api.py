@@ -95,10 +95,12 @@ class EncodeAPI(ABC):
         head = self._ids(query, first=not item_first)
         tails = [self._ids(item, first=item_first) for item in texts]
         labels = tuple(label_token_ids)
+        tries: list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]
         if item_first:
-            tries = [((*tail, *head), tuple((label,) for label in labels)) for tail in tails]
+            alone: tuple[tuple[int, ...], ...] = tuple([(label,) for label in labels])
+            tries = [((*tail, *head), alone) for tail in tails]
         else:
-            tries = [(tuple(head), tuple((*tail, label) for tail in tails for label in labels))]
+            tries = [(tuple(head), tuple([(*tail, label) for tail in tails for label in labels]))]
         logs = [value for scores in self._scored(tries) for value in scores]
         rows = [logs[i : i + len(labels)] for i in range(0, len(logs), len(labels))]
         return [_shares(row) if apply_softmax else [math.exp(value) for value in row] for row in rows]

@@ -214,8 +214,8 @@ class EncodeDefaults:
                 normalize |= kind == "Normalize"
                 if kind == "Pooling":
                     fields = json.loads((folder / module["path"] / "config.json").read_text("utf-8"))
-                    names = {"lasttoken": "last", "cls_token": "cls", "mean_tokens": "mean"}
-                    pooling = next(ours for name, ours in names.items() if fields.get(f"pooling_mode_{name}"))  # type: ignore[assignment]
+                    names: dict[str, Pooling] = {"lasttoken": "last", "cls_token": "cls", "mean_tokens": "mean"}
+                    pooling = next(ours for name, ours in names.items() if fields.get(f"pooling_mode_{name}"))
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
             raise ModelLoadError(
                 f"the pooling it asks for cannot be read or is unknown ({error!r}); known: last token, CLS, mean",

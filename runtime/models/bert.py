@@ -7,7 +7,7 @@ RoBERTa counts positions from pad_token_id + 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,47 @@ class BertLayer(nn.Module):
         return out
 
 
+class BertEmbeddings(nn.Module):
+    """norm(word(ids) + position(i) + type(0))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, read = config.hidden_size, config.read
+        self.word_embeddings = Embedding(config.vocab_size, hidden)
+        self.position_embeddings = Embedding(read.integer("max_position_embeddings"), hidden)
+        self.token_type_embeddings = Embedding(read.integer("type_vocab_size", 2), hidden)
+        self.LayerNorm = LayerNorm(hidden, config.norm_eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        x = self.word_embeddings(input_ids, dtype) + self.token_type_embeddings(torch.zeros_like(input_ids), dtype)
+        out: Tensor = self.LayerNorm(x + self.position_embeddings(positions, dtype))
+        return out
+
+
+class TanhHead(nn.Module):
+    """out_proj(tanh(dense(x))); without `num_labels` tanh(dense(x))."""
+
+    def __init__(self, hidden_size: int, num_labels: int | None = None) -> None:
+        super().__init__()
+        self.dense = Linear(hidden_size, hidden_size, bias=True)
+        self.out_proj = None if num_labels is None else Linear(hidden_size, num_labels, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = evenly(torch.tanh, self.dense(x))
+        out: Tensor = inner if self.out_proj is None else self.out_proj(inner)
+        return out
+
+
+class BertEncoder(nn.Module):
+    """Embeddings and layers, and the pooler that only sequence classifiers have."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.layer = nn.ModuleList(BertLayer(config, i) for i in range(config.num_layers))
+        self.pooler: TanhHead | None = None
+
+
 class BertModel(CausalLM):
     """The encoder; its results are its hidden states."""
 
@@ -57,7 +98,7 @@ class BertModel(CausalLM):
     pooling = "cls"
     is_bidirectional = True
     BASE_PREFIX = "bert."
-    CHECKPOINT_NAMES = (
+    CHECKPOINT_NAMES: ClassVar[tuple[tuple[str, str], ...]] = (
         ("layer.", "encoder.layer."),
         (".qkv.", ".attention.self.qkv."),
         (".query.", ".attention.self.query."),
@@ -72,17 +113,7 @@ class BertModel(CausalLM):
 
     def __init__(self, config: ModelConfig, act_dtype: torch.dtype) -> None:
         super().__init__(config, act_dtype)
-        hidden = config.hidden_size
-        self.bert = nn.Module()
-        self.bert.embeddings = nn.ModuleDict(
-            {
-                "word_embeddings": Embedding(config.vocab_size, hidden),
-                "position_embeddings": Embedding(config.read.integer("max_position_embeddings"), hidden),
-                "token_type_embeddings": Embedding(config.read.integer("type_vocab_size", 2), hidden),
-                "LayerNorm": LayerNorm(hidden, config.norm_eps),
-            }
-        )
-        self.bert.layer = nn.ModuleList(BertLayer(config, i) for i in range(config.num_layers))
+        self.bert = BertEncoder(config)
         self.add_head(config)
 
     def add_head(self, config: ModelConfig) -> None:
@@ -94,11 +125,7 @@ class BertModel(CausalLM):
     def forward(
         self, input_ids: Tensor, positions: Tensor, fb: ForwardBatch, kv_pool: KVPool, attn: AttentionBackend
     ) -> Tensor:
-        tables = self.bert.embeddings
-        x = tables["word_embeddings"](input_ids, self.act_dtype)
-        x = x + tables["token_type_embeddings"](torch.zeros_like(input_ids), self.act_dtype)
-        x = x + tables["position_embeddings"](positions + self.position_offset, self.act_dtype)
-        x = tables["LayerNorm"](x)
+        x: Tensor = self.bert.embeddings(input_ids, positions + self.position_offset, self.act_dtype)
         for layer in self.bert.layer:
             x = layer(x, fb, kv_pool, attn)
         return x
@@ -113,14 +140,15 @@ class BertForSequenceClassification(BertModel):
     task = "classify"
 
     def add_head(self, config: ModelConfig) -> None:
-        self.bert.pooler = nn.ModuleDict({"dense": Linear(config.hidden_size, config.hidden_size, bias=True)})
+        self.bert.pooler = TanhHead(config.hidden_size)
         self.classifier = Linear(config.hidden_size, num_labels(config), bias=True)
 
     def is_ignored(self, name: str) -> bool:
         return ".pooler." not in f".{name}" and super().is_ignored(name)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.classifier(evenly(torch.tanh, self.bert.pooler["dense"](hidden))).float()
+        assert self.bert.pooler is not None
+        out: Tensor = self.classifier(self.bert.pooler(hidden)).float()
         return out
 
 
@@ -138,7 +166,7 @@ class BertForTokenClassification(BertModel):
         return out
 
 
-class _Roberta:
+class RobertaModel(BertModel):
     """Other names, and positions that begin behind the padding id."""
 
     BASE_PREFIX = "roberta."
@@ -146,32 +174,34 @@ class _Roberta:
 
     @property
     def position_offset(self) -> int:
-        config: ModelConfig = self.config  # type: ignore[attr-defined]
-        return (1 if config.pad_id is None else config.pad_id) + 1
+        return (1 if self.config.pad_id is None else self.config.pad_id) + 1
 
 
-class RobertaModel(_Roberta, BertModel):
-    pass
-
-
-class RobertaForSequenceClassification(_Roberta, BertModel):
+class RobertaForSequenceClassification(RobertaModel):
     """out_proj(tanh(dense(x))) of the first token."""
 
     task = "classify"
 
     def add_head(self, config: ModelConfig) -> None:
-        hidden = config.hidden_size
-        parts = {"dense": Linear(hidden, hidden, bias=True), "out_proj": Linear(hidden, num_labels(config), bias=True)}
-        self.classifier = nn.ModuleDict(parts)
+        self.classifier = TanhHead(config.hidden_size, num_labels(config))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        inner = evenly(torch.tanh, self.classifier["dense"](hidden))
-        out: Tensor = self.classifier["out_proj"](inner).float()
+        out: Tensor = self.classifier(hidden).float()
         return out
 
 
-class RobertaForTokenClassification(_Roberta, BertForTokenClassification):
-    pass
+class RobertaForTokenClassification(RobertaModel):
+    """classifier(x) of each token."""
+
+    task = "classify_tokens"
+    pooling = "tokens"
+
+    def add_head(self, config: ModelConfig) -> None:
+        self.classifier = Linear(config.hidden_size, num_labels(config), bias=True)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.classifier(hidden).float()
+        return out
 
 
 class XLMRobertaModel(RobertaModel):
