@@ -1,8 +1,11 @@
-"""What masks, compilation and forced text cost: the verbs `masks`, `compile`, `regex`, `forced` of `constraints.py`."""
+"""What masks, compilation and forced text cost: the verbs `masks`, `compile`, `regex`, `forced`, `many` of
+`constraints.py`."""
 
 from __future__ import annotations
 
 import gc
+import json
+import random
 import resource
 import time
 from collections.abc import Callable, Iterable
@@ -163,6 +166,37 @@ def compile_times(items: list[Item], engines: list[Engine]) -> None:
     if both:
         rows.append(("dslc, where llguidance serves", len(both), quantiles([b[0] for b in both], 1e3)))
     table(rows, "ms")
+
+
+def many(count: int, tekken: Tekken) -> None:
+    """Distinct schemas one after the other, each with a few masks: what stays in memory, and whether times grow."""
+    rng = random.Random(0)
+    own = Own(tekken)
+    row = np.zeros(tekken.row_words, np.int32)
+    names = ["id", "name", "tags", "size", "state", "owner", "notes", "price", "email", "when"]
+    kinds: list[dict[str, Any]] = [
+        {"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {"type": "number"},
+        {"type": "string", "format": "date"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4},
+    ]  # fmt: skip
+    print(f"{'schemas':>10}{'MB held':>10}{'MB cached':>11}{'ms each':>10}{'in cache':>10}")
+    started, begun = time.perf_counter(), 0
+    for number in range(1, count + 1):
+        chosen = rng.sample(names, 5)
+        properties = {f"{name}_{number}": dict(rng.choice(kinds)) for name in chosen}
+        properties["text"] = {"type": "string", "pattern": f"^[a-z]{{1,{number % 50 + 2}}}-{number}$"}
+        schema = {"type": "object", "properties": properties, "required": [*properties][:3]}
+        run = own.compile("json_schema", json.dumps(schema))()
+        for token in tekken.encode(json.dumps({f"{chosen[0]}_{number}": "x"})[: len(chosen[0])]):
+            run.ahead()
+            run.fill(row)
+            if not run.advance(token):
+                break
+        if number % (count // 10) == 0:
+            counters = own.cache.counters
+            taken = (time.perf_counter() - started) * 1e3 / (number - begun)
+            held = counters.compiled - counters.evicted
+            print(f"{number:>10}{_resident():>10.0f}{counters.num_bytes / 2**20:>11.1f}{taken:>10.2f}{held:>10}")
+            started, begun = time.perf_counter(), number
 
 
 OBJECT = (

@@ -7,6 +7,7 @@
                                                            peers named with --peers (see `constraint_engines.py`)
     python benchmarks/constraints.py regex                 25 typical regexes
     python benchmarks/constraints.py beside                what compiling does to another stream
+    python benchmarks/constraints.py many                  10,000 distinct schemas in a row: memory held
 
 An instance is fed as text in the constraint's own spacing. A valid one that is refused as it stands is tried again in
 the promised form: declared keys first and in the schema's order, numbers in their shortest plain spelling. If that is
@@ -246,6 +247,8 @@ def main() -> None:
         one.add_argument("--instances", type=int, default=2, help="valid instances of each schema")
         one.add_argument("--max-tokens", type=int, default=300, help="of each instance")
         one.add_argument("--every", type=int, default=1, help="take each n-th schema")
+    several = verbs.add_parser("many", help="distinct schemas in a row: memory held, time of each")
+    several.add_argument("--count", type=int, default=10_000)
     verbs.add_parser("beside", help="the time between tokens of another stream while hostile constraints come in")
     for verb in ("coverage", "masks", "compile", "forced"):
         verbs.choices[verb].add_argument("folders", nargs="+", type=Path)
@@ -266,6 +269,9 @@ def measure(arguments: argparse.Namespace) -> None:
     from constraint_engines import Tekken, peers
 
     tekken = Tekken()
+    if arguments.verb == "many":
+        speed.many(arguments.count, tekken)
+        return
     engines = peers(tekken, [name for name in arguments.peers.split(",") if name])
     if arguments.verb == "regex":
         speed.regexes(engines, tekken)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 from ...core.constraint import Constraint, Vocabulary
 from ...core.errors import ConstraintError
@@ -35,6 +36,7 @@ from .token_index import Automaton, Encode
 MAX_SOURCE_CHARS = 4 * 2**20
 SCHEMA_OPTIONS = {"whitespace": tuple(STYLES), "format": ("assert", "annotate"), "key_order": ("schema", "any")}
 DEFAULT_CACHE_BYTES = 512 * 2**20
+_MEASURED_IN_TURN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,17 @@ class CacheCounters:
 class ConstraintCache:
     """Compiled constraints by (constraint, vocabulary, backend), least recently used out first. Thread-safe.
 
-    What two threads ask for at once is compiled once. An error is not kept. The bound is on what the entries take
-    now: their masks grow in use, so it is checked at every look-up that compiles.
+    What two threads ask for at once is compiled once. An error is not kept. The bound is on what the entries take:
+    their masks grow in use, so those that were asked for are measured again at the next look-up that compiles, and a
+    few of the others in turn.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
         self._entries: OrderedDict[tuple[object, ...], CompiledConstraint] = OrderedDict()
+        self._sizes: OrderedDict[tuple[object, ...], int] = OrderedDict()  # as last measured, longest ago first
+        self._asked: set[tuple[object, ...]] = set()  # since they were measured
+        self._num_bytes = 0
         self._building: dict[tuple[object, ...], threading.Lock] = {}
         self._lock = threading.Lock()
         self._compiled = self._hits = self._evicted = 0
@@ -80,6 +86,7 @@ class ConstraintCache:
                     found = self._entries.get(key)
                     if found is not None:
                         self._entries.move_to_end(key)
+                        self._asked.add(key)
                         self._hits += 1
                         return found
                 with short_turns():
@@ -87,7 +94,9 @@ class ConstraintCache:
                 with self._lock:
                     self._compiled += 1
                     self._entries[key] = made
+                    self._measure(key)
                     self._shrink()
+                    self._asked.add(key)  # its masks are yet to come
                 return made
         finally:
             with self._lock:
@@ -99,10 +108,19 @@ class ConstraintCache:
         with self._lock:
             return key in self._entries
 
+    def _measure(self, key: tuple[object, ...]) -> None:
+        size = self._entries[key].stats.num_bytes
+        self._num_bytes += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+        self._sizes.move_to_end(key)
+
     def _shrink(self) -> None:
-        total = sum(e.stats.num_bytes for e in self._entries.values())
-        while total > self.max_bytes and len(self._entries) > 1:
-            total -= self._entries.popitem(last=False)[1].stats.num_bytes
+        for key in [*(k for k in self._asked if k in self._entries), *islice(self._sizes, _MEASURED_IN_TURN)]:
+            self._measure(key)
+        self._asked.clear()
+        while self._num_bytes > self.max_bytes and len(self._entries) > 1:
+            key = self._entries.popitem(last=False)[0]
+            self._num_bytes -= self._sizes.pop(key)
             self._evicted += 1
 
     @property
@@ -115,7 +133,9 @@ class ConstraintCache:
     def clear(self) -> None:
         """Forget all entries; the counters go on."""
         with self._lock:
-            self._entries.clear()
+            for kept in (self._entries, self._sizes, self._asked):
+                kept.clear()
+            self._num_bytes = 0
 
 
 _cache = ConstraintCache()

@@ -170,3 +170,20 @@ def test_threads_share_one_constraint():
     assert [found[seed] for seed in range(12)] == expected
     for data, complete in expected:
         assert not complete or json.loads(data)["severity"] in ("low", "high")
+
+
+def test_what_the_cache_holds_stays_within_its_bound_as_masks_are_made():
+    """Entries grow after they were compiled; the oldest go, and the count of bytes is what is there."""
+    vocabulary, rng = small_vocabulary(), random.Random(0)
+    cache = ConstraintCache(max_bytes=3_000_000)
+    for number in range(120):
+        constraint = Constraint("json_schema", source_of_schema({**REPORT, "title": f"number {number}"}))
+        random_walk(cache.get(constraint, vocabulary).start(), vocabulary, rng, 25)
+        if number % 3 == 0:
+            assert cache.get(constraint, vocabulary) is cache.get(constraint, vocabulary)
+        newest = cache.get(constraint, vocabulary).stats.num_bytes
+        assert cache.counters.num_bytes <= cache.max_bytes + 2 * newest
+    assert 0 < cache.counters.evicted < 119 and cache.counters.hits == 120 + 2 * 40
+    assert cache._num_bytes == sum(cache._sizes.values()) and cache._sizes.keys() == cache._entries.keys()
+    cache.clear()
+    assert cache.counters.num_bytes == 0 == cache._num_bytes
