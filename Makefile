@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-browser lint typecheck bench clean
+.PHONY: help install demo test test-slow test-browser lint typecheck docs bench clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ lint: $(STAMP) ## Check style and formatting
 typecheck: $(STAMP) ## Type-check the package (strict)
 	mkdir -p build/typing && ln -sfn ../.. build/typing/dslc
 	MYPYPATH=build/typing $(BIN)/mypy -p dslc
+
+docs: $(STAMP) ## Build the documentation as a site, into build/site
+	mkdir -p build/typing && ln -sfn ../.. build/typing/dslc
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 bench: $(STAMP) ## Time the programs against their baselines
 	$(BIN)/python benchmarks/programs.py

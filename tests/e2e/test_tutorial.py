@@ -17,6 +17,7 @@ import make_tutorial as tutorial  # noqa: E402
 
 SOURCES = sorted(tutorial.SOURCES.glob("*.py"))
 PAGES = sorted(tutorial.PAGES.glob("*.md"))
+READ = [ROOT / "docs" / "index.md", *PAGES, ROOT / "docs" / "sglang.md"]  # in the order of the site
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -46,7 +47,7 @@ def printed_by(python, page, folder):
     return lines, [line for line in expected.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.stem)
 def test_what_is_copied_from_a_page_prints_what_the_page_says(page, tmp_path):
     found, expected = printed_by(sys.executable, page, tmp_path)
     assert found == expected and expected
@@ -70,6 +71,24 @@ def test_every_program_has_its_page_and_no_page_is_left_over():
     assert sorted(tutorial.NOTEBOOKS.glob("*.ipynb")) == [tutorial.notebook_of(source) for source in SOURCES]
 
 
+def test_the_site_leaves_no_page_out():
+    """Every page of docs/ is in the navigation, and every public name in the API reference."""
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8")))
+    assert listed == {at.relative_to(ROOT / "docs").as_posix() for at in (ROOT / "docs").rglob("*.md")}
+    reference = (ROOT / "docs" / "api.md").read_text("utf-8")
+    found = set(re.findall(r"^::: ([\w.]+)$", reference, re.MULTILINE))
+    for name in dir(dslc):
+        value = getattr(dslc, name)
+        if name.startswith("_") or isinstance(value, type(dslc)):
+            continue
+        kind = value if isinstance(value, (type, type(build_nothing))) else type(value)
+        assert f"{kind.__module__}.{kind.__qualname__}" in found, name
+
+
+def build_nothing():
+    """A function, for its type."""
+
+
 @pytest.mark.slow
 def test_in_a_fresh_environment(tmp_path):
     """A wheel of this package in a new virtual environment, away from the sources, runs every page."""
@@ -79,7 +98,7 @@ def test_in_a_fresh_environment(tmp_path):
     subprocess.run([*pip, "torch"], check=True)
     subprocess.run([*pip, str(ROOT)], check=True)
     wrong = {}
-    for page in PAGES:
+    for page in READ:
         found, expected = printed_by(python, page, tmp_path)
         if found != expected:
             wrong[page.stem] = found
