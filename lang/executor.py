@@ -36,7 +36,8 @@ from .unordered import arranged
 
 if TYPE_CHECKING:
     from ..compiler.journal import HostJournal
-    from ..compiler.plan import Plan
+    from ..compiler.plan import Plan, SelectFacts
+    from ..core.request import Hints
     from .feed import Feed
     from .gens import GenExpr
     from .hub import Hub
@@ -236,6 +237,16 @@ class Executor:
 
     def call(self, body: Callable[..., Any], state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return body(state, *args, **kwargs)
+
+    # -- what the compiler knows
+
+    def facts_of(self, op: Select) -> SelectFacts | None:
+        """What the plan has prepared for a select."""
+        return self.plan.select(op.out) if self.plan is not None else None
+
+    def hints_of(self, number: int) -> Hints | None:
+        """What the plan says of the future of the generation or choice whose value has this number."""
+        return self.plan.hints.get(number) if self.plan is not None else None
 
     # -- what states read besides
 

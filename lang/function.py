@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from ..compiler.ahead import LookAhead
 from ..compiler.ir import Arg, Expr, Host, Opaque, walk
 from ..compiler.tracing import NoSource, Traced, strict_error, trace
 from ..compiler.tracing.rewrite import location
@@ -70,6 +71,8 @@ class Function:
         self._last_plan: tuple[Any, Any, Traced, Plan] | None = None  # what it was made for, and it
         self._has_source = True
         self._may_block: bool | None = None
+        self.num_looked_ahead = 0  # runs of a body with its trace as look-ahead
+        self.num_lost_ahead = 0  # of them, those that did what the trace did not foretell
 
     def __repr__(self) -> str:
         return f"<dslc program {self.__name__} at {self.where}>"
@@ -175,6 +178,29 @@ class Function:
         traced = self._traced
         self._last_plan = (tokenizer, (options, history), traced, plan) if plan is not None and traced else None
         return plan
+
+    def plan_ahead(self, backend: Backend, options: CompileOptions | None) -> Plan | None:
+        """The plan of a program that is not whole, up to its breaks: the look-ahead of its body.
+
+        None where it says nothing of any generation.
+        """
+        if self.is_async:
+            return None
+        tokenizer = backend.tokenizer if backend.capabilities.token_ids else None
+        try:
+            plan = self.plan(tokenizer, options)
+        except DslcError:
+            return None  # no source, or not a legal program: the body says what is wrong
+        return plan if plan.gens or plan.selects else None
+
+    def look_ahead(self, plan: Plan) -> LookAhead | None:
+        """Where a body that begins now is in its trace; counts those that leave it."""
+        self.num_looked_ahead += 1
+        traced = self._traced
+        return LookAhead(traced.program, plan, self._note_lost) if traced is not None else None
+
+    def _note_lost(self) -> None:
+        self.num_lost_ahead += 1
 
     def _plan_to_run(
         self, tokenizer: Tokenizer | None, compiled: bool | None, options: CompileOptions | None, history: History

@@ -133,8 +133,8 @@ class Hub:
         progress: Callable[[Tokens], None] | None = None,
     ) -> None:
         """Submit a request with the next batch; `done` gets its last event, `progress` its tokens, in this thread."""
-        if self.sends_hints and executor.plan is not None and request.origin is not None:
-            request = _with_hints(request, executor.plan.hints.get(request.origin.op))
+        if self.sends_hints and request.origin is not None:
+            request = _with_hints(request, executor.hints_of(request.origin.op))
         if self.common is None or not self.common.joins(request):
             self._outbox.append(request)
         self._in_flight[request.id] = _InFlight(executor, done, progress)

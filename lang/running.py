@@ -21,6 +21,7 @@ from .carrier import CarrierHub, carriers_of
 from .defaults import default_backend
 from .executor import Executor
 from .feed import Feed
+from .followed import FollowedExecutor
 from .hub import Hub, Task
 from .options import RunOptions, checked_outputs, run_options
 from .outside import Outside
@@ -50,6 +51,7 @@ class Running:
     disabled: tuple[str, ...] = ()  # passes left out
     outputs: tuple[str, ...] | None = None
     orders: Any = None  # of order-free parts, to be replayed: a mapping, or one for each row
+    ahead: Plan | None = None  # of a program that is not whole: its body runs, and is checked against this
 
     @classmethod
     def of(cls, function: Function, options: Mapping[str, Any], where: SourceLoc | None) -> Running:
@@ -67,12 +69,23 @@ class Running:
         target = backend if backend is not None else default_backend()
         plan = function.plan_to_run(target, compiled, compile_options, run.history)
         disabled = compile_options.disabled if compile_options is not None else ()
-        return _new_running(function, target, run, plan, disabled, outputs, orders)
+        ahead = None
+        if plan is None and compiled is None and run.history != "render":
+            ahead = function.plan_ahead(target, compile_options)
+        return _new_running(function, target, run, plan, disabled, outputs, orders, ahead)
+
+    @property
+    def known(self) -> Plan | None:
+        """What is known of the program beforehand: its plan, or its look-ahead."""
+        return self.plan if self.plan is not None else self.ahead
 
     def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None) -> Task:
         """One instance: its plan walked, or its body run. `orders`: of order-free parts, as the schedule has them."""
         plan = self.plan
         executor = Executor(hub, self.function.__name__, self.options, instance, plan)
+        if self.ahead is not None:
+            executor = FollowedExecutor(hub, self.function.__name__, self.options, instance)
+            executor.ahead = self.function.look_ahead(self.ahead)
         if self.orders is not None:
             orders = self.orders if isinstance(self.orders, Mapping) else self.orders[instance]
         if orders:
@@ -91,8 +104,8 @@ class Running:
         hub = nested or Hub(self.backend)
         task = self.task(hub, arguments)
         self.refuse_overflow()
-        if self.plan is not None and nested is None:
-            together.prepare_one(hub, self.plan, self.disabled)
+        if self.known is not None and nested is None:
+            together.prepare_one(hub, self.known, self.disabled)
         hub.run_here(task)
         if task.executor.failure is not None:
             raise task.executor.failure
@@ -174,8 +187,8 @@ class Running:
             ended = nested.run_nested(self.task(nested, rows[i], i, chosen[i] if chosen else None) for i in order)
         else:
             ended = self._run_here(rows, order, threads, draft)
-        if self.plan is not None and len(rows) > 1 and self.backend.tokenizer is not None:
-            prefix = static_prefix(self.plan.static_prefix, self.backend.tokenizer.encode_prompt(""))
+        if self.known is not None and len(rows) > 1 and self.backend.tokenizer is not None:
+            prefix = static_prefix(self.known.static_prefix, self.backend.tokenizer.encode_prompt(""))
             ended = pinned(self.backend, prefix, ended)
         ended = _with_progress(ended, len(rows), progress_bar)
         return _states(ended, unordered, on_error)

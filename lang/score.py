@@ -119,10 +119,9 @@ def _scored(executor: Executor, tokenizer: Tokenizer, stream: Stream, op: Select
     found = known.get((tail, choices))
     if found is None:
         sequences: tuple[tuple[int, ...], ...] = ()
-        if executor.plan is not None:
-            facts = executor.plan.select(op.out)
-            if facts.tail == tail:
-                sequences = facts.sequences
+        facts = executor.facts_of(op)
+        if facts is not None and facts.tail == tail:
+            sequences = facts.sequences
         sequences = sequences or tuple([tuple(tokenizer.encode(tail + choice)) for choice in choices])
         shared = _shared(tokenizer, tail, sequences)
         found = _Scored(

@@ -23,9 +23,9 @@ def draft_of(runs: Sequence[tuple[Running, Mapping[str, Any]]]) -> Draft | None:
 
     instances: list[Instance] = []
     for running, arguments in runs:
-        if running.plan is None:
+        if running.known is None:
             return None
-        instances.append(Instance(running.plan, arguments))
+        instances.append(Instance(running.known, arguments))
     if not runs:
         return None
     first = runs[0][0]
