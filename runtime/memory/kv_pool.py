@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.kv_cache import checked
 from ...kernels.registry import choose
+
+CACHE_LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,16 @@ def tokens_in_budget(num_bytes: int, shape: KVShape, page_size: int = 1) -> int:
     return max(0, num_pages - 1) * page_size
 
 
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """torch.zeros; on the CPU of memory that the system gives, page by page, to who first touches it."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    num_bytes = math.prod(size) * dtype.itemsize
+    raw = torch.from_numpy(np.zeros(num_bytes + CACHE_LINE, dtype=np.uint8))
+    start = -raw.data_ptr() % CACHE_LINE
+    return raw[start : start + num_bytes].view(dtype).view(size)
+
+
 class KVPool:
     """One K and one V tensor per layer, each `[num_tokens + page_size, kv_heads, head_dim]`.
 
@@ -50,11 +64,11 @@ class KVPool:
         self.page_size = page_size
         self.shape = shape
         size = (num_tokens + page_size, shape.num_kv_heads, shape.head_dim)
-        self.k = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.num_layers)]
+        self.k = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
         self.v = self.k
         self._store = checked(choose("store_kv", device=device, dtype=shape.dtype).run)
         if not shape.is_latent:
-            self.v = [torch.zeros(size, dtype=shape.dtype, device=device) for _ in range(shape.num_layers)]
+            self.v = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
 
     @property
     def num_pages(self) -> int:
