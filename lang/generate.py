@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
 from .steps import check_text, close_run, placed, warn_of_specials
 from .stream import Slot, Step, Stream
 from .turns import turns
-from .turns import turns
 
 if TYPE_CHECKING:
     from ..core.constraint import Constraint
+    from ..core.sampling import SamplingParams
     from ..core.text.tokenizer import Tokenizer
     from .executor import Executor
     from .feed import Feed
@@ -41,6 +42,8 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     options = executor.options
     is_told = executor.feed is not None and stream is executor.root
     sampling = options.merged(op.sampling, options.seed_of(executor.instance, stream.path, stream.num_requests))
+    if options.token_budget is not None:
+        sampling, is_capped = _capped(executor, sampling, options.token_budget)
     healed = _give_back(executor, stream, op, sampling.token_healing)
     request = new_request(
         request_id(executor, stream),
@@ -60,6 +63,8 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         assert executor.feed is not None
         told = Telling(executor.feed, request, op.var, executor.tokenizer, _reasoning(op))
     finished = partial(_generated, executor, stream, step, request, told)
+    if options.token_budget is not None:
+        finished = partial(_within_budget, executor, options.token_budget, is_capped, finished)
     send(executor, stream, request, step, finished, told.add if told is not None else None)
 
 
@@ -132,10 +137,34 @@ def _logprobs(executor: Executor, op: Gen | GenExpr[Any]) -> LogprobWish | None:
     return wish
 
 
+def _capped(executor: Executor, sampling: SamplingParams, budget: int) -> tuple[SamplingParams, bool]:
+    """The options with no more tokens than are left of the run's budget, and whether that is fewer than were asked."""
+    left = (budget - executor.num_generated_tokens) // max(1, sampling.n)
+    if left >= sampling.max_new_tokens:
+        return sampling, False
+    left = max(left, 1)
+    return replace(sampling, max_new_tokens=left, min_new_tokens=min(left, sampling.min_new_tokens)), True
+
+
+def _within_budget(
+    executor: Executor, budget: int, is_capped: bool, finished: Callable[[Finished], None], event: Finished
+) -> None:
+    """Take the result, unless the run's budget cut it (nobody asked for a text that ends there), or branches that ran
+    beside it have used the budget up."""
+    is_cut = is_capped and any(output.finish_reason.type == "length" for output in event.outputs)
+    if is_cut or executor.num_generated_tokens + sum([output.num_tokens for output in event.outputs]) > budget:
+        raise _budget_error(executor)
+    finished(event)
+
+
+def _budget_error(executor: Executor) -> ProgramError:
+    return ProgramError(f"the token budget of {executor.options.token_budget} is used up")
+
+
 def seconds_left(executor: Executor) -> float | None:
     options = executor.options
     if options.token_budget is not None and executor.num_generated_tokens >= options.token_budget:
-        raise ProgramError(f"the token budget of {options.token_budget} is used up")
+        raise _budget_error(executor)
     if options.deadline is None:
         return None
     left = options.deadline - time.monotonic()
