@@ -32,7 +32,8 @@ Lines are Python: `s += user("...")`, `s += assistant(gen("answer", max_tokens=3
 :help          this                                         :quit          leave (or Ctrl-D)
 Ctrl-C stops the generation that runs, and takes its line back."""
 
-NOT_NAMES = ("json", "__version__", "Runtime", "OpenAI", "Engine", "RuntimeEndpoint", "Anthropic", "LiteLLM", "VertexAI")  # by their module only
+# By their module only: `dslc.OpenAI`, and Python's own `json`.
+NOT_NAMES = frozenset("json __version__ Runtime Engine RuntimeEndpoint OpenAI Anthropic LiteLLM VertexAI".split())
 STYLES = {
     "cached": "blue",
     "prompt": "yellow",

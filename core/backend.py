@@ -31,6 +31,7 @@ class Capabilities:
     reasoning: bool = False  # constrains what comes after `reasoning`
     chat: bool = False  # takes chat turns as `messages`, and writes them out by itself
     choosing: bool = False  # takes `choices` in place of a scoring: the output is one of them
+    speculating: bool = False  # one call may serve several gens (`num_api_spec_tokens`)
     kv_tokens: int | None = None  # how many tokens the KV pool holds
 
 

@@ -43,7 +43,7 @@ class Output:
     (with the request's `healed` text before it).
     `is_complete` says whether the text met its constraint where it ended (None: there was none).
     `forced_runs` are the (first, how many) of `token_ids` that were not sampled. `num_text_tokens` counts the tokens of
-    an output whose ids are not known, as of a provider's API.
+    an output whose ids are not known, as of a provider's API; `token_texts` are their texts, where they were asked for.
     """
 
     index: int
@@ -56,6 +56,7 @@ class Output:
     forced_runs: tuple[tuple[int, int], ...] = ()
     is_complete: bool | None = None
     num_text_tokens: int = 0
+    token_texts: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -114,7 +114,8 @@ class GenRequest:
     then what the constraint is about.
 
     For backends whose `Capabilities` say so: `messages` are the chat turns that `segments` write out (an assistant turn
-    at the end is to be continued), and with `choices` the output is one of these texts.
+    at the end is to be continued), and with `choices` the output is one of these texts. `token_texts` asks for the text
+    of each token of the output.
     """
 
     id: str
@@ -136,6 +137,7 @@ class GenRequest:
     hints: Hints | None = None
     messages: tuple[Message, ...] = ()
     choices: tuple[str, ...] = ()
+    token_texts: bool = False
 
 
 def encode(request: GenRequest) -> bytes:

@@ -56,7 +56,7 @@ class Executor:
 
     __slots__ = (
         "_delivered", "_next_ref", "_next_stream", "_num_unordered", "backend", "failure", "feed", "hosts", "hub",
-        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "options", "orders",
+        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "num_spec_tokens", "options", "orders",
         "outputs", "plan", "ret_value", "root", "slots", "streams", "title", "tokenizer", "types",
     )  # fmt: skip
     is_tracing = False
@@ -81,6 +81,7 @@ class Executor:
         self.is_finished = False
         self.num_in_flight = 0
         self.num_generated_tokens = 0
+        self.num_spec_tokens: int | None = None  # how many tokens a call asks for that may serve several gens
         self._next_ref = 0
         self.orders: Mapping[str, tuple[int, ...]] = NOTHING  # of order-free parts, by "stream path/occurrence"
         self.outputs: frozenset[str] | None = None  # the variables that can be read after the end; None: all

@@ -13,6 +13,7 @@ from ..core.errors import DeadlineExceeded, ProgramError, RequestError
 from ..core.events import Failed, Finished, Tokens
 from ..core.request import GenRequest, LogprobWish, Origin, Segment
 from . import meta
+from .ahead import Ahead
 from .quick import maker
 from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
 from .steps import check_text, close_run, placed, warn_of_specials
@@ -44,6 +45,9 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     sampling = options.merged(op.sampling, options.seed_of(executor.instance, stream.path, stream.num_requests))
     if options.token_budget is not None:
         sampling, is_capped = _capped(executor, sampling, options.token_budget)
+    if executor.num_spec_tokens is not None and _may_speculate(executor, op, sampling):
+        _speculate(executor, stream, step, sampling, number)
+        return
     healed = _give_back(executor, stream, op, sampling.token_healing)
     request = new_request(
         request_id(executor, stream),
@@ -66,6 +70,44 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     if options.token_budget is not None:
         finished = partial(_within_budget, executor, options.token_budget, is_capped, finished)
     send(executor, stream, request, step, finished, told.add if told is not None else None)
+
+
+def _may_speculate(executor: Executor, op: Gen | GenExpr[Any], sampling: SamplingParams) -> bool:
+    """Whether a gen may take its text from a call that writes on, or make such a call."""
+    is_plain = op.constraint is None and op.logprobs is None and executor.options.logprobs is None
+    return is_plain and _reasoning(op) is None and executor.feed is None and sampling.n == 1
+
+
+def _speculate(executor: Executor, stream: Stream, step: Step, sampling: SamplingParams, number: int) -> None:
+    """Take the text of a gen from what the last call wrote, or make a call that writes on for the next gens too."""
+    assert executor.num_spec_tokens is not None
+    request = new_request(
+        request_id(executor, stream),
+        (),
+        sampling=replace(sampling, stop=(), max_new_tokens=max(sampling.max_new_tokens, executor.num_spec_tokens)),
+        token_texts=True,
+        timeout_s=seconds_left(executor),
+        origin=origin(executor, stream, number),
+    )
+    known = stream.ahead.take(stream, sampling) if stream.ahead is not None else None
+    if known is not None:
+        _generated(executor, stream, step, request, None, known)
+        return
+    stream.ahead = None
+    messages = turns(executor, stream) if executor.backend.capabilities.chat else ()
+    request = replace(request, segments=prompt(executor, stream), messages=messages)
+
+    def written(event: Finished) -> None:
+        stream.ahead = Ahead.of(event, stream, sampling)
+        own = stream.ahead.take(stream, sampling)
+        if own is not None:
+            _generated(executor, stream, step, request, None, own)
+            return
+        stream.ahead = None  # where its text ends cannot be told from this call: it gets one of its own
+        again = replace(request, id=request_id(executor, stream), sampling=sampling, token_texts=False)
+        send(executor, stream, again, step, partial(_generated, executor, stream, step, again, None))
+
+    send(executor, stream, request, step, written)
 
 
 def _give_back(executor: Executor, stream: Stream, op: Gen | GenExpr[Any], wish: bool | None) -> str:

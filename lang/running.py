@@ -90,6 +90,8 @@ class Running:
             orders = self.orders if isinstance(self.orders, Mapping) else self.orders[instance]
         if orders:
             executor.orders = orders
+        if self.backend.capabilities.speculating:
+            executor.num_spec_tokens = self.function.num_api_spec_tokens
         if self.outputs is not None:
             executor.outputs = frozenset(self.outputs)
         if plan is not None:

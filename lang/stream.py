@@ -17,6 +17,7 @@ from ..compiler.ir import Role, Scope
 from ..core.errors import ProgramError, SourceLoc
 from ..core.request import Segment
 from ..core.text.tokenizer import Tokenizer
+from .ahead import Ahead
 from .feed import Feed
 from .quick import maker
 from .types import TypeSpec
@@ -141,9 +142,10 @@ class Stream:
     """The state of one stream; changed only by its executor."""
 
     __slots__ = (
-        "branches", "busy", "changes", "error", "feed", "first_message", "fixed", "id", "is_joined", "is_rendered",
-        "is_started", "log", "marks", "messages", "num_branches", "num_requests", "open_role", "path", "pieces",
-        "queue", "regions", "request_id", "roles", "run", "scopes", "segments", "siblings", "text_len", "variables",
+        "ahead", "branches", "busy", "changes", "error", "feed", "first_message", "fixed", "id", "is_joined",
+        "is_rendered", "is_started", "log", "marks", "messages", "num_branches", "num_requests", "open_role", "path",
+        "pieces", "queue", "regions", "request_id", "roles", "run", "scopes", "segments", "siblings", "text_len",
+        "variables",
     )  # fmt: skip
 
     def __init__(self, id: int, path: str, is_started: bool = True) -> None:
@@ -155,6 +157,7 @@ class Stream:
         self.fixed = 0  # characters of the run up to the end of its last template text, which is never given back
         self.pieces: list[str] = []
         self.text_len = 0
+        self.ahead: Ahead | None = None  # what a call wrote that may serve the next gens too
         self.marks: list[tuple[int, Slot]] = []  # where in the text what was generated begins
         self.feed: Feed | None = None  # hears of all text
         self.log: list[Any] | None = None  # what a branch appended, for a join that appends it again
@@ -363,3 +366,4 @@ class Stream:
         self.segments = self.run = GONE
         self.log = self.changes = None
         self.siblings = self.branches = ()
+        self.ahead = None

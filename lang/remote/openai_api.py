@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...core.backend import Capabilities
@@ -62,6 +63,8 @@ class ChatCompletions(RemoteBackend):
             _refuse_options(request, name)
             options["response_format"] = response_format(schema, "answer")
         options[self.limit_name if self.is_chat_model else "max_tokens"] = limit
+        if request.token_texts and not self.is_chat_model:
+            options["logprobs"] = 1  # they come with the tokens' texts
         if body:
             options["extra_body"] = body
         return options
@@ -71,7 +74,11 @@ class ChatCompletions(RemoteBackend):
         if len(choices) != call.request.sampling.n:
             raise ValueError(f"{call.request.sampling.n} choices were asked for, and it gave {len(choices)}")
         texts = [self._text(choice) for choice in choices]
-        return self._reply(call, texts, [choice["finish_reason"] for choice in choices], answer)
+        reply = self._reply(call, texts, [choice["finish_reason"] for choice in choices], answer)
+        tokens = (choices[0].get("logprobs") or {}).get("tokens") if call.request.token_texts else None
+        if tokens and "".join(tokens) == texts[0]:
+            reply.outputs = (replace(reply.outputs[0], token_texts=tuple(tokens)),)
+        return reply
 
     def _text(self, choice: Mapping[str, Any]) -> str:
         if not self.is_chat_model:
@@ -176,6 +183,7 @@ class OpenAI(ChatCompletions):
             streaming=True,
             chat=self.is_chat_model,
             choosing=is_structured,
+            speculating=True,
         )
 
     @property

@@ -112,7 +112,7 @@ def test_branches_and_batches(server, chat):
     def program(s, topic):
         s += dslc.user(topic)
         for branch in (branches := s.fork(2)):
-            branch += dslc.assistant(dslc.gen("x", max_tokens=4))
+            branch += dslc.assistant(dslc.gen("x", max_tokens=9))
         s["both"] = [branch["x"] for branch in branches]
 
     states = program.run_batch([{"topic": str(i)} for i in range(5)], backend=chat, on_error="raise")
@@ -125,7 +125,7 @@ def test_branches_and_batches(server, chat):
 def test_several_choices_of_one_call(server, chat):
     @dslc.function
     def program(s):
-        s += dslc.user("?") + dslc.assistant(dslc.gen("a", max_tokens=4, n=3))
+        s += dslc.user("?") + dslc.assistant(dslc.gen("a", max_tokens=9, n=3))
 
     state = program.run(backend=chat)
     assert state["a"] == ["Paris is the capital.\nMore."] * 3 and server.requests[0]["n"] == 3

@@ -8,6 +8,7 @@
 
 import asyncio
 import json
+import re
 
 from aiohttp import web
 from support.sglang_server import HttpServer
@@ -85,6 +86,11 @@ class ProviderServer(HttpServer):
         return response
 
 
+def tokens_of(text):
+    """Words with the space before them, and other white space: their texts together are the text."""
+    return re.findall(r" ?\S+|\s", text)
+
+
 def pieces_of(text, size=3):
     return [text[i : i + size] for i in range(0, len(text), size)] or [""]
 
@@ -107,15 +113,16 @@ class OpenAIServer(ProviderServer):
         limit = body.get("max_tokens") or body.get("max_completion_tokens")
         schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
         for _ in range(body.get("n", 1)):
-            text, stopped = cut_at_stops(self.answer(prompt), body.get("stop"))
-            if schema is not None and set(schema.get("properties", ())) == {"choice"} and not text.startswith("{"):
-                options = schema["properties"]["choice"]["enum"]
-                text = json.dumps({"choice": next((o for o in options if o in text), text)})
-            words = text.split(" ")
-            if len(words) > limit and schema is None and not stopped:
-                yield " ".join(words[:limit]), "length"
-            else:
-                yield text, "stop"
+            whole = self.answer(prompt)
+            if schema is not None:
+                if set(schema.get("properties", ())) == {"choice"} and not whole.startswith("{"):
+                    options = schema["properties"]["choice"]["enum"]
+                    whole = json.dumps({"choice": next((o for o in options if o in whole), whole)})
+                yield whole, "stop"
+                continue
+            tokens = tokens_of(whole)
+            text, stopped = cut_at_stops("".join(tokens[:limit]), body.get("stop"))
+            yield text, "stop" if stopped or len(tokens) <= limit else "length"
 
     async def chat(self, request, body):
         found = list(self._texts(body, body["messages"]))
@@ -155,7 +162,7 @@ class OpenAIServer(ProviderServer):
     def logprobs(self, body, text):
         if body.get("logprobs") is None:
             return None
-        tokens = [w if i == 0 else " " + w for i, w in enumerate(text.split(" "))]
+        tokens = tokens_of(text)
         offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
         return {"tokens": tokens, "text_offset": offsets, "token_logprobs": [-1.0] * len(tokens), "top_logprobs": None}
 
@@ -163,7 +170,7 @@ class OpenAIServer(ProviderServer):
         return [*chunks[:2], "CUT"] if self.cuts_streams else chunks
 
     def usage(self, found):
-        count = sum(len(text.split(" ")) for text, _ in found)
+        count = sum(len(tokens_of(text)) for text, _ in found)
         return {
             "prompt_tokens": 11, "completion_tokens": count, "total_tokens": 11 + count,
             "prompt_tokens_details": {"cached_tokens": 4},
