@@ -91,7 +91,9 @@ class Hooks:
 
     def getattr(self, owner: Any, name: str) -> Any:
         """`owner.name`."""
-        return self.tracer.expr("attr", owner, name) if isinstance(owner, Symbol) else getattr(owner, name)
+        if isinstance(owner, Symbol):
+            return self.tracer.expr("attr", owner, name)
+        return self.tracer.note_read(owner, name, getattr(owner, name))
 
     @contextlib.contextmanager
     def guarded(self, caught: Callable[[], tuple[Any, ...]]) -> Iterator[None]:

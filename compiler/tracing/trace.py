@@ -22,15 +22,16 @@ from .tracer import MAX_OPS, MAX_PATHS, Copies, PathEvent, PathTracer, TraceStop
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """What a trace depended on besides its arguments: globals, closure cells and defaults, with their values then."""
+    """What a trace depended on besides its arguments, with its values then: globals, closure cells and defaults of
+    functions, and attributes of other objects."""
 
-    entries: tuple[tuple[types.FunctionType, str, Any, str], ...] = field(repr=False, default=())
+    entries: tuple[tuple[Any, str, Any, str], ...] = field(repr=False, default=())
     inside: tuple[tuple[Any, ...], ...] = field(repr=False, default=())  # objects in the containers among the values
 
     def hold(self) -> bool:
         """Whether every guarded value is what it was, so that the Program still stands for the function."""
-        for (function, name, value, mark), inside in zip(self.entries, self.inside, strict=True):
-            now = _read(function, name)
+        for (owner, name, value, mark), inside in zip(self.entries, self.inside, strict=True):
+            now = _read(owner, name)
             if now is not value and not (type(now) is type(value) and isinstance(now, _PLAIN) and now == value):
                 return False
             if mark and not isinstance(now, _PLAIN) and fingerprint(now) != mark:
@@ -102,8 +103,8 @@ def trace(
         ops: Any = (*args, Opaque(reason=problem.message, where=problem.where))
     else:
         ops = merge(tree_of(paths), f"unexplored: more than {MAX_PATHS} paths or {MAX_OPS} ops")
-    guards = _guards(list({id(body): body, **copies.originals}.values()))
-    marks = tuple(sorted({(name, mark) for _, name, _, mark in guards.entries if mark}))
+    guards = _guards(list({id(body): body, **copies.originals}.values()), list(copies.reads.values()))
+    marks = tuple(sorted({(name, mark) for owner, name, _, mark in guards.entries if mark and _is_function(owner)}))
     program = Program(
         title=title, params=params, body=ops, guards=marks, num_api_spec_tokens=num_api_spec_tokens, where=where
     )
@@ -198,7 +199,13 @@ def _params(body: types.FunctionType, bound: Mapping[str, Any]) -> tuple[tuple[P
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
-def _read(function: types.FunctionType, name: str) -> Any:
+def _is_function(owner: Any) -> bool:
+    return isinstance(owner, types.FunctionType)
+
+
+def _read(function: Any, name: str) -> Any:
+    if not _is_function(function):
+        return getattr(function, name, None)
     if name.startswith("default of "):
         return _defaults(function).get(name)
     for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -218,13 +225,15 @@ def _defaults(function: types.FunctionType) -> dict[str, Any]:
     return {f"default of {name}": value for name, value in [*pairs, *(function.__kwdefaults__ or {}).items()]}
 
 
-def _guards(functions: Sequence[types.FunctionType]) -> Guards:
-    entries: list[tuple[types.FunctionType, str, Any, str]] = []
+def _guards(functions: Sequence[types.FunctionType], reads: Sequence[tuple[Any, str, Any]]) -> Guards:
+    entries: list[tuple[Any, str, Any, str]] = []
     for function in functions:
         for name, value in [*free_values(function), *sorted(_defaults(function).items())]:
             code_like = isinstance(value, (types.ModuleType, type, types.FunctionType)) or callable(value)
             mark = "" if code_like or is_traceable(value) else fingerprint(value)
             entries.append((function, name, value, mark))
+    for owner, name, value in reads:
+        entries.append((owner, name, value, fingerprint(value)))
     return Guards(tuple(entries), tuple(_objects_in(value) if mark else () for _, _, value, mark in entries))
 
 

@@ -112,6 +112,9 @@ class Copies:
         self._copies: dict[int, types.FunctionType] = {}
         self.captured: dict[int, Any] = {}  # mutable objects that the functions followed can reach, by id
         self.names: dict[int, str] = {}  # of the globals and closure variables that the functions read, by id
+        self.reads: dict[
+            tuple[int, str], tuple[Any, str, Any]
+        ] = {}  # attributes of the process's objects that were read
         self._places: dict[tuple[int, int], tuple[types.CodeType, SourceLoc]] = {}
 
     def place(self, code: types.CodeType, line: int) -> SourceLoc:
@@ -515,6 +518,14 @@ class PathTracer:
         symbol = self.symbol()
         self._record(Expr(out=symbol.ref, fn=fn, args=operands, where=self.here()))
         return symbol.ref
+
+    def note_read(self, owner: Any, name: str, value: Any) -> Any:
+        """Remember what an attribute of an object of the process was: with another value the trace is another one."""
+        is_data = not callable(value) and not isinstance(value, types.ModuleType)
+        is_of_process = isinstance(owner, (types.ModuleType, type)) or self.is_captured(owner)
+        if is_data and is_of_process and not is_language(owner):
+            self._copies.reads[id(owner), name] = (owner, name, value)
+        return value
 
     def note_made(self, value: Any) -> Any:
         """Remember an object that the copy has made: runs must not share it."""

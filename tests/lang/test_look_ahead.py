@@ -13,7 +13,12 @@ from dslc.lang.state import ProgramState
 
 
 class Flags:
+    """Its length is computed anew each time: no guard of the trace sees that it has changed."""
+
     loud = False
+
+    def __len__(self):
+        return int(self.loud)
 
 
 FLAGS = Flags()
@@ -36,9 +41,9 @@ def broken(s, ticket):
 
 @dslc.function
 def capricious(s, ticket):
-    """What it appends depends on an attribute that no guard holds."""
+    """What it appends depends on what no guard holds."""
     s += "You sort tickets.\n" + ticket
-    if FLAGS.loud:
+    if len(FLAGS):
         s += "!"
     s += "\nKind:" + dslc.select("kind", CHOICES)
     exec("", {})

@@ -3,6 +3,7 @@ the generations: same text, variables, turns and result, and the user's function
 
 import hashlib
 import random
+import types
 from collections import Counter
 
 import pytest
@@ -311,3 +312,52 @@ def test_a_changed_global_function_is_traced_anew():
     assert program.run(q="a", backend=ScriptedBackend("x")).text() == "a1"
     tools["f"] = lambda x: x + "2"
     assert program.run(q="a", backend=ScriptedBackend("x")).text() == "a2"
+
+
+class Settings:
+    """What a program may read of an object of the process."""
+
+    loud = False
+
+    def __init__(self):
+        self.words = ["a"]
+        self.inner = {"deep": ["x"]}
+
+
+SETTINGS = Settings()
+
+
+@dslc.function
+def configured(s, q):
+    if SETTINGS.loud:
+        s += "LOUD"
+    s += SETTINGS.words[0] + SETTINGS.inner["deep"][-1] + q + textwrap_stand_in.NAME
+
+
+textwrap_stand_in = types.ModuleType("textwrap_stand_in")
+textwrap_stand_in.NAME = "one"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: setattr(SETTINGS, "loud", True), lambda: setattr(Settings, "loud", True),
+        lambda: SETTINGS.words.__setitem__(0, "b"), lambda: setattr(SETTINGS, "words", ["c"]),
+        lambda: SETTINGS.inner["deep"].append("y"), lambda: setattr(textwrap_stand_in, "NAME", "two"),
+        lambda: delattr(Settings, "loud"),
+    ],
+)  # fmt: skip
+def test_a_changed_attribute_of_an_object_traces_anew(change, monkeypatch):
+    monkeypatch.setitem(globals(), "SETTINGS", Settings())
+    monkeypatch.setattr(Settings, "loud", False)
+    monkeypatch.setattr(textwrap_stand_in, "NAME", "one")
+
+    def shown(compiled):
+        try:
+            return configured.run(q="?", backend=ScriptedBackend([]), compiled=compiled).text()
+        except AttributeError as error:
+            return str(error)
+
+    assert shown(True) == shown(False) == "ax?one"
+    change()
+    assert shown(None) == shown(False) != "ax?one"
