@@ -6,7 +6,7 @@ Everything that can be wrong about them is refused when they are built, with the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..compiler.tracing.symbols import Symbol
 from ..core.errors import ProgramError, SourceLoc
@@ -15,8 +15,9 @@ from .locate import caller
 if TYPE_CHECKING:
     from .state import ProgramState
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def traceable(function: Callable[..., Any]) -> Any:
+def traceable(function: F) -> F:
     """Mark a function as part of the language: it runs in a traced copy."""
     function.__dslc_traceable__ = True  # type: ignore[attr-defined]
     return function

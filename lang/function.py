@@ -8,9 +8,9 @@ import linecache
 import threading
 import types
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from ..compiler.ahead import LookAhead
 from ..compiler.ir import Arg, Expr, Host, Opaque, walk
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .types import TypeSpec
 
 T = TypeVar("T")
+P = ParamSpec("P")
 GeneratorStyle = bool | Literal["unordered"]
 
 
@@ -332,6 +333,30 @@ class Function:
         rows = [self._row(i, row, own, where) for i, row in enumerate(batch_kwargs)]
         return _gathered(Running.of(self._unbound(*_calls(batch_kwargs), ((), own)), others, where), rows, on_error)
 
+    @overload
+    def run_batch(
+        self,
+        batch_kwargs: Sequence[Mapping[str, object] | Sequence[object]],
+        *,
+        generator_style: Literal[False] = False,
+        **options: Any,
+    ) -> list[ProgramState]: ...
+    @overload
+    def run_batch(
+        self,
+        batch_kwargs: Sequence[Mapping[str, object] | Sequence[object]],
+        *,
+        generator_style: Literal[True, "unordered"],
+        **options: Any,
+    ) -> Iterator[ProgramState]: ...
+    @overload
+    def run_batch(
+        self,
+        batch_kwargs: Sequence[Mapping[str, object] | Sequence[object]],
+        *,
+        generator_style: GeneratorStyle,
+        **options: Any,
+    ) -> list[ProgramState] | Iterator[ProgramState]: ...
     def run_batch(
         self,
         batch_kwargs: Sequence[Mapping[str, Any] | Sequence[Any]],
@@ -464,14 +489,23 @@ def _source_line(where: SourceLoc | None) -> str:
     return linecache.getline(where.file, where.line) if where is not None else ""
 
 
+class _Decorator(Protocol):
+    """What `@function(num_api_spec_tokens=...)` decorates with."""
+
+    def __call__(self, func: Callable[Concatenate[ProgramState, P], object], /) -> Function: ...
+
+
 @overload
 def function(
-    func: Callable[..., Any], num_api_spec_tokens: int | None = None, *, outputs: Sequence[str] | None = None
+    func: Callable[Concatenate[ProgramState, P], object],
+    num_api_spec_tokens: int | None = None,
+    *,
+    outputs: Sequence[str] | None = None,
 ) -> Function: ...
 @overload
 def function(
     func: None = None, num_api_spec_tokens: int | None = None, *, outputs: Sequence[str] | None = None
-) -> Callable[[Callable[..., Any]], Function]: ...
+) -> _Decorator: ...
 
 
 def function(

@@ -338,7 +338,7 @@ def select(
     choices: Sequence[str] | None = None,
     temperature: float = 0.0,
     choices_method: Any = None,
-) -> Expression:
+) -> SelectExpr:
     """Append the one of `choices` that the model finds likeliest after the text so far, and store it in `name`.
 
     All choices are scored as tokens after the same prompt, in one pass. Above temperature 0 one is drawn from

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
 from ..compiler.tracing.symbols import Symbol, operand
@@ -156,14 +156,26 @@ class ProgramState:
         """The context manager of a chat turn."""
         return _Region(self, Role(role=role, stream=self.stream, where=where or caller()))
 
+    @overload
+    def system(self, expr: None = None) -> _Region: ...
+    @overload
+    def system(self, expr: object) -> ProgramState: ...
     def system(self, expr: Any = None) -> Any:
         """`s.system(content)` appends a turn; `with s.system():` opens one."""
         return self._turn("system", expr)
 
+    @overload
+    def user(self, expr: None = None) -> _Region: ...
+    @overload
+    def user(self, expr: object) -> ProgramState: ...
     def user(self, expr: Any = None) -> Any:
         """`s.user(content)` appends a turn; `with s.user():` opens one."""
         return self._turn("user", expr)
 
+    @overload
+    def assistant(self, expr: None = None) -> _Region: ...
+    @overload
+    def assistant(self, expr: object) -> ProgramState: ...
     def assistant(self, expr: Any = None) -> Any:
         """`s.assistant(content)` appends a turn; `with s.assistant():` opens one."""
         return self._turn("assistant", expr)
@@ -205,13 +217,13 @@ class ProgramState:
 
     # -- forks
 
-    def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> Any:
+    def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> ProgramStateGroup:
         """`size` branches, each beginning with a copy of this state, which run at the same time."""
         where = caller()
         if position_ids_offset is not None:
             raise ProgramError("position_ids_offset is not supported: branches keep their own positions", where=where)
         if isinstance(size, Symbol):
-            return TracedGroup(self, size, where)
+            return cast("ProgramStateGroup", TracedGroup(self, size, where))
         if type(size) is not int or size < 1:
             raise ProgramError(f"fork() needs a positive number of branches, not {size!r}", where=where)
         streams = tuple(self.sink.new_stream() for _ in range(size))
@@ -232,14 +244,16 @@ class ProgramState:
     @overload
     def __getitem__(self, name: GenExpr[T]) -> T: ...
     @overload
+    def __getitem__(self, name: SelectExpr) -> str: ...
+    @overload
     def __getitem__(self, name: str) -> Any: ...
     def __getitem__(self, name: Any) -> Any:
         return self._read(name, caller())
 
     def _read(self, name: Any, where: SourceLoc | None) -> Any:
-        if isinstance(name, GenExpr):
+        if isinstance(name, (GenExpr, SelectExpr)):
             if name.var is None:
-                raise ProgramError("only a gen with a name can be read", where=where)
+                raise ProgramError("only a gen or select with a name can be read", where=where)
             name = name.var
         value = self.sink.get(self.stream, name, where)
         spec = self._types.current.get(name) if self._types is not None else None
@@ -290,9 +304,10 @@ class ProgramState:
             self._types.current.pop(name, None)
         self.sink.emit(Set(var=name, value=given, stream=self.stream, where=where))
 
-    def text(self) -> Any:
+    def text(self) -> str:
         """All text of this state so far, special tokens included."""
-        return self.sink.text(self.stream, caller())
+        text: str = self.sink.text(self.stream, caller())
+        return text
 
     def messages(self) -> Any:
         """The chat turns so far, as a list of {"role": ..., "content": ...}."""
@@ -452,6 +467,10 @@ class ProgramStateGroup:
         self.parent.forget_types()
         self.parent.sink.emit(Join(streams=streams, mode=mode, stream=self.parent.stream, where=where))
 
+    @overload
+    def __getitem__(self, i: int) -> ProgramState: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[ProgramState]: ...
     def __getitem__(self, i: Any) -> Any:
         return self.states[i]
 
