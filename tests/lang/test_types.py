@@ -123,7 +123,7 @@ def test_a_gen_reads_its_own_value(compiled):
     state = program.run(backend=ScriptedBackend("41"), compiled=compiled)
     assert state.ret_value == 42
     assert state[dslc.gen("age", type=int)] == 41
-    with pytest.raises(dslc.ProgramError, match="only a gen with a name"):
+    with pytest.raises(dslc.ProgramError, match="only a gen or select with a name"):
         state[dslc.gen()]
 
 
