@@ -1,0 +1,208 @@
+"""The C++ forward equals the torch one on odd shapes and mixed batches, and gives way where it cannot run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from support.batches import Slots, make_batch
+from support.tiny_models import VOCAB_SIZE, tiny_checkpoint
+
+from dslc.core import native_build
+from dslc.core.config import EngineConfig
+from dslc.kernels.native.library import FLAGS, INCLUDED, SOURCES, Library, NativeLlama
+from dslc.runtime import native_step
+from dslc.runtime.batch import PrefixGroup
+from dslc.runtime.layers.embedding import Embedding
+from dslc.runtime.layers.linear import Linear
+from dslc.runtime.model_runner import ModelRunner
+
+torch.set_num_threads(1)
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "odd": ("llama", {"hidden_size": 52, "head_dim": 10, "num_key_value_heads": 1, "intermediate_size": 99}),
+    "heads of 80": ("llama", {"hidden_size": 66, "head_dim": 80, "num_attention_heads": 6, "num_key_value_heads": 2}),
+    "heads of 256, bias": ("llama", {"head_dim": 256, "attention_bias": True, "mlp_bias": True}),
+    "few inputs": ("llama", {"hidden_size": 40, "intermediate_size": 17, "tie_word_embeddings": True}),
+    "window": ("mistral", {"sliding_window": 24}),
+    "window of one": ("mistral", {"sliding_window": 1}),
+    "windows in some layers": ("qwen2", {"use_sliding_window": True, "sliding_window": 70, "max_window_layers": 1}),
+    "head norms": ("qwen3", {"head_dim": 24}),
+}
+TAU = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest logit
+
+
+def runner_for(name: str, dtype: str = "float32", **options: Any) -> ModelRunner:
+    family, overrides = MODELS[name]
+    given = {"max_total_tokens": 4096, "max_running_requests": 64, "dtype": dtype, "device": "cpu", **options}
+    return ModelRunner(EngineConfig.of(model_path=str(tiny_checkpoint(family, **overrides)), **given))
+
+
+def native_runner(name: str, dtype: str = "float32", **options: Any) -> ModelRunner:
+    runner = runner_for(name, dtype, **options)
+    if runner.native is None:
+        pytest.skip(f"the C++ forward cannot be had here: {native_step.library()}")
+    return runner
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(4, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def many_batches(runner: ModelRunner) -> list[torch.Tensor]:
+    """Logits of prompts of many lengths, chunks, decodes, a shared prefix with a nested one, and trees."""
+    slots = Slots(runner.req_to_token, runner.num_tokens)
+    lengths = (1, 2, 3, 15, 16, 17, 31, 63, 64, 65, 130)
+    work = [(slots.sequence(), prompt(n, n)) for n in lengths]
+    out = [runner.forward(make_batch(slots, work))]
+    out.append(runner.forward(make_batch(slots, [(seq, [7 + i]) for i, (seq, _) in enumerate(work)], all_logits=False)))
+    out.append(runner.forward(make_batch(slots, [(seq, prompt(1 + 5 * i, i)) for i, (seq, _) in enumerate(work[:6])])))
+
+    base, longer = work[-1][0], slots.sequence()
+    runner.forward(make_batch(slots, [(longer, prompt(200, 5))]))
+    near = [slots.sequence(share=longer, shared_len=200) for _ in range(3)]
+    far = [slots.sequence(share=longer, shared_len=129) for _ in range(3)]
+    groups = (PrefixGroup(tuple(range(6)), 129), PrefixGroup((0, 1, 2), 200))
+    shared = [(seq, prompt(1 + i % 2, i)) for i, seq in enumerate(near + far)]
+    out.append(runner.forward(make_batch(slots, shared, groups=groups)))
+
+    trees = [[-1, 0, 0, 1, -1, 3], None, [-1, 0, 1, 2, 2, 4], [-1, -1, -1]]
+    seqs = [slots.sequence(share=base, shared_len=n) for n in (75, 64, 126, 1)]
+    rows = [(seq, prompt(6 if tree is None else len(tree), 9)) for seq, tree in zip(seqs, trees, strict=True)]
+    out.append(runner.forward(make_batch(slots, rows, parents=trees)))
+    return out
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tau: float) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, atol=tau * float(theirs.abs().max().clamp(min=1)), rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_equals_torch(name: str) -> None:
+    found = many_batches(native_runner(name))
+    assert_close(found, many_batches(runner_for(name, attention_backend="torch_native")), TAU["float32"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_bfloat16_it_is_as_near_the_truth_as_torch(name: str) -> None:
+    """The truth is float32 arithmetic with the same rounded weights."""
+    exact = runner_for(name, attention_backend="torch_native")
+    for module in exact.model.modules():
+        if isinstance(module, (Linear, Embedding)):
+            with torch.inference_mode():
+                module.weight.copy_(module.weight.bfloat16().float())
+            module.packed = None
+    truth = many_batches(exact)
+
+    def error(found: list[torch.Tensor]) -> float:
+        pairs = zip(found, truth, strict=True)
+        return max(float((ours - exactly).square().mean().sqrt() / exactly.std()) for ours, exactly in pairs)
+
+    of_torch = error(many_batches(runner_for(name, "bfloat16", attention_backend="torch_native")))
+    assert error(many_batches(native_runner(name, "bfloat16"))) < min(TAU["bfloat16"], of_torch)
+
+
+@pytest.mark.parametrize("dtype", TAU)
+@pytest.mark.parametrize("name", ["odd", "windows in some layers"])
+def test_threads_change_no_bit(name: str, dtype: str) -> None:
+    runner = native_runner(name, dtype)
+    alone = many_batches(runner)
+    try:
+        torch.set_num_threads(3)
+        assert all(torch.equal(*pair) for pair in zip(many_batches(native_runner(name, dtype)), alone, strict=True))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    "machine", ["-mno-avx", pytest.param("-march=x86-64-v3", marks=pytest.mark.slow)], ids=["plain", "AVX2"]
+)
+def test_other_processors_compute_the_same(machine: str, tmp_path) -> None:
+    """The same sources without the instructions of this one."""
+    runners = {dtype: native_runner("odd", dtype) for dtype in TAU}
+    if not native_step.library().features.startswith("AVX"):
+        pytest.skip("this processor's library is the plain one already")
+    flags = [machine if flag == "-march=native" else "-O1" if flag.startswith("-O") else flag for flag in FLAGS]
+    path = native_build.build("other", SOURCES, flags, tmp_path, language="c++", included=INCLUDED)
+    other = Library(path)
+    assert "512" not in other.features
+    for dtype, runner in runners.items():
+        expected = many_batches(runner)
+        again = native_runner("odd", dtype)
+        again.native._native = NativeLlama(other, native_step._weights(again.model, again.kv_pool))
+        assert_close(many_batches(again), expected, TAU[dtype])
+
+
+@pytest.fixture
+def anew():
+    """The library is looked for again, now and after the test."""
+    native_step.library.cache_clear()
+    yield
+    native_step.library.cache_clear()
+
+
+def test_without_a_compiler_torch_runs(anew, monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("CXX", "DSLC_NATIVE"):
+        monkeypatch.delenv(name, raising=False)
+    with caplog.at_level(logging.WARNING):
+        runner = runner_for("llama")
+    assert runner.native is None
+    assert "no C++ compiler found" in str(native_step.library()) and "no C++ compiler found" in caplog.text
+    assert_close(many_batches(runner), many_batches(runner_for("llama", attention_backend="torch_native")), 1e-6)
+
+
+def test_a_compiler_that_fails_is_quoted(anew, monkeypatch, tmp_path) -> None:
+    fake = tmp_path / "broken"
+    fake.write_text("#!/bin/sh\necho 'I cannot do this' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("DSLC_NATIVE", raising=False)
+    assert "I cannot do this" in str(native_step.library())
+
+
+@pytest.mark.parametrize("variable, reason", [("DSLC_NATIVE", "DSLC_NATIVE=0"), ("DSLC_CACHE_DIR", "keeps nothing")])
+def test_it_can_be_switched_off(variable: str, reason: str, anew, monkeypatch) -> None:
+    monkeypatch.delenv("DSLC_NATIVE", raising=False)
+    monkeypatch.setenv(variable, "0")
+    assert reason in str(native_step.library())
+    assert runner_for("llama").native is None
+
+
+def test_an_attention_backend_by_name_means_torch() -> None:
+    assert runner_for("llama", attention_backend="torch_native").native is None
+    assert runner_for("llama", decode_attention_backend="torch_native").native is None
+
+
+def test_models_it_does_not_know_stay_in_torch() -> None:
+    runner = native_runner("llama")
+    model = runner.model
+    kept = model.model.layers[1].mlp.act.act
+    for change, reason in (
+        (lambda: setattr(model.model.layers[1].mlp.act, "act", "gelu"), "activation"),
+        (lambda: setattr(model.model.layers[1].mlp.act, "act", kept), None),
+        (lambda: setattr(model.model.layers[0].self_attn.attn, "scaling", 0.5), "scaling"),
+    ):
+        change()
+        made = native_step.native_step(model, runner.kv_pool, runner.req_to_token)
+        assert (reason in made) if reason else not isinstance(made, str)
+
+
+def test_who_looks_into_the_modules_sees_them_run() -> None:
+    runner = native_runner("llama")
+    slots = Slots(runner.req_to_token, runner.num_tokens)
+    seen = []
+    first = runner.forward(make_batch(slots, [(slots.sequence(), prompt(9))]))
+    handle = runner.model.model.layers[1].register_forward_hook(lambda *_: seen.append(1))
+    second = runner.forward(make_batch(slots, [(slots.sequence(), prompt(9))]))
+    handle.remove()
+    runner.forward(make_batch(slots, [(slots.sequence(), prompt(9))]))
+    assert seen == [1]
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
