@@ -60,7 +60,7 @@ def _chosen(executor: Executor, stream: Stream, step: Step, request: GenRequest,
     executor.num_generated_tokens += output.num_tokens
     assert step.slot is not None
     stream.append_text(output.text)
-    stream.marks.append((stream.text_len - len(output.text), step.slot))
+    stream.mark(output.text, step.slot)
     step.slot.set(output.text, partial(_meta, request, event))
 
 

@@ -279,7 +279,7 @@ def _generated(
             stream.append_generated(first.kept_ids, first.kept_tail, first.text, healed=request.healed)
         else:
             stream.append_generated((), first.text, first.text)
-        stream.marks.append((stream.text_len - len(first.text), slot))
+        stream.mark(first.text, slot)
         slot.set(first.text, meta.OutputMeta(request, event, first, executor.tokenizer))
         return
     for output in event.outputs:
@@ -293,7 +293,7 @@ def _generated(
         stream.append_generated(first.kept_ids, first.kept_tail, first.text, num_told, request.healed)
     else:
         stream.append_generated((), texts[0], texts[0], num_told)
-    stream.marks.append((stream.text_len - len(texts[0]), slot))
+    stream.mark(texts[0], slot)
     if told is not None:
         told.end(event, thoughts[0], texts[0])
     infos: list[Any] = [meta.OutputMeta(request, event, output, executor.tokenizer) for output in event.outputs]

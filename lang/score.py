@@ -81,7 +81,7 @@ def _decide(
     decision = method(choices=choices, logprobs=event.scores, token_ids=sequences, unconditional=alone)
     chosen = _draw(executor, stream, step.op, choices, decision)
     stream.append_text(chosen)
-    stream.marks.append((stream.text_len - len(chosen), step.slot))
+    stream.mark(chosen, step.slot)
     step.slot.set(chosen, partial(meta.of_choices, request.id, event, choices, sequences, decision, alone))
 
 

@@ -23,6 +23,7 @@ from .quick import maker
 from .types import TypeSpec
 
 Run = list[tuple[str, SourceLoc | None]]
+Mark = tuple[Any, int, "Slot"]  # (the one before, if any; where in the text it begins; what holds it)
 new_segment = maker(Segment)
 GONE: Any = ()  # in place of what a finished stream does not need any more
 
@@ -143,9 +144,9 @@ class Stream:
 
     __slots__ = (
         "ahead", "branches", "busy", "changes", "error", "feed", "first_message", "fixed", "id", "is_joined",
-        "is_rendered", "is_started", "log", "marks", "messages", "num_branches", "num_requests", "open_role", "path",
-        "pieces", "queue", "regions", "request_id", "roles", "run", "scopes", "segments", "siblings", "text_len",
-        "variables",
+        "is_rendered", "is_started", "last_mark", "log", "messages", "num_branches", "num_requests", "open_role",
+        "path", "pieces", "queue", "regions", "request_id", "roles", "run", "scopes", "segments", "siblings",
+        "text_len", "variables",
     )  # fmt: skip
 
     def __init__(self, id: int, path: str, is_started: bool = True) -> None:
@@ -158,7 +159,7 @@ class Stream:
         self.pieces: list[str] = []
         self.text_len = 0
         self.ahead: Ahead | None = None  # what a call wrote that may serve the next gens too
-        self.marks: list[tuple[int, Slot]] = []  # where in the text what was generated begins
+        self.last_mark: Mark | None = None  # where in the text what was generated begins
         self.feed: Feed | None = None  # hears of all text
         self.log: list[Any] | None = None  # what a branch appended, for a join that appends it again
         # Chat turns and scopes, as of the last step carried out.
@@ -188,6 +189,20 @@ class Stream:
     def is_idle(self) -> bool:
         """Whether every step so far has been carried out."""
         return self.is_started and self.busy is None and not self.queue
+
+    def mark(self, text: str, slot: Slot) -> None:
+        """The last text that was appended is what the slot holds."""
+        self.last_mark = (self.last_mark, self.text_len - len(text), slot)
+
+    @property
+    def marks(self) -> list[tuple[int, Slot]]:
+        """Where in the text each generated text begins, in order."""
+        found, mark = [], self.last_mark
+        while mark is not None:
+            before, start, slot = mark
+            found.append((start, slot))
+            mark = before
+        return found[::-1]
 
     # -- text and tokens
 
@@ -334,7 +349,7 @@ class Stream:
         if self.pieces:
             stream.pieces = [self.text()]
         stream.text_len = self.text_len
-        stream.marks = self.marks.copy()
+        stream.last_mark = self.last_mark
         stream.messages = self.messages
         stream.first_message = len(self.messages)
         stream.roles = self.roles
