@@ -16,6 +16,7 @@ import torch
 from support.tiny_models import reference_model, tiny_checkpoint
 
 from dslc.runtime.engine import Engine
+from dslc.runtime.native_step import library
 
 torch.set_num_threads(1)
 TAU = 1e-4
@@ -32,9 +33,15 @@ SETTINGS: list[dict[str, Any]] = [
 WITH_LOGPROBS: dict[str, Any] = {"return_logprob": True, "logprob_start_len": 0}
 
 
-def make_engine(family: str, **options: Any) -> Engine:
+def make_engine(family: str, way: str, **options: Any) -> Engine:
+    """`way` is the arithmetic: "native" (C++), or "torch"."""
     given = {"max_running_requests": 16, "max_total_tokens": 4096, "random_seed": 7, **options}
+    if way == "torch":
+        given["attention_backend"] = "torch_deterministic" if options.get("deterministic") else "torch_native"
     engine = Engine(model_path=str(tiny_checkpoint(family)), device="cpu", **given)
+    if way == "native" and engine.runner.native is None:
+        engine.close()
+        pytest.skip(f"the C++ forward cannot be had here: {library()}")
     engine.check_when_idle = True
     return engine
 
@@ -87,32 +94,33 @@ def served(engine: Engine, prompts: list[list[int]], params: Any) -> list[list[t
 GREEDY = {"max_new_tokens": 5, "temperature": 0.0, "ignore_eos": True}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed, way", [(0, "torch"), (1, "torch"), (1, "native"), (2, "native")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_deterministic_mode_gives_every_request_what_it_gives_alone(family: str, seed: int) -> None:
+def test_deterministic_mode_gives_every_request_what_it_gives_alone(family: str, seed: int, way: str) -> None:
     rng = random.Random(seed)
     prompts, params = first_wave(rng)
-    with make_engine(family, deterministic=True, disable_radix_cache=True) as engine:
+    with make_engine(family, way, deterministic=True, disable_radix_cache=True) as engine:
         alone = [served(engine, [prompt], [p])[0] for prompt, p in zip(prompts, params, strict=True)]
         forks = second_wave(rng, prompts, alone)
         forks_alone = [served(engine, [fork], GREEDY)[0] for fork in forks]
     for options in rng.sample(SETTINGS, 4):
-        with make_engine(family, deterministic=True, **options) as engine:
+        with make_engine(family, way, deterministic=True, **options) as engine:
             assert served(engine, prompts, params) == alone, options
             assert served(engine, forks, GREEDY) == forks_alone, options
             if options.get("max_total_tokens") == 200:
                 assert engine.counters().evicted_tokens > 0
 
 
+@pytest.mark.parametrize("way", ["torch", "native"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fast_mode_stays_within_tau_of_transformers(family: str) -> None:
+def test_fast_mode_stays_within_tau_of_transformers(family: str, way: str) -> None:
     model = reference_model(tiny_checkpoint(family))
     num_ids = num_cut = 0
     worst = 0.0
     for seed, options in enumerate(SETTINGS):
         rng = random.Random(100 + seed)
         prompts, params = first_wave(rng)
-        with make_engine(family, **options) as engine:
+        with make_engine(family, way, **options) as engine:
             results = served(engine, prompts, params)
             forks = second_wave(rng, prompts, results)
             fork_results = served(engine, forks, GREEDY)

@@ -1,0 +1,69 @@
+"""Packed weights give the same products, are chosen for a shape once, and are left alone where they are wrong."""
+
+import pytest
+import torch
+from support.tiny_models import tiny_checkpoint
+
+from dslc.core.config import EngineConfig
+from dslc.runtime.layers import packing
+from dslc.runtime.layers.linear import Linear, MergedLinear
+from dslc.runtime.layers.packing import pack_linears
+from dslc.runtime.model_runner import ModelRunner
+
+torch.set_num_threads(1)
+
+
+def linear(inputs: int, outputs: int, dtype: torch.dtype, bias: bool) -> Linear:
+    with torch.inference_mode():
+        layer = Linear(inputs, outputs, bias).to(dtype)
+        for param in layer.parameters():
+            param.normal_(generator=torch.Generator().manual_seed(inputs))
+    return layer
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs, outputs", [(1, 1), (33, 17), (64, 130), (99, 20)])
+@torch.inference_mode()
+def test_packed_products_are_the_plain_ones(inputs, outputs, dtype, bias):
+    layer = linear(inputs, outputs, dtype, bias)
+    plain = {
+        rows: layer(torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))) for rows in (0, 1, 40)
+    }
+    pack_linears(layer, measured=False)
+    assert layer.packed is not None and layer.packed_from == 1
+    for rows, expected in plain.items():
+        found = layer(torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows)))
+        assert found.dtype == torch.float32 and found.shape == (rows, outputs)
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        assert rows == 0 or (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_what_is_slower_is_not_taken(monkeypatch):
+    layer = linear(64, 64, torch.float32, False)
+    monkeypatch.setattr(packing, "_seconds", lambda run: clock.pop(0))
+    clock = [1.0, 0.5, 1.0, 0.5, 1.0, 2.0]  # plain and packed at 32, 8 and 1 rows
+    pack_linears(layer)
+    assert layer.packed_from == 8 and not clock
+    other = linear(64, 64, torch.float32, False)
+    clock += [1.0, 2.0]
+    pack_linears(other)
+    assert other.packed is None
+
+
+def test_a_wrong_product_is_not_taken(monkeypatch):
+    layer = linear(64, 64, torch.float32, False)
+    right = packing.packed_product
+    monkeypatch.setattr(packing, "packed_product", lambda *args: right(*args) + 1e3)
+    pack_linears(layer, measured=False)
+    assert layer.packed is None
+
+
+def test_tied_weights_are_packed_once():
+    path = tiny_checkpoint("llama", tie_word_embeddings=True)
+    config = EngineConfig.of(model_path=str(path), max_total_tokens=64, attention_backend="torch_deterministic",
+                             device="cpu", deterministic=True)  # fmt: skip
+    model = ModelRunner(config).model
+    layers = [module for module in model.modules() if isinstance(module, (Linear, MergedLinear))]
+    assert all(layer.packed is not None for layer in layers)
+    assert len({id(layer.packed) for layer in layers}) == len({id(layer.weight) for layer in layers})
