@@ -16,7 +16,8 @@ class EngineConfig:
     `model_path` None is the built-in model. `model_impl` "auto" runs architectures that are not written here through
     transformers' code, where that allows it; "transformers" runs all so, "dslc" none. `dtype` "auto" takes the
     checkpoint's on a GPU and float32 on the CPU. `is_embedding` reads a language model as an embedding model: `encode`
-    instead of `generate`.
+    instead of `generate`. `load_format` "auto" reads *.safetensors, or a *.gguf file; "pt" reads pickles (*.bin, *.pt)
+    as weights only; "dummy" reads no weights at all: random ones, for benchmarks.
     `max_total_tokens` None sizes the KV pool from `mem_fraction_static` of the free memory (GPU) or to
     `max_running_requests` contexts, at most 1 GiB (CPU). `chunked_prefill_size` -1 prefills whole prompts.
     `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
@@ -32,6 +33,7 @@ class EngineConfig:
     revision: str | None = None
     model_impl: Literal["auto", "dslc", "transformers"] = "auto"
     is_embedding: bool = False
+    load_format: Literal["auto", "safetensors", "pt", "gguf", "dummy"] = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context_length: int | None = None
@@ -97,6 +99,9 @@ class EngineConfig:
             )
         if self.jump_forward not in (True, False, "step"):
             raise ConfigError(f'must be True, "step" or False, not {self.jump_forward!r}', field="jump_forward")
+        formats = ("auto", "safetensors", "pt", "gguf", "dummy")
+        if self.load_format not in formats:
+            raise ConfigError(f"must be one of {', '.join(formats)}, not {self.load_format!r}", field="load_format")
         if self.model_impl not in ("auto", "dslc", "transformers"):
             raise ConfigError(f"must be auto, dslc or transformers, not {self.model_impl!r}", field="model_impl")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..core.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from io import RawIOBase
 
 DTYPES = {
@@ -59,6 +60,61 @@ def checkpoint_tensors(folder: Path) -> list[StoredTensor]:
     return list(tensors.values())
 
 
+@dataclass(frozen=True, slots=True)
+class PickledTensor:
+    """One tensor of a *.bin or *.pt file, which is mapped into memory."""
+
+    name: str
+    file: Path
+    value: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    def copy_into(self, target: Tensor) -> None:
+        """Write the values to a tensor of this shape."""
+        target.copy_(self.value)
+
+
+def pickled_tensors(folder: Path) -> Iterator[PickledTensor]:
+    """All tensors of pytorch_model*.bin (or other *.bin, *.pt, *.pth), file by file. Raises ModelLoadError.
+
+    Only tensors are read: a pickle that would run code is refused by torch.
+    """
+    files = pickles(folder)
+    if not files:
+        raise ModelLoadError("no *.bin, *.pt or *.pth file: is this the right folder?", path=str(folder))
+    seen: dict[str, Path] = {}
+    for file in files:
+        try:
+            values = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        except Exception as error:  # pickle, zip and torch each raise their own
+            raise ModelLoadError(
+                f"cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]}); download the file "
+                "again, or convert it with transformers (from_pretrained, then save_pretrained) if you trust it",
+                path=str(file),
+            ) from error
+        if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+            values = values["state_dict"]
+        if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+            raise ModelLoadError("holds no table of tensors", path=str(file))
+        for name, value in values.items():
+            if name in seen:
+                raise ModelLoadError(
+                    f"tensor {name!r} is also in {seen[name].name}; remove one of them", path=str(file)
+                )
+            seen[name] = file
+            yield PickledTensor(name, file, value)
+
+
+def pickles(folder: Path) -> list[Path]:
+    """Files of weights that are pickles: pytorch_model*.bin if there are any, else all."""
+    found = [path for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
+    found = [path for path in found if path.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
+    return [path for path in found if path.name.startswith("pytorch_model")] or found
+
+
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_NAME
     if index.exists():
@@ -73,10 +129,10 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        pickled = pickles(folder)
         remedy = (
-            f"only {pickled[0]!r}, a pickle, which can run code when it is read; convert it with "
-            "transformers (from_pretrained, then save_pretrained)"
+            f"only {pickled[0].name!r}, a pickle, which can run code when it is read; convert it with "
+            "transformers (from_pretrained, then save_pretrained), or ask for load_format='pt' (tensors only)"
             if pickled
             else "is this the right folder, and is the download complete?"
         )

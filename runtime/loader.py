@@ -6,7 +6,7 @@ straight from the file. What is missing, left over, misshapen or not finite is a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ModelLoadError
-from .checkpoint import StoredTensor, checkpoint_tensors, read_into
+from .checkpoint import PickledTensor, StoredTensor, checkpoint_tensors, pickled_tensors, read_into
+from .gguf import GgufFile, GgufTensor
 from .layers.embedding import Embedding
 from .layers.linear import Linear
 from .layers.mla import LatentUp
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .models.base import CausalLM
 
 WEIGHT_MODULES = (Linear, Embedding, Experts, LatentUp)  # kept in the weights' dtype, all others in that of activations
+RANDOM_STEP = 1 << 18
+Stored = StoredTensor | PickledTensor | GgufTensor
 BUILTIN_MODEL = Path(__file__).parent / "builtin" / "dslc_tiny"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.tiktoken", "merges.txt", "vocab.txt")
 
@@ -47,8 +50,12 @@ def model_folder(model_path: str | None, revision: str | None = None) -> Path:
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file() and folder.suffix == ".gguf":
+        return folder.parent
     if folder.exists():
-        raise ModelLoadError("is a file; a model is a folder with config.json and *.safetensors", path=model_path)
+        raise ModelLoadError(
+            "is a file; a model is a folder with config.json and *.safetensors, or a *.gguf file", path=model_path
+        )
     if folder.is_absolute() or model_path.startswith((".", "~")) or model_path.count("/") != 1:
         raise ModelLoadError("no such folder; give a local folder or a hub id `owner/name`", path=model_path)
     return _download(model_path, revision)
@@ -71,8 +78,27 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def load_config(folder: Path, *, context_length: int | None = None, impl: str = "auto") -> ModelConfig:
-    """The model's config.json; for transformers' code as transformers reads it. Raises ModelLoadError."""
+def gguf_of(model_path: str | None, folder: Path, load_format: str = "auto") -> Path | None:
+    """The GGUF file that a model's weights come from; None if they do not. Raises ModelLoadError."""
+    if model_path is not None and model_path.endswith(".gguf") and Path(model_path).expanduser().is_file():
+        return Path(model_path).expanduser()
+    if load_format not in ("auto", "gguf") or (load_format == "auto" and any(folder.glob("*.safetensors*"))):
+        return None
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1 or (load_format == "gguf" and not files):
+        raise ModelLoadError(f"holds {len(files)} *.gguf files; give the path of one as model_path", path=str(folder))
+    return files[0] if files else None
+
+
+def load_config(
+    folder: Path, *, context_length: int | None = None, impl: str = "auto", gguf: Path | None = None
+) -> ModelConfig:
+    """The model's config.json; for transformers' code as transformers reads it. Raises ModelLoadError.
+
+    Of a GGUF file without a config.json beside it, its metadata.
+    """
+    if gguf is not None and not (folder / "config.json").exists():
+        return ModelConfig.of_fields(gguf, GgufFile.open(gguf).config(), context_length=context_length)
     architectures = ModelConfig.architectures(folder)
     if not runs_generic(architectures[0], impl):
         return ModelConfig.load(folder, context_length=context_length)
@@ -95,8 +121,11 @@ def load_model(
     act_dtype: torch.dtype = torch.float32,
     check_finite: bool = True,
     is_embedding: bool = False,
+    load_format: str = "auto",
+    gguf: Path | None = None,
 ) -> CausalLM:
-    """The model of `config.path` with its weights, in eval mode; with `is_embedding` without its vocabulary head.
+    """The model of `config.path` with its weights, in eval mode, from the files that `EngineConfig.load_format` names
+    or from a GGUF file; with `is_embedding` without its vocabulary head.
 
     Matrices and embeddings are kept in `weight_dtype`, all other parameters in `act_dtype`, the dtype of activations.
     Raises ModelLoadError naming the file (unknown architecture, missing shard or tensor, unexpected tensor, wrong
@@ -113,8 +142,32 @@ def load_model(
         config, device=device, weight_dtype=weight_dtype, act_dtype=act_dtype, is_embedding=is_embedding
     )
     with torch.no_grad():
-        fill(model, checkpoint_tensors(config.path), config.path, check_finite=check_finite)
+        if load_format == "dummy":
+            fill_at_random(model)
+        else:
+            stored = stored_tensors(config.path, load_format, gguf)
+            fill(model, stored, config.path, check_finite=check_finite)
     return model
+
+
+def stored_tensors(folder: Path, load_format: str, gguf: Path | None) -> Iterable[Stored]:
+    """Where a model's tensors are. Raises ModelLoadError."""
+    if gguf is not None:
+        return GgufFile.open(gguf).checkpoint()
+    return pickled_tensors(folder) if load_format == "pt" else checkpoint_tensors(folder)
+
+
+def fill_at_random(model: CausalLM) -> None:
+    """Weights of no model, the same each time: normal with spread 0.02, norms 1."""
+    rng = torch.Generator().manual_seed(0)
+    for name, param in model.named_parameters():
+        if param.dim() == 1 and "norm" in name.lower():
+            param.fill_(1.0)
+            continue
+        flat = param.view(-1)
+        for start in range(0, flat.numel(), RANDOM_STEP):
+            piece = flat[start : start + RANDOM_STEP]
+            piece.copy_(torch.randn(piece.numel(), generator=rng).mul_(0.02))
 
 
 def empty_model(
@@ -145,13 +198,10 @@ def empty_model(
     return model.eval()
 
 
-def fill(model: CausalLM, stored: Iterable[StoredTensor], folder: Path, *, check_finite: bool = True) -> None:
+def fill(model: CausalLM, stored: Iterable[Stored], folder: Path, *, check_finite: bool = True) -> None:
     """Copy the tensors into the model's parameters; each of them must be there exactly once."""
     targets = dict(model.checkpoint_targets())
-    by_file: dict[Path, list[StoredTensor]] = defaultdict(list)
-    for tensor in stored:
-        by_file[tensor.file].append(tensor)
-    for file, tensors in by_file.items():
+    for file, tensors in groupby(stored, key=lambda tensor: tensor.file):
         with file.open("rb", buffering=0) as stream:
             for tensor in tensors:
                 target = targets.pop(tensor.name, None)
@@ -166,7 +216,10 @@ def fill(model: CausalLM, stored: Iterable[StoredTensor], folder: Path, *, check
                         f"{list(target.shape)}",
                         path=str(file),
                     )
-                read_into(stream, tensor, target)
+                if isinstance(tensor, StoredTensor):
+                    read_into(stream, tensor, target)
+                else:
+                    tensor.copy_into(target)
                 if check_finite:
                     _check_finite(tensor, target)
     if targets:
@@ -178,7 +231,7 @@ def fill(model: CausalLM, stored: Iterable[StoredTensor], folder: Path, *, check
         )
 
 
-def _check_unexpected(model: CausalLM, tensor: StoredTensor, targets: Mapping[str, Tensor]) -> None:
+def _check_unexpected(model: CausalLM, tensor: Stored, targets: Mapping[str, Tensor]) -> None:
     """Raise ModelLoadError unless the tensor is one that a checkpoint may hold in vain."""
     if model.is_ignored(tensor.name):
         return
@@ -190,7 +243,7 @@ def _check_unexpected(model: CausalLM, tensor: StoredTensor, targets: Mapping[st
     )
 
 
-def _check_finite(tensor: StoredTensor, target: Tensor) -> None:
+def _check_finite(tensor: Stored, target: Tensor) -> None:
     # A sum is one pass without a temporary; only if it is not finite look closer (it may have overflowed).
     if torch.isfinite(target.sum(dtype=torch.float32)) or torch.isfinite(target).all():
         return

@@ -106,6 +106,11 @@ class ModelConfig:
         return FieldReader(path, raw).model(context_length)
 
     @classmethod
+    def of_fields(cls, path: Path, fields: Mapping[str, Any], *, context_length: int | None = None) -> ModelConfig:
+        """From fields as config.json has them, which were read from the file `path`. Raises ModelLoadError."""
+        return FieldReader(path, fields).model(context_length)
+
+    @classmethod
     def architectures(cls, folder: str | Path) -> list[str]:
         """The class names in config.json. Raises ModelLoadError."""
         path = Path(folder) / "config.json"

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError
 from .attention import choose_attention_backend
 from .layers.packing import pack_linears
 from .layers.rowwise import fix_counts
-from .loader import load_config, load_model, model_folder
+from .loader import gguf_of, load_config, load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from .memory.request_table import ReqToTokenPool
 from .native_step import NativeStep, native_step
@@ -40,7 +40,10 @@ class ModelRunner:
         self.config = config
         self.platform: Platform = platform_of(config.device)
         self.folder: Path = model_folder(config.model_path, config.revision)
-        self.model_config = load_config(self.folder, context_length=config.context_length, impl=config.model_impl)
+        gguf = gguf_of(config.model_path, self.folder, config.load_format)
+        self.model_config = load_config(
+            self.folder, context_length=config.context_length, impl=config.model_impl, gguf=gguf
+        )
         stored = getattr(torch, self.model_config.dtype)
         self.dtype: torch.dtype = (
             self.platform.default_dtype(stored) if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -52,6 +55,8 @@ class ModelRunner:
                 self.model_config,
                 impl=config.model_impl,
                 is_embedding=config.is_embedding,
+                load_format=config.load_format,
+                gguf=gguf,
                 device=self.device,
                 weight_dtype=self.dtype,
                 act_dtype=self.act_dtype,

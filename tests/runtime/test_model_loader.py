@@ -261,15 +261,18 @@ def test_a_hub_id_is_downloaded_and_a_failure_says_what_to_do(tmp_path, monkeypa
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 torch.set_num_threads(1)
 from dslc.runtime.loader import load_model
 from dslc.runtime.model_config import ModelConfig
 config = ModelConfig.load(sys.argv[1])
 import dslc.runtime.models.llama
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory(field):  # not ru_maxrss: that counts in what the parent had when it forked
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
 model = load_model(config)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(memory("VmHWM") - before)
 """
 
 
@@ -278,7 +281,7 @@ def test_peak_memory_is_that_of_the_weights():
     size = (folder / "model.safetensors").stat().st_size
     assert size > 50e6
     out = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
-    assert int(out.stdout) <= 1.3 * size
+    assert 0.9 * size < int(out.stdout) <= 1.3 * size
 
 
 class TestRegistry:
