@@ -116,6 +116,11 @@ def operations() -> dict[str, tuple[str, ...]]:
     return {name: (*(other.name for other in found.others), TORCH) for name, found in sorted(_OPERATIONS.items())}
 
 
+def torch_form(name: str) -> Callable[..., Any]:
+    """The plain torch form of an operation. Raises ValueError for an unknown one."""
+    return _operation(name).twin
+
+
 def choose(name: str, *, device: torch.device | str, dtype: torch.dtype, **shape: int) -> Kernel:
     """The implementation of an operation for tensors of `dtype` on `device`. Not cheap: call it once, keep `run`.
 

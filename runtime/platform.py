@@ -8,12 +8,19 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, EngineError
 from ..kernels.registry import missing_triton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+WARM_UPS = 3  # runs before a capture
 
 
 class Platform(ABC):
@@ -62,6 +69,13 @@ class Platform(ABC):
     def synchronize(self) -> None:
         """Return when everything queued on the device is done."""
 
+    def capture(self, forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Record what `forward` launches; the result launches it all again (`graph_buckets.GraphCapture`).
+
+        Only where `supports_graphs`. `forward` is run a few times first.
+        """
+        raise EngineError(f"{self.name} has no graphs")
+
 
 class CpuPlatform(Platform):
     """The host. Activations and KV are float32 whatever the weights are: half-precision attention is 2-3 times slower
@@ -95,6 +109,7 @@ class CudaPlatform(Platform):
     name = "cuda"
     supports_graphs = True
     collective_backend = "nccl"
+    _graph_pool: Any = None  # memory that all captured graphs share
 
     @classmethod
     def is_available(cls) -> bool:
@@ -119,6 +134,24 @@ class CudaPlatform(Platform):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
+
+    def capture(self, forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):  # compiles kernels and lets libraries take their workspaces
+                forward()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graph_pool):
+            out = forward()
+        self._graph_pool = graph.pool()  # the next one may use the same memory: they do not run side by side
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
 
 
 _PLATFORMS: dict[str, type[Platform]] = {}

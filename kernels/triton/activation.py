@@ -38,8 +38,8 @@ def _act_and_mul(x_ptr, out_ptr, x_stride, size, ACT: tl.constexpr, BLOCK: tl.co
     inside = columns < size
     gate = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * x_stride + size + columns, mask=inside, other=0.0)
-    act = _activated(gate, ACT).to(up.dtype)  # rounded first, as two operations would
-    tl.store(out_ptr + row * size + columns, act * up, mask=inside)
+    act = _activated(gate, ACT).to(up.dtype).to(tl.float32)  # rounded in between, as two operations would
+    tl.store(out_ptr + row * size + columns, (act * up.to(tl.float32)).to(up.dtype), mask=inside)
 
 
 def _gated(x: Tensor, act: str) -> Tensor:
