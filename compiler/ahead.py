@@ -84,6 +84,11 @@ class LookAhead:
         out = self._origins.get(number)
         return self.plan.hints.get(out.id) if out is not None else None
 
+    def path(self, number: int) -> float:
+        """Tokens to be generated from there on, as far as the trace goes."""
+        out = self._origins.get(number)
+        return self.plan.paths.get(out.id, 0.0) if out is not None else 0.0
+
     # -- what the body does
 
     def text(self, text: str, where: SourceLoc | None) -> bool:

@@ -47,7 +47,15 @@ PASSES: tuple[Pass, ...] = (
 )
 PASS_NAMES = tuple(item.name for item in PASSES)
 # Those of a workload (`scheduling.make`): named here so that compiling a program need not load them.
-SCHEDULE_PASS_NAMES = ("order-free", "depth-first", "kv-pressure", "common-gens", "next-use", "cost-model")
+SCHEDULE_PASS_NAMES = (
+    "order-free",
+    "depth-first",
+    "kv-pressure",
+    "common-gens",
+    "next-use",
+    "critical-path",
+    "cost-model",
+)
 
 
 def compile_program(

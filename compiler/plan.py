@@ -17,6 +17,7 @@ from .fields import new_streams
 from .hints import hints_of
 from .ir import Program, Ref, walk
 from .parser import CONSTRAINT_KINDS
+from .paths import paths_of
 from .printer import print_program, string_text
 from .serial import Reader, check_version, decode_program, encode_program
 
@@ -122,6 +123,11 @@ class Plan:
     def hints(self) -> dict[int, Hints]:
         """By the value's number: what each gen and select can tell a backend of the future."""
         return hints_of(self)
+
+    @cached_property
+    def paths(self) -> dict[int, float]:
+        """By the value's number: tokens to be generated from each gen and select on, along the longest path."""
+        return paths_of(self)
 
     @cached_property
     def guesses(self) -> dict[Any, Any]:

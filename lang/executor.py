@@ -249,6 +249,10 @@ class Executor:
         """What the plan says of the future of the generation or choice whose value has this number."""
         return self.plan.hints.get(number) if self.plan is not None else None
 
+    def path_from(self, number: int) -> float:
+        """Tokens to be generated from the generation or choice of this number on, along the longest path."""
+        return self.plan.paths.get(number, 0.0) if self.plan is not None else 0.0
+
     # -- what states read besides
 
     def sync(self, stream: int, where: SourceLoc | None) -> None:

@@ -55,6 +55,9 @@ class FollowedExecutor(Executor):
     def hints_of(self, number: int) -> Hints | None:
         return self.ahead.hints(number) if self.ahead is not None else None
 
+    def path_from(self, number: int) -> float:
+        return self.ahead.path(number) if self.ahead is not None else 0.0
+
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         self.ahead = None
         super().finish(error, result)

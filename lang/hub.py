@@ -115,6 +115,7 @@ class Hub:
         self.common: CommonGens | None = None  # where equal requests in flight are made once
         self.pressure: Pressure | None = None  # where not all programs of a batch may be in flight
         self.sends_hints = False  # requests say which KV their plan needs again
+        self.by_path = False  # of those sent together, the ones go first after which most is still to come
         self.num_requests = 0
         self.num_holds = 0  # how often code of the user's has kept a thread for longer than HOLD_S
         self.is_wary = False  # code of the user's that was thought to be quick has kept a thread
@@ -400,6 +401,8 @@ class Hub:
         """Submit what was asked for, let the backend work until something ends, and pass the results on."""
         if self._outbox:
             batch, self._outbox = self._outbox, []
+            if self.by_path and len(batch) > 1:
+                batch.sort(key=self._path_from, reverse=True)
             try:
                 self.backend.submit(batch, self._receive)
             except Exception as error:
@@ -407,6 +410,11 @@ class Hub:
         if not self._inbox:
             self._wait()
         self._deliver()
+
+    def _path_from(self, request: GenRequest) -> float:
+        """Tokens that are to be generated from this request on, along the longest path."""
+        known = self._in_flight.get(request.id)
+        return known.executor.path_from(request.origin.op) if known is not None and request.origin is not None else 0.0
 
     def _deliver(self) -> None:
         """Pass on what has come in."""

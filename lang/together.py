@@ -43,9 +43,13 @@ def prepare(hub: Hub, draft: Draft) -> None:
     if draft.limit is not None and draft.limit < len(draft.order):
         hub.pressure = Pressure(draft.limit, draft.capacity)
     hub.sends_hints = draft.sends_hints
+    hub.by_path = draft.by_path
 
 
 def prepare_one(hub: Hub, plan: Plan, disabled: Sequence[str]) -> None:
     """The same for a single program: its branches may have gens in common."""
-    if plan.has_branches and "common-gens" not in disabled:
+    if not plan.has_branches:
+        return
+    if "common-gens" not in disabled:
         hub.common = CommonGens()
+    hub.by_path = "critical-path" not in disabled and len(set(plan.paths.values())) > 1

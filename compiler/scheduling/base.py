@@ -42,7 +42,8 @@ class Draft:
     `need` is how many tokens of KV the whole workload may take (inf: unknown). `order` is that of submission. `orders`
     are those of order-free parts, for each instance, and `num_gained` the prompt tokens that they save. `is_common`:
     equal requests in flight are made once. `limit`: how many instances to have in flight at first (None: all), as their
-    own KV may take `capacity` tokens together. `sends_hints`: requests say what of their KV is needed again.
+    own KV may take `capacity` tokens together. `sends_hints`: requests say what of their KV is needed again. `by_path`:
+    those of the ready requests go first after which most is still to come.
     """
 
     workload: Workload
@@ -55,6 +56,7 @@ class Draft:
     limit: int | None = None
     capacity: float = 0
     sends_hints: bool = False
+    by_path: bool = False
 
     @property
     def fits(self) -> bool:

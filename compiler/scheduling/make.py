@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..budget import budget
 from .base import Draft, Machine, SchedulePass
 from .common_gens import COMMON_GENS
+from .critical_path import CRITICAL_PATH
 from .depth_first import DEPTH_FIRST
 from .kv_pressure import KV_PRESSURE
 from .next_use import NEXT_USE
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from ..schedule import Workload
 
-SCHEDULE_PASSES: tuple[SchedulePass, ...] = (ORDER_FREE, DEPTH_FIRST, KV_PRESSURE, COMMON_GENS, NEXT_USE)
+SCHEDULE_PASSES: tuple[SchedulePass, ...] = (
+    ORDER_FREE, DEPTH_FIRST, KV_PRESSURE, COMMON_GENS, NEXT_USE, CRITICAL_PATH,
+)  # fmt: skip
 COST_MODEL = "cost-model"  # off: passes decide by rule, without comparing costs
 SCHEDULE_PASS_NAMES = (*(item.name for item in SCHEDULE_PASSES), COST_MODEL)
 

@@ -286,3 +286,57 @@ def test_canonicalise_computes_once_what_all_rounds_compute():
         text.index(" eq ") < text.index("loop ") for text in map(print_program, (plan.program, left_out.program))
     )
     assert first and not other
+
+
+# critical-path
+
+LENGTHS = """
+program lengths(x) {
+  %0 = arg "x"
+  text "a"
+  fork 1 2 3
+  [1] %1 = gen "short" sampling=(max_new_tokens=4)
+  [2] %2 = gen "long" sampling=(max_new_tokens=40)
+  [3] %3 = select "pick" ["b", "c"]
+  [3] %4 = gen "after" sampling=(max_new_tokens=10)
+  join gather_variable 1 2 3
+  %5 = eq %1 "b"
+  switch %5 {
+    case true { %6 = gen "more" sampling=(max_new_tokens=7) }
+    case false { }
+  }
+  %7 = gen "end" sampling=(max_new_tokens=5)
+}"""
+
+
+def test_the_path_from_each_request():
+    plan = compiled(LENGTHS)
+    end = 5 + 7  # the longer way of the switch
+    assert plan.paths == {1: 4 + end, 2: 40 + end, 3: 1 + 10 + end, 4: 10 + end, 6: 7 + 5, 7: 5}
+
+
+def test_a_value_that_another_stream_needs_is_on_the_path():
+    plan = compiled(
+        """
+program needed(x) {
+  %0 = arg "x"
+  fork 1 2
+  [1] %1 = gen "first" sampling=(max_new_tokens=3)
+  %2 = upper %1
+  [2] text %2
+  [2] %3 = gen "second" sampling=(max_new_tokens=50)
+  [1] set "kept" "k"
+  [1] %4 = get "first"
+  [2] text %4
+}"""
+    )
+    assert (plan.paths[1], plan.paths[3]) == (53, 50)
+
+
+def test_by_path_where_lengths_differ_and_the_caches_order_allows_it():
+    assert drafted(LENGTHS, [{"x": "one"}]).by_path
+    assert not drafted(LENGTHS, [{"x": "one"}], disabled=("critical-path",)).by_path
+    assert not drafted(ASK, [{"x": "one"}, {"x": "two"}]).by_path
+    assert not drafted(FORK, [{}]).by_path  # nothing tells one from the other
+    ordered = drafted(ASK, [{"x": question} for question in QUESTIONS], kv_tokens=20)
+    assert ordered.order != tuple(range(len(QUESTIONS))) and not ordered.by_path

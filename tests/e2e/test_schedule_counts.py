@@ -119,3 +119,26 @@ def test_the_static_prefix_is_cached_after_one_run(engine):
     capital.run(country="Japan", style="Never", backend=engine, temperature=0)
     cached = (engine.counters() - before).cached_tokens
     assert cached >= len(plan.static_prefix) > 10
+
+
+@dslc.function
+def uneven(s, topic):
+    s += f"About {topic}:"
+    for branch, length in zip(s.fork(4), (8, 8, 8, 32), strict=True):
+        branch += "note:" + dslc.gen("note", max_tokens=length, ignore_eos=True)
+
+
+def test_the_longest_path_first_takes_fewer_forwards():
+    """Two places for four branches, the long one last: 8 + 32 forwards in the order of the program, 32 by path."""
+    torch.set_num_threads(1)
+    with dslc.Engine(dtype="float32", max_running_requests=2, schedule_policy="fcfs") as engine:
+        used, texts = [], []
+        for disabled in ((), ("critical-path",)):
+            engine.flush_cache()
+            before = engine.counters()
+            options = CompileOptions(disabled=("common-gens", *disabled))
+            state = uneven.run(topic="foxes", backend=engine, temperature=0, compile_options=options)
+            used.append((engine.counters() - before).forwards)
+            texts.append(state.text())
+        assert texts[0] == texts[1]
+        assert used[0] <= 34 and used[1] >= 40
