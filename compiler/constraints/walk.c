@@ -525,9 +525,9 @@ static i64 step(Machine *m, i64 state, u8 b) {
         }
         case NAME: {
             i32 node = (i32)leaf, place = c->names->low[node];
-            if (b == '"')
-                return c->names->end[node] >= 0 && c->outcomes[place + 1] > c->outcomes[place] ? leave(m, number, place) : DEAD;
             i32 child = name_child(c->names, node, b);
+            if (b == '"' && child < 0) /* with a child it is the name's own, behind a backslash */
+                return c->names->end[node] >= 0 && c->outcomes[place + 1] > c->outcomes[place] ? leave(m, number, place) : DEAD;
             if (child < 0 || c->outcomes[c->names->high[child]] == c->outcomes[c->names->low[child]]) return DEAD;
             return base | child;
         }

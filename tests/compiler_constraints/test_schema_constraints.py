@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 from decimal import Decimal
@@ -315,3 +316,16 @@ def test_formats_are_checked_or_notes():
         assert all(accepts(note, text_of(t)) for t in good + bad)
     unknown = compile_constraint(constraint({"type": "string", "format": "made-up"}), vocabulary)
     assert accepts(unknown, b'"x"')
+
+
+def test_dates_are_those_that_datetime_has():
+    rng = random.Random(4)
+    compiled = compile_constraint(constraint({"type": "string", "format": "date"}), small_vocabulary())
+    years = [0, 1, 4, 10, 40, 100, 400, 999, 1000, 1900, 2000, 2023, 2024, 9999]
+    texts = [f"{y:04}-{m:02}-{d:02}" for y in years for m in range(14) for d in (0, 1, 28, 29, 30, 31, 32)]
+    for text in [*texts, *(f"{rng.randrange(10_000):04}-02-29" for _ in range(300)), "24-01-01", "2024-1-1"]:
+        try:
+            valid = len(text) == 10 and datetime.date.fromisoformat(text) is not None
+        except ValueError:
+            valid = False
+        assert accepts(compiled, f'"{text}"'.encode()) == valid, text

@@ -72,7 +72,7 @@ _SCALARS: list[dict[str, Any]] = [
     {"const": "a \"quoted\" one"}, {"type": ["string", "null"]}, {"type": ["integer", "boolean"]}, {},
     {"not": {"type": "string"}}, {"type": "string", "not": {"enum": ["a", "ab"]}}, {"const": {"a": [1, 2]}},
 ]  # fmt: skip
-_NAMES = ["id", "name", "tags", "é", "na me", "n", "nam", "value\\", "x1", "type"]
+_NAMES = ["id", "name", "tags", "é", "na me", "n", "nam", "value\\", "x1", "type", 'na"me', '"', "t\n"]
 
 
 def random_schema(rng: random.Random, depth: int = 2) -> Any:
