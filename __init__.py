@@ -161,6 +161,7 @@ if TYPE_CHECKING:
     from .lang.remote.litellm_api import LiteLLM as LiteLLM
     from .lang.remote.openai_api import OpenAI as OpenAI
     from .lang.remote.vertex_api import VertexAI as VertexAI
+    from .lang.scripted import ScriptedBackend as ScriptedBackend
     from .lang.sequence import seq as seq
     from .lang.several import run_together as run_together
     from .lang.state import ProgramState as ProgramState
@@ -198,6 +199,7 @@ _HOME = {
     ".lang.remote.litellm_api": ("LiteLLM",),
     ".lang.remote.openai_api": ("OpenAI",),
     ".lang.remote.vertex_api": ("VertexAI",),
+    ".lang.scripted": ("ScriptedBackend",),
     ".lang.sequence": ("seq",),
     ".lang.tools": ("ToolCall", "ToolError", "tool_of"),
     ".lang.function": ("Function", "function"),
