@@ -52,7 +52,7 @@ def build(
     if which is None:
         raise OSError(f"no {'C' if language == 'c' else 'C++'} compiler found")
     content = b"".join(path.read_bytes() for path in (*sources, *included))
-    where = (which, tuple(flags), platform.machine(), platform.system())
+    where: tuple[object, ...] = (which, tuple(flags), platform.machine(), platform.system())
     if "-march=native" in flags:
         where += (_processor(),)
     path = folder / "native" / f"{name}-{hashlib.sha256(content + repr(where).encode()).hexdigest()[:16]}.so"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.cache_folder import cache_folder
 from ..core.native_build import build, is_switched_off
@@ -67,12 +67,12 @@ def library() -> Library | str:
 class NativeStep:
     """A model and its pool, as the C++ forward has them."""
 
-    def __init__(self, native: NativeLlama, model: LlamaForCausalLM, req_to_token: ReqToTokenPool) -> None:
+    def __init__(self, native: NativeLlama, model: Any, req_to_token: ReqToTokenPool) -> None:
         self._native = native
         self._rotary = model.model.rotary
         self._table = req_to_token.device
         modules = list(model.modules())
-        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks: list[dict[int, Any]] = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
 
     def serves(self, fb: ForwardBatch) -> bool:
         """Whether this forward can be done here: someone who looks into the modules must see them run."""
@@ -94,7 +94,6 @@ def native_step(model: CausalLM, kv_pool: KVPool, req_to_token: ReqToTokenPool) 
     reason = _unlike_llama(model)
     if reason is not None:
         return reason
-    assert isinstance(model, LlamaForCausalLM)
     loaded = library()
     if isinstance(loaded, str):
         return loaded
@@ -104,7 +103,7 @@ def native_step(model: CausalLM, kv_pool: KVPool, req_to_token: ReqToTokenPool) 
         return str(error)
 
 
-def _unlike_llama(model: CausalLM) -> str | None:
+def _unlike_llama(model: Any) -> str | None:
     """What about this model the C++ forward does not know; None if it knows all of it."""
 
     def runs(module: nn.Module, cls: type[nn.Module], *names: str) -> bool:
@@ -139,7 +138,7 @@ def _unlike_llama(model: CausalLM) -> str | None:
     return None
 
 
-def _weights(model: LlamaForCausalLM, kv_pool: KVPool) -> ModelWeights:
+def _weights(model: Any, kv_pool: KVPool) -> ModelWeights:
     config, inner = model.config, model.model
 
     def linear(layer: Linear) -> LinearWeights:

@@ -213,7 +213,7 @@ class NativeLlama:
 
 def _groups(given: _Batch, groups: Sequence[tuple[Sequence[int], int]]) -> object:
     """Fill in the groups; what is returned must live until the call is over."""
-    starts, rows = [0], []
+    starts, rows = [0], list[int]()
     for members, _ in groups:
         rows += members
         starts.append(len(rows))

@@ -36,9 +36,11 @@ def pack_linears(model: nn.Module, *, measured: bool = True) -> None:
     found: dict[tuple[object, ...], int | None] = {}
     packed: dict[int, Tensor] = {}  # tied weights are packed once
     for module in model.modules():
-        if type(module) not in (Linear, MergedLinear) or module.weight.device.type != "cpu":
+        if not isinstance(module, Linear) or type(module) not in (Linear, MergedLinear):
             continue
         weight = module.weight
+        if weight.device.type != "cpu":
+            continue
         kind = (*weight.shape, weight.dtype, module.bias is None)
         try:
             if id(weight) not in packed:
