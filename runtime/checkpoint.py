@@ -189,7 +189,10 @@ def _stored(file: Path, name: str, entry: Any, data_start: int, file_size: int) 
     except (KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"entry of tensor {name!r} is malformed: {error!r}", path=str(file)) from error
     if dtype not in DTYPES:
-        raise ModelLoadError(f"tensor {name!r} has dtype {dtype!r}; known: {', '.join(DTYPES)}", path=str(file))
+        raise ModelLoadError(
+            f"tensor {name!r} has dtype {dtype!r}; known: {', '.join(DTYPES)}. Use the checkpoint in one of these",
+            path=str(file),
+        )
     tensor = StoredTensor(name, file, DTYPES[dtype], shape, data_start + (begin if numbers else 0))
     if not numbers or end - begin != tensor.num_elements * tensor.dtype.itemsize:
         raise ModelLoadError(f"tensor {name!r}: shape and data_offsets do not fit together", path=str(file))

@@ -62,6 +62,7 @@ class Engine(GenerateAPI, EncodeAPI):
 
     def __init__(self, **options: Any) -> None:
         from ..core.text.load import load_tokenizer
+        from .loader import check_vocabulary
         from .model_runner import ModelRunner
 
         config = EngineConfig.of(**options)
@@ -70,6 +71,7 @@ class Engine(GenerateAPI, EncodeAPI):
             tokenizer = load_tokenizer(config.tokenizer_path, config.revision)
         else:
             tokenizer = load_tokenizer(runner.folder)
+        check_vocabulary(tokenizer, runner.vocab_size, config.tokenizer_path or str(runner.folder))
         self._assemble(config, runner, tokenizer)
 
     @classmethod

@@ -69,7 +69,8 @@ def _q4_k(blocks: Blocks) -> Floats:
     quants = blocks[:, 16:].reshape(-1, 4, 32)
     nibbles = np.stack([quants & 15, quants >> 4], axis=2).reshape(-1, 8, 32)
     scale, least = _half(blocks[:, :2]) * scales, _half(blocks[:, 2:4]) * minima
-    return (scale[:, :, None] * nibbles - least[:, :, None]).reshape(-1, 256)
+    values: Floats = (scale[:, :, None] * nibbles - least[:, :, None]).reshape(-1, 256)
+    return values
 
 
 def _q6_k(blocks: Blocks) -> Floats:

@@ -29,6 +29,7 @@ from .models.registry import known_models, model_class
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from ..core.text.tokenizer import Tokenizer
     from .models.base import CausalLM
 
 WEIGHT_MODULES = (Linear, Embedding, Experts, LatentUp)  # kept in the weights' dtype, all others in that of activations
@@ -170,6 +171,20 @@ def fill_at_random(model: CausalLM) -> None:
             piece.copy_(torch.randn(piece.numel(), generator=rng).mul_(0.02))
 
 
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, path: str) -> None:
+    """Raise ModelLoadError if the tokenizer has text for ids that the model does not have.
+
+    Special tokens beyond the model's ids are let be: some models are published with tokenizers of their larger kin.
+    """
+    beyond = [token for token in tokenizer.vocabulary.token_bytes[vocab_size:] if token]
+    if beyond:
+        raise ModelLoadError(
+            f"the tokenizer has {len(beyond)} tokens, the first is {beyond[0].decode('utf-8', 'replace')!r}, for which "
+            f"the model has no ids (vocab_size={vocab_size} in its config.json); is it another model's tokenizer?",
+            path=path,
+        )
+
+
 def empty_model(
     config: ModelConfig,
     *,
@@ -213,10 +228,11 @@ def fill(model: CausalLM, stored: Iterable[Stored], folder: Path, *, check_finit
                 if tuple(target.shape) != tensor.shape:
                     raise ModelLoadError(
                         f"tensor {tensor.name!r} has shape {list(tensor.shape)}, but config.json asks for "
-                        f"{list(target.shape)}",
+                        f"{list(target.shape)}; does config.json belong to these weights?",
                         path=str(file),
                     )
                 if isinstance(tensor, StoredTensor):
+                    _check_kind(tensor)
                     read_into(stream, tensor, target)
                 else:
                     tensor.copy_into(target)
@@ -243,12 +259,21 @@ def _check_unexpected(model: CausalLM, tensor: Stored, targets: Mapping[str, Ten
     )
 
 
+def _check_kind(tensor: StoredTensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise ModelLoadError(
+            f"tensor {tensor.name!r} holds {str(tensor.dtype).removeprefix('torch.')}, no floating-point numbers: a "
+            "quantised checkpoint? Use the model's plain one",
+            path=str(tensor.file),
+        )
+
+
 def _check_finite(tensor: Stored, target: Tensor) -> None:
     # A sum is one pass without a temporary; only if it is not finite look closer (it may have overflowed).
     if torch.isfinite(target.sum(dtype=torch.float32)) or torch.isfinite(target).all():
         return
     bad = int((~torch.isfinite(target)).sum())
     raise ModelLoadError(
-        f"tensor {tensor.name!r} holds {bad} values that are NaN or infinite; the file is damaged",
+        f"tensor {tensor.name!r} holds {bad} values that are NaN or infinite; the file is damaged; download it again",
         path=str(tensor.file),
     )

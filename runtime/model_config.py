@@ -130,7 +130,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelLoadError(f"no such file: {remedy}", path=str(path)) from None
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot be read as JSON: {error}", path=str(path)) from error
+        raise ModelLoadError(f"cannot be read as JSON: {error}; download it again", path=str(path)) from error
     if not isinstance(value, dict):
         raise ModelLoadError(f"must hold a JSON object, not {type(value).__name__}", path=str(path))
     return value
@@ -164,7 +164,7 @@ class FieldReader:
         if value is not None:
             return value
         if default is _REQUIRED:
-            raise self.error(at + name, "is missing")
+            raise self.error(at + name, "is missing: take the model's own config.json")
         return default
 
     def _value(self, name: str) -> Any:
@@ -253,7 +253,9 @@ class FieldReader:
     def architectures(self) -> list[str]:
         names = self.outer.get("architectures")
         if names is None:
-            raise ModelLoadError("field 'architectures' is missing", path=str(self.path))
+            raise ModelLoadError(
+                "field 'architectures' is missing: take the model's own config.json", path=str(self.path)
+            )
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
             raise ModelLoadError(
                 f"field 'architectures' must be a list with one class name, not {names!r}", path=str(self.path)

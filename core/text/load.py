@@ -47,7 +47,9 @@ def _load_folder(folder: Path, chat_template: str | None) -> Tokenizer:
     if ranks := [*sorted(folder.glob("*.tiktoken")), *ranks]:
         return load_tiktoken(folder, ranks[0], chat_template)
     raise ModelLoadError(
-        "holds no tokenizer (tokenizer.json, tekken.json, tokenizer.model or *.tiktoken)", path=str(folder)
+        "holds no tokenizer (tokenizer.json, tekken.json, tokenizer.model or *.tiktoken); download it, or give "
+        "tokenizer_path",
+        path=str(folder),
     )
 
 
