@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_compile import Compiling, kept_on_disk, refuse_unsaveable, write_whole
-from .cli_programs import BUILTIN_MODEL, CliError, load_tokenizer_of, outputs_of, program_makers
+from .cli_programs import BUILTIN_MODEL, CliError, function_of, load_tokenizer_of, outputs_of, program_makers
 from .cli_repl import add_repl
 from .cli_run import add_run
 from .core.errors import DslcError
@@ -122,10 +122,11 @@ def _compile(arguments: argparse.Namespace) -> int:
         plan: Plan | None = None
         if needs_plan:
             plan = compiling.plan(program, _tell_pass if arguments.print_after_all else None)
+            plan = replace(plan, types=getattr(function_of(make), "type_names", ()))
         else:
             compiling.verify(program)
         if "plan-json" in emits:
-            refuse_unsaveable(program, make)
+            refuse_unsaveable(program)
         texts += [_form(form, program, plan, compiling, arguments.lines) for form in emits]
         if arguments.stats and plan is not None:
             for name, count in compiling.stats(program, plan).items():

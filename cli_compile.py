@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli_programs import BUILTIN_MODEL, CliError, function_of, host_names, load_tokenizer_of
+from .cli_programs import BUILTIN_MODEL, CliError, host_names, load_tokenizer_of
 
 if TYPE_CHECKING:
     from .compiler.ir import Program
@@ -99,19 +99,11 @@ def kept_on_disk() -> Iterator[None]:
         plan_cache.use(None)
 
 
-def refuse_unsaveable(program: Program, make: Callable[[], Program]) -> None:
+def refuse_unsaveable(program: Program) -> None:
     """Raise CliError where a plan cannot be saved.
 
-    It calls a function that no other process can find by its name, or gives values of Python types, which it does not
-    hold.
+    It calls a function that no other process can find by its name. (A type without one is refused by `Plan.to_json`.)
     """
-    types = getattr(function_of(make), "types", None)
-    if types:
-        names = ", ".join(map(repr, types))
-        raise CliError(
-            f"{program.where}: {program.title!r} gives {names} a type, which a saved plan does not hold: run the "
-            "Python file, or take regex= or json_schema= and read the text"
-        )
     for name in host_names(program):
         if "<lambda>" in name or "<locals>" in name or "#" in name:
             raise CliError(

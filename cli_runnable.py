@@ -186,9 +186,12 @@ class LaunchedPlan:
     def __init__(
         self, backend: Backend, plan: Plan, hosts: Mapping[str, Any], options: RunOptions, kept: Kept | None
     ) -> None:
+        from .lang.type_names import specs_of
+
         self.backend = backend
         self.plan = plan
         self.hosts = hosts
+        self.types = specs_of(plan.types, hosts)
         self.options = options
         self.kept = kept
 
@@ -216,7 +219,7 @@ class LaunchedPlan:
         from .lang.walker import walk_plan
 
         executor = Executor(hub, self.plan.program.title, self.options, number, self.plan)
-        executor.hosts = self.hosts
+        executor.hosts, executor.types = self.hosts, self.types
         if orders:
             executor.orders = orders
         if self.kept is not None:

@@ -22,7 +22,7 @@ from .printer import print_program, string_text
 from .serial import Reader, check_version, decode_program, encode_program
 
 FORMAT = "dslc.plan"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 # What comes next on the stream of a generation.
 FOLLOWERS = ("literal", "value", "gen", "select", "media", "turn", "fork", "join", "branch", "break", "end")
@@ -79,7 +79,8 @@ class Plan:
 
     `tokenizer_hash` names the tokenizer whose ids stand in it (None: compiled without one, text stays text).
     `constraints` are the constant constraints, each once, by `key`. `prefixes` are the longest constant beginnings of
-    prompts, none of which begins another. `passes` are the passes that ran.
+    prompts, none of which begins another. `passes` are the passes that ran. `types` are the Python types that variables
+    are read as, by name: `module:qualname`, or with a `<` where a type has no name that a file could hold.
     """
 
     program: Program
@@ -89,6 +90,7 @@ class Plan:
     gens: tuple[GenFacts, ...] = ()
     selects: tuple[SelectFacts, ...] = ()
     passes: tuple[str, ...] = ()
+    types: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def _gens(self) -> dict[Ref, GenFacts]:
@@ -168,7 +170,17 @@ class Plan:
             )
 
     def to_json(self, indent: int | None = None) -> str:
-        """The plan as versioned JSON; `Plan.from_json` gives an equal plan."""
+        """The plan as versioned JSON; `Plan.from_json` gives an equal plan.
+
+        Raises ProgramError where a variable has a type that has no name outside of its process.
+        """
+        for var, name in self.types:
+            if "<" in name:
+                raise ProgramError(
+                    f"{self.program.title!r} gives {var!r} the type {name}, which a saved plan cannot name: take a "
+                    "class at the top of its module, or regex= or json_schema= and read the text",
+                    where=self.program.where,
+                )
         return json.dumps(_encode(self), indent=indent, allow_nan=False)
 
     @classmethod
@@ -192,6 +204,7 @@ def print_plan(plan: Plan) -> str:
     for constraint in plan.constraints:
         options = "".join(f" {name}={value}" for name, value in constraint.options)
         lines.append(f"constraint {constraint.key} {constraint.kind}{options} {string_text(constraint.source)}")
+    lines += [f"type {string_text(var)} {name}" for var, name in plan.types]
     for number, prefix in enumerate(plan.prefixes):
         lines.append(f"prefix {number}: {len(prefix)} tokens")
     ops = list(walk(plan.program.body))
@@ -233,6 +246,7 @@ def _encode(plan: Plan) -> dict[str, Any]:
         "gens": [_encode_facts(facts) for facts in plan.gens],
         "selects": [_encode_facts(facts) for facts in plan.selects],
         "passes": list(plan.passes),
+        "types": [list(pair) for pair in plan.types],
     }
 
 
@@ -267,6 +281,7 @@ def _decode(data: Any) -> Plan:
             for item in reader["selects"].items()
         ),
         passes=tuple(item.string() for item in reader["passes"].items()),
+        types=tuple(item.string_pair() for item in reader["types"].items()),
     )
     num_ops = sum(1 for _ in walk(plan.program.body))
     for facts in plan.facts:

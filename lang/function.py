@@ -25,6 +25,7 @@ from .prefix import cache_prefix
 from .running import Running
 from .signature import Signature
 from .state import ProgramState, TracedTypes
+from .type_names import type_names
 
 if TYPE_CHECKING:
     from ..compiler.ir import Program
@@ -155,7 +156,8 @@ class Function:
             program = self._trace().program
             key = (tokenizer.hash if tokenizer is not None else None, options)
             if key not in self._plans:
-                self._plans[key] = compiled(program, tokenizer, options)
+                plan = compiled(program, tokenizer, options)
+                self._plans[key] = replace(plan, types=self.type_names) if self._types else plan
             return self._plans[key]
 
     def plan_to_run(
@@ -238,6 +240,11 @@ class Function:
     def types(self) -> Mapping[str, TypeSpec]:
         """The types of the variables that the plan generates."""
         return self._specs
+
+    @property
+    def type_names(self) -> tuple[tuple[str, str], ...]:
+        """(variable, name of its type) of those that are read as values of a type."""
+        return type_names(self._types)
 
     @property
     def hosts(self) -> Mapping[str, Any]:

@@ -178,6 +178,8 @@ def test_results_go_only_into_a_file_of_results(program, rows, tmp_path, capsys)
 
 MORE = """\
 import asyncio
+import dataclasses
+import enum
 import dslc
 
 @dslc.function(outputs=["b"])
@@ -191,6 +193,38 @@ def declared(s, country):
 def typed(s, country):
     s += f"How many live in {country}? "
     s += dslc.gen("n", type=int, max_tokens=4)
+
+@dataclasses.dataclass
+class Town:
+    size: int
+
+class Kinds:
+    class Mood(enum.Enum):
+        GOOD = "good"
+        BAD = "bad"
+
+@dslc.function
+def read_as(s, country):
+    s += f"{country}: " + dslc.gen("mood", type=Kinds.Mood, max_tokens=4) + " "
+    s += dslc.gen("town", type=Town, max_tokens=24, finish_valid=True) + dslc.gen("n", type=int, max_tokens=3)
+    s += f" {s['mood'].value} {s['town'].size} {s['n'] + 1}"
+    return s["n"] + s["town"].size
+
+def make_local():
+    class Small(enum.Enum):
+        A = "a"
+        B = "b"
+    return Small
+
+Small = make_local()
+
+@dslc.function
+def local(s, country):
+    s += country + dslc.gen("n", type=Small, max_tokens=4)
+
+@dslc.function
+def listed(s, country):
+    s += country + dslc.gen("n", type=list[int], max_tokens=4)
 
 @dslc.function
 async def later(s, country):
@@ -240,8 +274,30 @@ def test_an_async_program_gives_a_line_for_each_row(more, rows, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("typed", "gives 'n' a type"), ("nameless", "which a saved plan cannot")]
+    ("name", "message"),
+    [
+        ("local", "make_local.<locals>.Small, which a saved plan cannot name"),
+        ("listed", "the type <list[int]>"),
+        ("nameless", "which a saved plan cannot"),
+    ],
 )
 def test_what_a_plan_cannot_hold_is_not_saved(more, tmp_path, capsys, name, message):
     assert cli.main(["compile", f"{more}:{name}", "-o", str(tmp_path / "p.plan")]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "p.plan").exists()
+
+
+def test_a_saved_plan_gives_values_of_the_types_that_its_file_defines(more, tmp_path, capsys):
+    options = ["--arg", "country=Peru", "--json", "--dtype", "float32", "--sampling", "temperature=0"]
+    assert cli.main(["run", f"{more}:read_as", *options]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    plan = tmp_path / "r.plan"
+    assert cli.main(["compile", f"{more}:read_as", "-o", str(plan)]) == 0
+    assert cli.main(["run", str(plan), "--tools", str(more), *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == expected and isinstance(found["ret_value"], int)
+    assert cli.main(["run", str(plan), *options]) == 1
+    error = capsys.readouterr().err
+    assert "--tools" in error and "Kinds.Mood" in error
+    assert cli.main(["compile", f"{more}:typed", "-o", str(plan)]) == 0
+    assert cli.main(["run", str(plan), *options]) == 0  # a type of Python's own needs no file
+    assert isinstance(json.loads(capsys.readouterr().out)["variables"]["n"], int)
