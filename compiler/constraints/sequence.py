@@ -9,7 +9,7 @@ in turn ends at the leftmost place that lets the rest match.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -18,17 +18,15 @@ from ...core.errors import ConstraintError
 from .char_algebra import difference, union_all
 from .char_dfa import CharDfa, from_regex
 from .native_walk import Description, Leaf, Moves
+from .numbered import LEAF_BITS, SHIFT, NumberedStates
 from .regex_ast import ANY_TEXT, cat, literal
 from .spelling import ByteDfa
-from .token_index import Automaton, Mask
-from .token_trie import TokenTrie
+from .token_index import Automaton
 
-SHIFT = 32
-LEAF_BITS = (1 << SHIFT) - 1
 MAX_PARTS = 200
-_MAX_MOVES = 400_000  # entries kept
 
 Item = tuple[int, int]  # number of a part, and the state of its automaton
+Frame = frozenset[Item] | Item  # a set, or (part, context)
 Build = Callable[[Constraint], Automaton]
 
 
@@ -78,19 +76,16 @@ def _until(end: str) -> CharDfa:
     return difference(from_regex(ANY_TEXT), union_all([whole, *early]))
 
 
-class SequenceMachine:
+class SequenceMachine(NumberedStates[Frame]):
     """Implements `Automaton`. A state is a set of (part, state): the ways in which the text can be divided so far.
 
     Within a JSON string of a schema the number before the leaf stands for the part and its context alone.
     """
 
     def __init__(self, parts: list[Automaton]) -> None:
+        super().__init__()
         self.parts = parts
-        self._frames: list[frozenset[Item] | Item] = []  # sets, or (part, context)
-        self._numbers: dict[frozenset[Item] | Item, int] = {}
         self._strings: dict[Item, bool] = {}
-        self._moves: dict[int, dict[int, int]] = {}
-        self._num_moves = 0
         self.start = self._state([(0, parts[0].start)])
 
     def fresh(self) -> SequenceMachine:
@@ -138,56 +133,29 @@ class SequenceMachine:
             found = self._strings[key] = isinstance(described, Leaf) and described.is_string
         return found
 
-    def _number(self, frame: frozenset[Item] | Item) -> int:
-        found = self._numbers.get(frame)
-        if found is None:
-            found = self._numbers[frame] = len(self._frames)
-            self._frames.append(frame)
-        return found
-
     def _items(self, state: int) -> Iterable[Item]:
         frame = self._frames[state >> SHIFT]
         if isinstance(frame, tuple):
             return ((frame[0], frame[1] << SHIFT | state & LEAF_BITS),)
         return frame
 
-    def moves(self, state: int) -> Mapping[int, int]:
-        found = self._moves.get(state)
-        if found is None:
-            grouped: dict[int, set[Item]] = {}
-            for part, inner in self._items(state):
-                for byte, after in self.parts[part].moves(inner).items():
-                    grouped.setdefault(byte, set()).add((part, after))
-            known: dict[frozenset[Item], int] = {}
-            found = {}
-            for byte, items in grouped.items():
-                key = frozenset(items)
-                if key not in known:
-                    known[key] = self._state(key)
-                found[byte] = known[key]
-            if self._num_moves > _MAX_MOVES:
-                self._moves.clear()
-                self._num_moves = 0
-            self._num_moves += len(found)
-            self._moves[state] = found
+    def _compute_moves(self, state: int) -> dict[int, int]:
+        grouped: dict[int, set[Item]] = {}
+        for part, inner in self._items(state):
+            for byte, after in self.parts[part].moves(inner).items():
+                grouped.setdefault(byte, set()).add((part, after))
+        known: dict[frozenset[Item], int] = {}
+        found: dict[int, int] = {}
+        for byte, items in grouped.items():
+            key = frozenset(items)
+            if key not in known:
+                known[key] = self._state(key)
+            found[byte] = known[key]
         return found
-
-    few_moves = moves
 
     def accepting(self, state: int) -> bool:
         last = len(self.parts) - 1
         return any(part == last and self.parts[part].accepting(inner) for part, inner in self._items(state))
-
-    def step(self, state: int, byte: int) -> int:
-        """The state after a byte, -1 if it is not allowed."""
-        return self.moves(state).get(byte, -1)
-
-    def single(self, state: int) -> bool:
-        """Whether exactly one byte may come next."""
-        return len(self.moves(state)) == 1
-
-    def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
-        return None
 
     # for the compiled walk
 

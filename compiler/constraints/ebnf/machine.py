@@ -19,19 +19,16 @@ from dataclasses import dataclass
 
 from ....core.errors import ConstraintError
 from ..native_walk import Description, Leaf, Moves
-from ..token_index import Mask
-from ..token_trie import TokenTrie
+from ..numbered import LEAF_BITS, SHIFT, NumberedStates
 from .networks import BARE, END, Networks
 
-SHIFT = 32
-LEAF_BITS = (1 << SHIFT) - 1
 MAX_POSITIONS = 500  # ways to read a text that are open at one place
 MAX_ITEMS = 20_000  # terminals that are open at one place
 MAX_COMPARED = 200  # pairs of contexts that are looked at to compare two
-_MAX_MOVES = 400_000  # entries kept
 
 Position = tuple[int, int]  # a state of the networks, and its context
 Item = tuple[int, int, int, int]  # terminal (-1: none), state behind it, context, state of the terminal's automaton
+Frame = tuple[int, int, int] | frozenset[Item]  # a terminal, the state behind it and the context; or a set
 _AT = -1
 
 
@@ -43,10 +40,11 @@ class _Ahead:
     accepting: bool
 
 
-class GrammarMachine:
+class GrammarMachine(NumberedStates[Frame]):
     """Implements `Automaton`. Grows as texts are read; not bounded by itself (`num_bytes` tells)."""
 
     def __init__(self, networks: Networks) -> None:
+        super().__init__()
         self.networks = networks
         self._returns: list[frozenset[Position]] = [frozenset({(END, 0)})]  # by context
         self._by_content: dict[frozenset[Position], int] = {self._returns[0]: 0}
@@ -57,11 +55,7 @@ class GrammarMachine:
         self._covered: dict[tuple[int, int], bool] = {}
         self._predicted: dict[frozenset[Position], dict[int, int]] = {}
         self._ahead: dict[frozenset[Position], _Ahead] = {}
-        self._frames: list[tuple[int, int, int] | frozenset[Item]] = []
-        self._numbers: dict[tuple[int, int, int] | frozenset[Item], int] = {}
         self._plain: dict[tuple[int, int, int], bool] = {}
-        self._moves: dict[int, dict[int, int]] = {}
-        self._num_moves = 0
         self._num_items = 0
         self.start = self._at(self._place(networks.start, 0))
 
@@ -290,11 +284,10 @@ class GrammarMachine:
                 return self._number((term, state, context)) << SHIFT | leaf
         return self._number(items) << SHIFT
 
-    def _number(self, frame: tuple[int, int, int] | frozenset[Item]) -> int:
-        found = self._numbers.get(frame)
-        if found is None:
-            found = self._numbers[frame] = len(self._frames)
-            self._frames.append(frame)
+    def _number(self, frame: Frame) -> int:
+        before = len(self._frames)
+        found = super()._number(frame)
+        if len(self._frames) > before:
             self._num_items += len(frame)
         return found
 
@@ -309,19 +302,6 @@ class GrammarMachine:
         return found
 
     # the automaton
-
-    def moves(self, state: int) -> Mapping[int, int]:
-        found = self._moves.get(state)
-        if found is None:
-            found = self._compute_moves(state)
-            if self._num_moves > _MAX_MOVES:
-                self._moves.clear()
-                self._num_moves = 0
-            self._num_moves += len(found)
-            self._moves[state] = found
-        return found
-
-    few_moves = moves
 
     def _compute_moves(self, state: int) -> dict[int, int]:
         frame, leaf = self._frames[state >> SHIFT], state & LEAF_BITS
@@ -369,17 +349,6 @@ class GrammarMachine:
             elif self.networks.terminals[term].dfa.accepting(inner):
                 ends |= self._place(target, context)
         return bool(ends) and self._look(frozenset(ends)).accepting
-
-    def step(self, state: int, byte: int) -> int:
-        """The state after a byte, -1 if it is not allowed."""
-        return self.moves(state).get(byte, -1)
-
-    def single(self, state: int) -> bool:
-        """Whether exactly one byte may come next."""
-        return len(self.moves(state)) == 1
-
-    def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
-        return None
 
     # for the compiled walk
 
