@@ -427,6 +427,7 @@ ENGINES: dict[str, Any] = {
 
 
 def main() -> None:
+    sys.path.remove(str(Path(__file__).parent))  # libraries look for packages that have names of files here
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints is no answer
     try:
