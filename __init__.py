@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from .core.errors import (
         VerifyError as VerifyError,
     )
+    from .core.media import MediaLimits as MediaLimits
+    from .core.media import media_limits as media_limits
     from .core.sampling import SamplingParams as SamplingParams
     from .lang.choices import (
         ChoicesDecision as ChoicesDecision,
@@ -180,6 +182,7 @@ _HOME = {
         "ModelLoadError", "ProgramError", "RemoteError", "RequestError", "TemplateError", "TraceError",
         "UndefinedVariable", "VerifyError",
     ),
+    ".core.media": ("MediaLimits", "media_limits"),
     ".core.sampling": ("SamplingParams",),
     ".lang.choices": (
         "ChoicesDecision", "greedy_token_selection", "register_choices_method", "token_length_normalized",

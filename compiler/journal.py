@@ -165,7 +165,7 @@ def key_of(request: GenRequest, tokenizer: Tokenizer | None) -> str:
     prompt: Any = prompt_ids(request, tokenizer) if tokenizer is not None else [s.text for s in request.segments]
     parts = [
         prompt, sampling, _plain(request.constraint), _plain(request.score), _plain(request.logprobs), request.adapter,
-        [_plain(segment.media) for segment in request.segments if segment.media is not None],
+        [(at, s.media.kind, s.media.digest) for at, s in enumerate(request.segments) if s.media is not None],
         request.logit_processor, request.healed, request.reasoning,
     ]  # fmt: skip
     if request.messages or request.choices:

@@ -15,10 +15,15 @@ from .sampling import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """A picture or video, named by the full SHA-256 of its pixels and processor settings."""
+    """A picture or video: made by `core.media`, from whatever the user gave.
+
+    `digest` is the SHA-256 of kind and `data` (hexadecimal); `data` the bytes of a picture's file, or a video's frames
+    as .npy. The engine interns it by another digest, of the pixels and the settings of the model's processor.
+    """
 
     kind: Literal["image", "video"]
     digest: str
+    data: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,13 +126,13 @@ class RoleEdgeExpr(Expression):
 
 @traceable
 def image(source: Any) -> Expression:
-    """Append a picture: a path, bytes, or a PIL image."""
+    """Append a picture: a path, bytes, a URL (where `media_limits` allows it), a PIL image or an array of uint8."""
     return MediaExpr("image", source, (), caller())
 
 
 @traceable
 def video(path: Any, num_frames: int) -> Expression:
-    """Append a video of which `num_frames` frames are used."""
+    """Append a video of which `num_frames` frames are used: a GIF, an animated WebP, an .npy, or a list of frames."""
     return MediaExpr("video", path, (("num_frames", num_frames),), caller())
 
 

@@ -38,6 +38,7 @@ from ..compiler.ir import (
 from ..core.errors import ProgramError, SourceLoc, TemplateError
 from . import rendered
 from .generate import generate
+from .media import append_media
 from .score import select
 from .steps import append_special, check_text, close_run, root_of
 from .stream import OpenRole, Slot, Step, Stream
@@ -89,12 +90,6 @@ def _tokens(executor: Executor, stream: Stream, step: Step) -> None:
 def _special(executor: Executor, stream: Stream, step: Step) -> None:
     stream.begin(executor.tokenizer, True)
     append_special(executor, stream, step.op.text)
-
-
-def _media(executor: Executor, stream: Stream, step: Step) -> None:
-    op: Media = step.op
-    name = executor.backend.capabilities.name
-    raise ProgramError(f"the backend {name!r} takes no {op.kind}s", where=op.where)
 
 
 # -- waiting
@@ -256,7 +251,7 @@ def _not_a_step(executor: Executor, stream: Stream, step: Step) -> None:
 
 
 _RULES: Mapping[type, Rule] = {
-    Text: _text, Tokens: _tokens, Special: _special, Media: _media, Gen: generate, Select: select, Fork: _fork,
+    Text: _text, Tokens: _tokens, Special: _special, Media: append_media, Gen: generate, Select: select, Fork: _fork,
     Branch: _not_a_step,
     Copy: _fork, Join: _join, Opaque: _nothing, Role: enter_role, Scope: enter_scope, Arg: _not_a_step,
     Expr: _not_a_step, Host: _not_a_step, Switch: _not_a_step,

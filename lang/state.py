@@ -131,14 +131,13 @@ class ProgramState:
         self.sink.emit(Special(text=text, stream=self.stream, where=where))
 
     def emit_media(self, expr: MediaExpr) -> None:
-        """Emit a picture or video; what is not a plain value is interned by the executor beforehand."""
-        if self.sink.is_tracing and not isinstance(expr.source, (str, Symbol)):
-            self.sink.opaque(f"a {expr.kind} that is not given by its path", expr.where)
-        self.sink.emit(
-            Media(
-                kind=expr.kind, source=operand(expr.source), options=expr.options, stream=self.stream, where=expr.where
-            )
-        )
+        """Emit a picture or video. A program holds paths and arguments, no picture: one in the body is a break."""
+        source, options = expr.source, expr.options
+        if self.sink.is_tracing:
+            if not isinstance(source, (str, Symbol)):
+                self.sink.opaque(f"a {expr.kind} that is not given by its path", expr.where)
+            source, options = operand(source), tuple([(name, operand(value)) for name, value in options])
+        self.sink.emit(Media(kind=expr.kind, source=source, options=options, stream=self.stream, where=expr.where))
 
     def orders(self) -> dict[str, tuple[int, ...]]:
         """How the parts of `dslc.unordered` stood in this run, where not as given; `run(orders=...)` replays it."""

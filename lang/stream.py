@@ -15,7 +15,8 @@ from typing import Any
 
 from ..compiler.ir import Role, Scope
 from ..core.errors import ProgramError, SourceLoc
-from ..core.request import Segment
+from ..core.media import PLACEHOLDERS
+from ..core.request import MediaRef, Segment
 from ..core.text.tokenizer import Tokenizer
 from .ahead import Ahead
 from .feed import Feed
@@ -293,6 +294,14 @@ class Stream:
                 self.close_run(tokenizer)
                 self.append_ids((part,), tokenizer.decode([part], skip_special_tokens=False))
 
+    def append_media(self, ref: MediaRef, tokenizer: Tokenizer | None) -> None:
+        """A picture or video; the run before it ends, and the text shows a placeholder."""
+        self.close_run(tokenizer)
+        self.segments.append(Segment(media=ref))
+        self.show(PLACEHOLDERS[ref.kind])
+        if self.log is not None:
+            self.log.append(ref)
+
     def append_generated(self, ids: tuple[int, ...], tail: str, text: str, num_told: int = 0, healed: str = "") -> None:
         """What was generated: `ids` stay as they are, `tail` opens the next run; together they are `text`, after the
         `healed` text before it, which is shown already.
@@ -324,6 +333,8 @@ class Stream:
         for item in log:
             if isinstance(item, str):
                 self.append_text(item)
+            elif isinstance(item, MediaRef):
+                self.append_media(item, tokenizer)
             else:
                 ids, text, tail, healed = item
                 if healed and not self.pending.endswith(healed):  # it reaches back to before the branch
