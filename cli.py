@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_calibrate import add_calibrate
 from .cli_compile import Compiling, kept_on_disk, refuse_unsaveable, write_whole
 from .cli_programs import BUILTIN_MODEL, CliError, function_of, load_tokenizer_of, outputs_of, program_makers
 from .cli_repl import add_repl
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(verbs)
     _add_check(verbs)
     add_run(verbs)
+    add_calibrate(verbs)
     add_repl(verbs)
     env = verbs.add_parser("check-env", help="print versions, devices and kernels of this machine, with advice")
     env.set_defaults(verb=_check_env)

@@ -64,11 +64,21 @@ def add_run(verbs: Any) -> None:
         metavar="FILE",
         help="use again the gens of that journal whose prompt, sampling and seed are the same, as after an edit",
     )
+    add_engine_options(parser)
+    parser.set_defaults(verb=_run)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """All options of an engine but its model."""
     group = parser.add_argument_group("engine options", "as in dslc.Engine(...)")
     for option in dataclasses.fields(EngineConfig):
         if option.name != "model_path":
             _add_engine_option(group, option)
-    parser.set_defaults(verb=_run)
+
+
+def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given."""
+    return {f.name: getattr(arguments, f.name) for f in dataclasses.fields(EngineConfig) if f.name in arguments}
 
 
 def _add_engine_option(group: Any, option: dataclasses.Field[Any]) -> None:
@@ -94,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
     values: dict[str, Any] = dict(_pair(text, "--arg") for text in arguments.arg)
     values.update(_json_pair(text, "--arg-json") for text in arguments.arg_json)
     sampling = dict(_json_pair(text, "--sampling") for text in arguments.sampling)
-    options = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(EngineConfig) if f.name in arguments}
+    options = engine_options(arguments)
     if (arguments.args is None) != (arguments.out is None):
         raise CliError("--args FILE and --out FILE go together: one line of results for each line of arguments")
     rows = [values] if arguments.args is None else _rows(arguments.args, values)

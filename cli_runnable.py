@@ -196,6 +196,7 @@ class LaunchedPlan:
         self.kept = kept
 
     def states(self, rows: list[dict[str, Any]], todo: list[int]) -> Iterator[ProgramState]:
+        from .compiler.cost_kept import cost_of
         from .compiler.schedule import Instance, Workload
         from .compiler.scheduling.base import Machine
         from .compiler.scheduling.make import make_draft
@@ -204,7 +205,7 @@ class LaunchedPlan:
         from .lang.together import prepare
 
         hub, able = Hub(self.backend), self.backend.capabilities
-        machine = Machine(hub.tokenizer, able.kv_tokens, dict(self.options.sampling))
+        machine = Machine(hub.tokenizer, able.kv_tokens, dict(self.options.sampling), cost_of(self.backend))
         draft = make_draft(Workload(tuple(Instance(self.plan, row) for row in rows)), machine)
         prepare(hub, draft)
         wanted = frozenset(todo)

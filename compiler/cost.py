@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..core.backend import Backend
 
 _Choice = TypeVar("_Choice")
+CHARS_PER_TOKEN = 4
+READ_S = 5e-7  # to tokenise a character of a prompt and to put it into a trie
 CALIBRATION = ((1, 16, 1), (1, 256, 1), (1, 24, 16), (16, 24, 12), (4, 128, 4), (32, 8, 8), (2, 400, 2))
 
 
@@ -40,6 +42,11 @@ class CostModel:
         return (
             self.per_forward_s * usage.forwards + self.per_row_s * usage.rows + self.per_context_s * usage.context_rows
         )
+
+    def pays_to_read(self, num_chars: int) -> bool:
+        """Whether looking at texts of so many characters beforehand can pay: whether computing all their tokens takes
+        longer than tokenising and comparing them."""
+        return self.per_row_s * num_chars / CHARS_PER_TOKEN > READ_S * num_chars
 
     def cheapest(self, choices: Sequence[tuple[_Choice, float, float]]) -> _Choice:
         """Of (choice, tokens it computes, seconds to arrange it) the one that takes least; the first of equals."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def draft_of(runs: Sequence[tuple[Running, Mapping[str, Any]]]) -> Draft | None:
     """The decisions about these instances, of one program or of several; None where nothing is known of some."""
+    from ..compiler.cost_kept import cost_of
     from ..compiler.schedule import Instance, Workload
     from ..compiler.scheduling.base import Machine
     from ..compiler.scheduling.make import make_draft
@@ -31,7 +32,7 @@ def draft_of(runs: Sequence[tuple[Running, Mapping[str, Any]]]) -> Draft | None:
     first = runs[0][0]
     able = first.backend.capabilities
     tokenizer = first.backend.tokenizer if able.token_ids else None
-    machine = Machine(tokenizer, able.kv_tokens, dict(first.options.sampling))
+    machine = Machine(tokenizer, able.kv_tokens, dict(first.options.sampling), cost_of(first.backend))
     disabled = {name for running, _ in runs for name in running.disabled}
     return make_draft(Workload(tuple(instances)), machine, disabled)
 

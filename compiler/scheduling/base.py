@@ -86,3 +86,14 @@ def has_forks(plan: Plan) -> bool:
 def has_order_free_parts(plan: Plan) -> bool:
     """Whether the program has parts that its author declared order-free."""
     return any(isinstance(op, Expr) and op.fn == UNORDERED for op in walk(plan.program.body))
+
+
+def size_of(value: Any) -> int:
+    """How much text an argument brings, roughly."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(size_of, value))
+    return 4

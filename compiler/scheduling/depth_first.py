@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..cost import tokens_with
 from ..schedule import depth_first_order, first_text
-from .base import Draft, SchedulePass, plans_of
+from .base import Draft, SchedulePass, plans_of, size_of
 
 
 def run(draft: Draft) -> Draft:
@@ -21,6 +21,9 @@ def run(draft: Draft) -> Draft:
         return draft
     tokenizer = draft.machine.tokenizer
     if tokenizer is None:
+        return draft
+    num_chars = sum(size_of(item.arguments) for item in instances)
+    if draft.machine.compares and not draft.machine.cost.pays_to_read(num_chars):
         return draft
     as_text = len(plans_of(draft.workload)) == 1  # of one program: texts share what their ids share
     orders = draft.orders or ({},) * len(instances)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..budget import budget
-from .base import Draft, Machine, SchedulePass
+from .base import Draft, Machine, SchedulePass, size_of
 from .common_gens import COMMON_GENS
 from .critical_path import CRITICAL_PATH
 from .depth_first import DEPTH_FIRST
@@ -46,7 +46,7 @@ def _need(workload: Workload, machine: Machine) -> float:
     key = "kv", machine.tokenizer.hash if machine.tokenizer is not None else None, options
     total = 0.0
     for instance in workload.instances:
-        size = 1 + _size(instance.arguments)
+        size = 1 + size_of(instance.arguments)
         known = instance.plan.guesses.get(key)
         if known is None:
             known = instance.plan.guesses[key] = _kv_of(instance.plan, instance.arguments, machine), size
@@ -56,14 +56,3 @@ def _need(workload: Workload, machine: Machine) -> float:
 
 def _kv_of(plan: Plan, arguments: Mapping[str, Any], machine: Machine) -> float:
     return budget(plan.program, machine.tokenizer, arguments, machine.defaults).kv
-
-
-def _size(value: Any) -> int:
-    """How much text an argument brings, roughly."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(_size, value.values()))
-    if isinstance(value, (list, tuple)):
-        return sum(map(_size, value))
-    return 4

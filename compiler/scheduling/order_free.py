@@ -23,6 +23,9 @@ def run(draft: Draft) -> Draft:
     if len(instances) < 2 or tokenizer is None or not any(map(has_order_free_parts, plans_of(draft.workload))):
         return draft
     parts = [order_free_parts(item.plan.program, tokenizer, item.arguments) for item in instances]
+    num_chars = sum(len(part) for one in parts for texts in one.values() for part in texts)
+    if draft.machine.compares and not draft.machine.cost.pays_to_read(num_chars):
+        return draft
     chosen: list[dict[str, tuple[int, ...]]] = [{} for _ in instances]
     for key in dict.fromkeys(key for one in parts for key in one):
         members = [i for i, one in enumerate(parts) if key in one]

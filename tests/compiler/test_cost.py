@@ -1,12 +1,18 @@
 """The cost model: fitted on what it should find, and choosing the cheaper of two."""
 
+import dataclasses
+import json
 import random
 
 import pytest
 from support.scripted import ScriptedBackend
 
+import dslc
+from dslc.compiler import cost_kept
 from dslc.compiler.account import Job, Usage, evaluate
 from dslc.compiler.cost import CostModel, calibrate, fit, tokens_with
+from dslc.compiler.cost_kept import cost_of, keep
+from dslc.core.config import EngineConfig
 from dslc.core.errors import ErrorInfo, RequestError
 
 
@@ -62,3 +68,73 @@ def test_tokens_with_a_small_cache():
     assert tokens_with(prompts, (0, 1, 2, 3), 4) == 16
     assert tokens_with(prompts, (0, 2, 1, 3), 5) == 4 + 1 + 4 + 1
     assert tokens_with([(), (1,), (1,)], (0, 1, 2), 10) == 2
+
+
+# What was calibrated is kept, and read by the schedules
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cost_kept, "_read", {})
+    return tmp_path
+
+
+MEASURED = CostModel(0.25, 0.5, 0.125)
+
+
+def test_what_is_kept_is_found_by_the_next_process(folder, monkeypatch):
+    backend = ScriptedBackend([])
+    assert cost_of(backend) == CostModel()
+    path = keep(MEASURED, backend)
+    assert json.loads(path.read_text()) == dataclasses.asdict(MEASURED)
+    monkeypatch.setattr(cost_kept, "_read", {})
+    assert cost_of(ScriptedBackend([])) == MEASURED
+    other = ScriptedBackend([])
+    other.config = EngineConfig(dtype="bfloat16")
+    assert cost_of(other) == CostModel()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"per_row_s": 1}', json.dumps({**dataclasses.asdict(MEASURED), "per_row_s": -1})]
+)
+def test_a_file_that_is_no_cost_model_is_taken_for_none(folder, monkeypatch, text):
+    path = keep(MEASURED, ScriptedBackend([]))
+    path.write_text(text)
+    monkeypatch.setattr(cost_kept, "_read", {})
+    assert cost_of(ScriptedBackend([])) == CostModel()
+
+
+def test_nothing_is_kept_where_the_cache_is_off(monkeypatch):
+    monkeypatch.setenv("DSLC_CACHE_DIR", "off")
+    assert keep(MEASURED, ScriptedBackend([])) is None
+    assert cost_of(ScriptedBackend([])) == CostModel()
+
+
+def test_schedules_choose_with_what_was_calibrated(folder, monkeypatch):
+    """Arranging order-free parts takes time: it pays where a token costs much, not where it costs next to nothing."""
+    passages = [f"passage {i} is long enough to matter." for i in range(4)]
+
+    @dslc.function
+    def asked(s, parts):
+        s += "Read: " + dslc.unordered(parts) + " Answer:" + dslc.gen("a", max_tokens=2)
+
+    rows = [{"parts": passages[i:] + passages[:i]} for i in range(4)]
+    chosen = {}
+    for name, model in (("dear", CostModel(1.0, 1.0, 0.0)), ("cheap", CostModel(0.0, 0.0, 0.0))):
+        backend = ScriptedBackend(lambda prompt: "x")
+        keep(model, backend)
+        states = asked.run_batch(rows, backend=backend, seed=1)
+        chosen[name] = [state.orders() for state in states]
+    assert any(chosen["dear"]) and not any(chosen["cheap"])
+
+
+def test_the_command_measures_and_keeps(folder, capsys):
+    from dslc import cli
+
+    assert cli.main(["calibrate", "--dtype", "float32"]) == 0
+    out = capsys.readouterr().out
+    (file,) = (folder / "costs").iterdir()
+    assert "per forward" in out and f"kept in {file}" in out
+    kept = json.loads(file.read_text())
+    assert kept.keys() == dataclasses.asdict(MEASURED).keys() and kept["per_forward_s"] + kept["per_row_s"] > 0
