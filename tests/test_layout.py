@@ -18,7 +18,7 @@ DOORS = {
     "kernels": set(),
     "runtime": {"kernels", "core", "compiler.constraints"},
 }
-HEAVY = ("torch", "transformers", "numpy", "tokenizers", "jinja2", "msgspec", "interegular", "lark", "aiohttp")
+HEAVY = ("torch", "transformers", "numpy", "tokenizers", "jinja2", "msgspec", "lark", "aiohttp")
 
 
 def _modules(room):

@@ -25,7 +25,7 @@ def work_of(constraint: Constraint) -> int:
     if work > INLINE_WORK:
         return work
     if constraint.kind == "regex":
-        return work + _PER_POSITION * _positions_of(source)
+        return work + _PER_POSITION * positions_of(source)
     if constraint.kind == "json_schema":
         try:
             return work + _PER_POSITION * _in_schema(json.loads(source))
@@ -34,7 +34,7 @@ def work_of(constraint: Constraint) -> int:
     return work
 
 
-def _positions_of(pattern: str) -> int:
+def positions_of(pattern: str) -> int:
     """Characters of the pattern once repeats are written out."""
     try:
         return _positions(parse_regex(pattern))
@@ -65,7 +65,7 @@ def _in_schema(value: Any) -> int:
                 patterns += at["patternProperties"]
             bounds = [at[k] for k in ("minLength", "maxLength") if isinstance(at.get(k), int)]
             length = min(max([1, *bounds]), _MAX_COUNTED)
-            total += sum(map(_positions_of, patterns)) * length + length // 16
+            total += sum(map(positions_of, patterns)) * length + length // 16
             if isinstance(at.get("multipleOf"), int) and at["multipleOf"] > 100:
                 total += at["multipleOf"] * 20
     return total

@@ -1,8 +1,8 @@
 """The engines that can serve a constraint, by name (`grammar_backend=`). All give `CompiledConstraint`s.
 
-"automaton" is our own, and what "auto" stands for. "llguidance" and "xgrammar" are imported when first asked for.
-`register_engine` adds others. An engine refuses what it cannot enforce exactly as far as it knows; what each leaves
-out is in `engines_llguidance` and `engines_xgrammar`.
+"automaton" is our own, and what "auto" stands for. "llguidance", "xgrammar" and "outlines" are imported when first
+asked for. `register_engine` adds others. An engine refuses what it cannot enforce exactly as far as it knows; what each
+leaves out is in `engines_llguidance`, `engines_xgrammar` and `engines_outlines`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ class ConstraintEngine:
 
 _engines: dict[str, ConstraintEngine] = {}
 # Modules that define `engine()`.
-_later = {OWN: ".compile", "llguidance": ".engines_llguidance", "xgrammar": ".engines_xgrammar"}
+_later = {
+    OWN: ".compile",
+    "llguidance": ".engines_llguidance",
+    "xgrammar": ".engines_xgrammar",
+    "outlines": ".engines_outlines",
+}
 
 
 def register_engine(name: str, compile: CompileFunction, kinds: Iterable[str] = KINDS) -> None:
