@@ -158,6 +158,8 @@ if TYPE_CHECKING:
         select as select,
     )
     from .lang.reasoning import separate_reasoning as separate_reasoning
+    from .lang.record import record as record
+    from .lang.record import replay as replay
     from .lang.remote.anthropic_api import Anthropic as Anthropic
     from .lang.remote.endpoint import RuntimeEndpoint as RuntimeEndpoint
     from .lang.remote.litellm_api import LiteLLM as LiteLLM
@@ -197,6 +199,7 @@ _HOME = {
     ),
     ".lang.gens": ("gen", "gen_int", "gen_string", "select"),
     ".lang.reasoning": ("separate_reasoning",),
+    ".lang.record": ("record", "replay"),
     ".lang.remote.anthropic_api": ("Anthropic",),
     ".lang.remote.endpoint": ("RuntimeEndpoint",),
     ".lang.remote.litellm_api": ("LiteLLM",),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_calibrate import add_calibrate
 from .cli_compile import Compiling, kept_on_disk, refuse_unsaveable, write_whole
 from .cli_programs import BUILTIN_MODEL, CliError, function_of, load_tokenizer_of, outputs_of, program_makers
+from .cli_record import add_record
 from .cli_repl import add_repl
 from .cli_run import add_run
 from .core.errors import DslcError
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run(verbs)
     add_calibrate(verbs)
     add_repl(verbs)
+    add_record(verbs)
     env = verbs.add_parser("check-env", help="print versions, devices and kernels of this machine, with advice")
     env.set_defaults(verb=_check_env)
     version = verbs.add_parser("version", help="print the version")

@@ -44,6 +44,7 @@ class Record:
     gens: dict[str, Finished] = field(default_factory=dict)
     hosts: dict[str, Any] = field(default_factory=dict)
     num_bytes: int = 0  # of the whole lines
+    notes: list[dict[str, Any]] = field(default_factory=list)  # of a recording: what people read
 
     @classmethod
     def load(cls, path: Path) -> Record:
@@ -65,6 +66,10 @@ class Record:
                     record.seed, record.made_for = found["seed"], found["made_for"]
                 elif "gen" in found:
                     record.gens[found["gen"]] = msgspec.convert(found["finished"], Finished)
+                    if "asked" in found:
+                        record.notes.append(found)
+                elif "run" in found or "instance" in found:
+                    record.notes.append(found)
                 else:
                     record.hosts[found["host"]] = decode_value(found["value"])
             except (ValueError, KeyError, TypeError):

@@ -77,7 +77,7 @@ SAMPLING_NAMES = frozenset(
 RUN_NAMES = frozenset(
     {
         *SAMPLING_NAMES, *LOGPROB_NAMES, "backend", "stream", "use_thread", "seed", "timeout", "token_budget",
-        "history", "compiled", "compile_options", "outputs", "orders",
+        "history", "compiled", "compile_options", "outputs", "orders", "record",
     }
 )  # fmt: skip
 

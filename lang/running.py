@@ -27,6 +27,7 @@ from .options import RunOptions, checked_outputs, run_options
 from .outside import Outside
 from .prefix import pinned, static_prefix
 from .quick import maker
+from .record import Keeper, recorded
 from .state import ProgramState
 from .takeover import Batch, Hands
 from .walker import walk_plan
@@ -65,8 +66,11 @@ class Running:
         outputs = function.outputs if outputs is None else outputs
         if outputs is not None:
             compile_options = replace(compile_options or CompileOptions(), outputs=outputs)
+        recording = rest.pop("record", None)
         run = run_options(rest, where)
-        target = backend if backend is not None else default_backend()
+        target = recorded(backend if backend is not None else default_backend(), recording)
+        if isinstance(target, Keeper):
+            run = target.opened(function, run, rest.get("seed") is None)
         plan = function.plan_to_run(target, compiled, compile_options, run.history)
         disabled = compile_options.disabled if compile_options is not None else ()
         ahead = None
@@ -92,6 +96,8 @@ class Running:
             executor.orders = orders
         if self.backend.capabilities.speculating:
             executor.num_spec_tokens = self.function.num_api_spec_tokens
+        if isinstance(self.backend, Keeper):
+            executor.journal = self.backend.begun(self.function, instance, arguments)
         if self.outputs is not None:
             executor.outputs = frozenset(self.outputs)
         if plan is not None:
@@ -134,6 +140,8 @@ class Running:
         if self.function.is_async:
             hub = LoopHub(self.backend, carriers.driver, loop)
             executor = Executor(hub, self.function.__name__, self.options, instance)
+            if isinstance(self.backend, Keeper):
+                self.backend.begun(self.function, instance, arguments)
             await hub.run_body(executor, self.function.body(ProgramState(executor), **arguments))
             return ProgramState(executor)
         ended: asyncio.Future[None] = loop.create_future()
