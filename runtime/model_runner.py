@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..kernels.native.library import Library
 from .attention import choose_attention_backend
-from .layers.packing import pack_linears
+from .layers.packing import pack_linears, use_native_linears
 from .layers.rowwise import fix_counts
 from .loader import gguf_of, load_config, load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from .memory.request_table import ReqToTokenPool
-from .native_step import NativeStep, native_step
+from .native_step import NativeStep, library, native_step
 from .platform import Platform, platform_of
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class ModelRunner:
             self.native = self._native_step()
             self._counts_are_fixed = False
             if self.native is None:
-                if self.platform.name == "cpu" and self._has_room_to_pack():
-                    pack_linears(self.model, measured=not config.deterministic)
+                self._pack_linears()
                 self._fix_counts()
         self.attention = backends.make(self.req_to_token)
 
@@ -115,17 +115,31 @@ class ModelRunner:
             fix_counts(self.model, self.act_dtype, self.device)
             self._counts_are_fixed = True
 
-    def _native_step(self) -> NativeStep | None:
-        """The C++ forward, if it knows the model and nobody asked for an attention backend by name."""
+    def _may_be_native(self) -> bool:
+        """Whether C++ may do what it can: on a CPU, unless an attention backend was asked for by name."""
         config = self.config
         asked = {config.attention_backend, config.prefill_attention_backend, config.decode_attention_backend}
-        if self.platform.name != "cpu" or not asked <= {"auto", None} or not self._has_room_to_pack():
+        return self.platform.name == "cpu" and asked <= {"auto", None} and self._has_room_to_pack()
+
+    def _native_step(self) -> NativeStep | None:
+        """The C++ forward, if it knows the model."""
+        if not self._may_be_native():
             return None
         native = native_step(self.model, self.kv_pool, self.req_to_token)
         if isinstance(native, str):
             log.info("%s runs in torch: %s", self.folder, native)
             return None
         return native
+
+    def _pack_linears(self) -> None:
+        """For a model that torch runs: faster matrix products on a CPU."""
+        if self.platform.name != "cpu" or not self._has_room_to_pack():
+            return
+        loaded = library() if self._may_be_native() else None
+        if isinstance(loaded, Library):
+            use_native_linears(self.model, loaded)
+        else:
+            pack_linears(self.model, measured=not self.config.deterministic)
 
     def _pool_size(self) -> int:
         """Tokens of the KV pool, whole pages: as many as asked for, or as the memory allows."""

@@ -120,8 +120,8 @@ def _unlike_llama(model: Any) -> str | None:
             return f"a {type(layer).__name__} of {type(attention).__name__} and {type(mlp).__name__} is not known to it"
         if type(attention).rotated not in (LlamaAttention.rotated, Qwen3Attention.rotated):
             return f"{type(attention).__name__} turns queries and keys in a way of its own"
-        if attention.attn.attn_type is not AttentionType.DECODER:
-            return "rows see what comes after them"
+        if attention.attn.attn_type is not AttentionType.DECODER or attention.attn.sinks is not None:
+            return "rows see what comes after them, or sinks"
         if not runs(mlp.act, GatedActivation, "rows") or mlp.act.act != "silu":
             return "its activation is not silu"
         linears += [attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj]

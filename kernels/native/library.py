@@ -146,6 +146,9 @@ class Library:
             ("llama_new", _P, [ctypes.POINTER(_Model)]),
             ("llama_free", None, [_P]),
             ("llama_forward", ctypes.c_int, [_P, ctypes.POINTER(_Batch)]),
+            ("linear_new", _P, [ctypes.POINTER(_Linear), _I64, _I64, ctypes.c_int]),
+            ("linear_free", None, [_P]),
+            ("linear_forward", ctypes.c_int, [_P, _P, _I64, _P, _I64]),
         ):
             function = getattr(self._functions, name)
             function.restype, function.argtypes = result, arguments
@@ -156,6 +159,36 @@ class Library:
 
     def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
         return getattr(self._functions, name)  # type: ignore[no-any-return]
+
+
+class NativeLinear:
+    """x W^T + b with packed weights; a row's bits do not depend on the others. Any thread may call it."""
+
+    def __init__(self, library: Library, weights: LinearWeights) -> None:
+        """Raises ValueError for another dtype than bfloat16 and float32, MemoryError where memory is short."""
+        self._library = library
+        self._handle: int | None = None
+        self.out_features, self.in_features = weights.weight.shape
+        _check_dtype(weights.weight.dtype)
+        is_bf16 = int(weights.weight.dtype == torch.bfloat16)
+        self._bias = weights.bias  # stays where it is
+        self._handle = library.linear_new(ctypes.byref(weights._given()), self.out_features, self.in_features, is_bf16)
+        if not self._handle:
+            raise MemoryError("no memory for packed weights")
+        self._forward = library.linear_forward
+
+    def __del__(self) -> None:
+        if self._handle:
+            self._library.linear_free(self._handle)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., in] float32 -> [..., out] float32."""
+        x = x.contiguous()
+        rows = x.numel() // self.in_features
+        out = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32)
+        if self._forward(self._handle, x.data_ptr(), rows, out.data_ptr(), torch.get_num_threads()):
+            raise MemoryError(f"no memory for {rows} rows")
+        return out
 
 
 class NativeLlama:
@@ -238,9 +271,13 @@ def _address(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
-def _check(weights: ModelWeights, dtype: torch.dtype) -> None:
+def _check_dtype(dtype: torch.dtype) -> None:
     if dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"weights are {dtype}; bfloat16 and float32 are known")
+
+
+def _check(weights: ModelWeights, dtype: torch.dtype) -> None:
+    _check_dtype(dtype)
     if weights.head_dim > MAX_HEAD_DIM:
         raise ValueError(f"heads have {weights.head_dim} dimensions; at most {MAX_HEAD_DIM} are known")
     linears = [weights.head, *(one for each in weights.layers for one in (each.qkv, each.o, each.gate_up, each.down))]

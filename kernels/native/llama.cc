@@ -245,6 +245,33 @@ const char* native_features(void) {
 #endif
 }
 
+// One linear layer by itself, for models of other shapes.
+void* linear_new(const LinearGiven* given, int64_t n, int64_t k, int is_bf16) {
+    try {
+        Linear* made = new Linear;
+        made->pack(given->weight, given->bias, (int)n, (int)k, is_bf16);
+        return made;
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+
+void linear_free(void* linear) { delete (Linear*)linear; }
+
+// out [rows, n] = x [rows, k] W^T + b, float32
+int linear_forward(const void* linear, const float* x, int64_t rows, float* out, int64_t threads) {
+    try {
+        static thread_local Inputs* in = new Inputs;
+        const Linear& w = *(const Linear*)linear;
+        in->shape((int)rows, w.k, w.bf16);
+        for (int r = 0; r < (int)rows; r++) in->set(r, x + (size_t)r * w.k);
+        multiply(w, *in, 0, (int)rows, out, w.n, Out::store, (int)threads);
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
 int64_t llama_sizes(void) { return sizeof(ModelGiven) << 32 | sizeof(LayerGiven) << 16 | sizeof(BatchGiven); }
 
 void* llama_new(const ModelGiven* given) {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .rowwise import RowWise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -23,9 +23,11 @@ def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 class Linear(RowWise):
     """y = x W^T + b, weight [out, in] in the checkpoint's dtype. x is cast to that dtype and y back to x's.
 
-    `packed` is the weight once more, in oneDNN's order, for products of `packed_from` rows or more (see `packing`).
+    The weight may stand there once more in an order that products like better (see `packing`): `native` is the product
+    in C++, for float32 x; `packed` the weight in oneDNN's order, for products of `packed_from` rows or more.
     """
 
+    native: Callable[[Tensor], Tensor] | None = None
     packed: Tensor | None = None
     packed_from = 1
 
@@ -38,6 +40,8 @@ class Linear(RowWise):
 
     def rows(self, x: Tensor) -> Tensor:
         dtype = x.dtype
+        if self.native is not None and dtype == torch.float32:
+            return self.native(x)
         if dtype != self.weight.dtype:
             x = x.to(self.weight.dtype)
         if self.packed is not None and x.shape[0] >= self.packed_from:

@@ -1,8 +1,8 @@
-"""Weights in the order that oneDNN's matrix products want, chosen for each shape by measuring.
+"""Weights in the order that matrix products on a CPU want: for our own in C++, or without a compiler for oneDNN's.
 
 torch's own product of float32 goes through a library that reaches less than half of some CPUs' rate, and the one of
 bfloat16 reorders the weights anew at each call. The packed product is an internal operation of torch: it is tried
-before it is trusted, and F.linear stays where it is slower or missing.
+before it is trusted, and F.linear stays where it is slower or missing: chosen for each shape by measuring.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ...kernels.native.library import LinearWeights, NativeLinear
 from .linear import Linear, MergedLinear, packed_product
 
 if TYPE_CHECKING:
@@ -21,11 +22,32 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from ...kernels.native.library import Library
+
 log = logging.getLogger(__name__)
 
 ROW_COUNTS = (1, 8, 32)  # what is measured; a count between them goes with the one below
 REPEATS, ENOUGH_S = 5, 0.02  # of a measurement: so many, or as many as fit
 TOLERANCE = 0.02  # of the largest output, bfloat16's rounding included
+
+
+def use_native_linears(model: nn.Module, library: Library) -> None:
+    """Give each linear layer of the model its product in C++ (a second copy of the weights; tied ones have one).
+
+    Raises MemoryError; a layer of a dtype that it does not know stays as it is.
+    """
+    made: dict[tuple[int, int], NativeLinear] = {}
+    for module in model.modules():
+        if not isinstance(module, Linear) or type(module) not in (Linear, MergedLinear):
+            continue
+        weight, bias = module.weight, module.bias
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            continue
+        key = id(weight), id(bias)
+        if key not in made:
+            given = LinearWeights(weight.detach(), None if bias is None else bias.detach().float())
+            made[key] = NativeLinear(library, given)
+        module.native = made[key]
 
 
 def pack_linears(model: nn.Module, *, measured: bool = True) -> None:

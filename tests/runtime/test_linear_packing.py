@@ -5,10 +5,12 @@ import torch
 from support.tiny_models import tiny_checkpoint
 
 from dslc.core.config import EngineConfig
+from dslc.kernels.native.library import Library
 from dslc.runtime.layers import packing
 from dslc.runtime.layers.linear import Linear, MergedLinear
-from dslc.runtime.layers.packing import pack_linears
+from dslc.runtime.layers.packing import pack_linears, use_native_linears
 from dslc.runtime.model_runner import ModelRunner
+from dslc.runtime.native_step import library
 
 torch.set_num_threads(1)
 
@@ -37,6 +39,26 @@ def test_packed_products_are_the_plain_ones(inputs, outputs, dtype, bias):
         assert found.dtype == torch.float32 and found.shape == (rows, outputs)
         tolerance = 1e-5 if dtype == torch.float32 else 1e-2
         assert rows == 0 or (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs, outputs", [(1, 1), (33, 17), (64, 130), (99, 20), (300, 515)])
+@torch.inference_mode()
+def test_products_in_cpp_are_the_plain_ones_and_each_row_has_its_own_bits(inputs, outputs, dtype, bias):
+    if not isinstance(library(), Library):
+        pytest.skip(f"there is no library: {library()}")
+    layer = linear(inputs, outputs, dtype, bias)
+    x = torch.randn(77, inputs, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.linear(x.to(dtype).double(), layer.weight.double())
+    expected += layer.bias.double() if bias else 0
+    use_native_linears(layer, library())
+    found = layer(x)
+    assert found.dtype == torch.float32 and layer.native is not None
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for rows in (1, 2, 5, 8, 16, 31, 33):
+        assert torch.equal(layer(x[:rows]), found[:rows]) and torch.equal(layer(x[-rows:]), found[-rows:])
+    assert torch.equal(layer(x.view(7, 11, inputs)), found.view(7, 11, outputs)) and layer(x[:0]).shape == (0, outputs)
 
 
 def test_what_is_slower_is_not_taken(monkeypatch):
