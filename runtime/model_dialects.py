@@ -171,6 +171,7 @@ DIALECTS: dict[str, Dialect] = {
     "xlm-roberta": Dialect(names=_LAYER_NORM, defaults=_BERT),
     "deepseek_v2": Dialect(defaults=_DEEPSEEK),
     "deepseek_v3": Dialect(defaults={**_DEEPSEEK, "norm_topk_prob": True}),
+    "kimi_k2": Dialect(defaults={**_DEEPSEEK, "norm_topk_prob": True}),
 }
 
 PLAIN = Dialect()

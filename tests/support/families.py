@@ -108,6 +108,7 @@ GENERIC: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5": ("Ernie4_5", WIDE),
     "exaone4": ("Exaone4", {"sliding_window": WINDOW}),
     "glm": ("Glm", WIDE),
+    "glm4_moe": ("Glm4Moe", {**MOE, **ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1, **WIDE}),
     "granitemoe": ("GraniteMoe", EXPERTS),
     "gpt_bigcode": ("GPTBigCode", {"n_positions": 256, "max_position_embeddings": ..., "num_key_value_heads": ...}),
     "helium": ("Helium", {"head_dim": 16}),
@@ -128,6 +129,7 @@ GENERIC: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 FAMILIES: dict[str, Family] = {
+    "llama2": Family("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 4}),
     "llama3": Family("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LLAMA3}),
     "llama3.2": Family(
         "LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, **WIDE}
@@ -230,9 +232,9 @@ FAMILIES: dict[str, Family] = {
         {**EXPERTS, "num_local_experts": 5, "sliding_window": WINDOW, "rope_parameters": YARN, **WIDE},
         window=WINDOW,
     ),
-    **{name: Family(f"{cls}Config", f"{cls}ForCausalLM", fields) for name, (cls, fields) in GENERIC.items()},
     "internlm2": Family("LlamaConfig", "LlamaForCausalLM", stored_as="internlm2"),
     "gpt2": Family("GPT2Config", "GPT2LMHeadModel", GPT2, common=False),
+    **{name: Family(f"{cls}Config", f"{cls}ForCausalLM", fields) for name, (cls, fields) in GENERIC.items()},
 }
 
 
@@ -330,6 +332,11 @@ def family_folder(name: str) -> Path:
     """Where the checkpoint stands that the runtime is to load."""
     path = family_checkpoint(name)
     return path.with_name(path.name + "-packed") if FAMILIES[name].stored_as else path
+
+
+def architecture_of(name: str) -> str:
+    """The class name in the config.json that the runtime loads."""
+    return "InternLM2ForCausalLM" if FAMILIES[name].stored_as else FAMILIES[name].model
 
 
 @lru_cache(maxsize=4)
