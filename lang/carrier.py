@@ -19,7 +19,7 @@ from ..core.errors import Aborted
 from ..core.events import Event
 from . import threads
 from .common import CommonGens
-from .hub import Hub, Task
+from .hub import Hub, Task, _InFlight
 from .takeover import Hands
 
 LINGER_S = 0.05  # how long an idle carrier waits for more work
@@ -179,10 +179,11 @@ class CarrierHub(Hub):
     def _driver_failed(self, error: BaseException) -> None:
         self.post(lambda: self._fail_all(error))
 
-    def _forget(self, request_id: str) -> None:
-        super()._forget(request_id)
+    def _forget(self, request_id: str) -> _InFlight | None:
+        known = super()._forget(request_id)
         if not self._in_flight:
             self._driver.release(self)
+        return known
 
 
 class Carriers:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 MAX_AHEAD = 1024  # steps that a stream has been given and not carried out, at which a body waits before it appends more
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NO_SLOTS: dict[int, Slot] = {}  # of all that have ended: nothing is defined any more
 
 
 new_ref = maker(Ref)
@@ -521,7 +522,7 @@ class Executor:
         self.is_finished = True
         for stream in self.streams.values():
             stream.settle()
-        self.slots = {}
+        self.slots = _NO_SLOTS
         self.plan = None
         self.types = self.hosts = NOTHING
         if self.feed is not None:

@@ -48,19 +48,23 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     if executor.num_spec_tokens is not None and _may_speculate(executor, op, sampling):
         _speculate(executor, stream, step, sampling, number)
         return
-    healed = _give_back(executor, stream, op, sampling.token_healing)
+    able = executor.backend.capabilities
+    healed, reasoning, constraint = "", None, None
+    if op.constraint is not None or sampling.token_healing:
+        healed = _give_back(executor, stream, op, sampling.token_healing)
+        reasoning, constraint = _markers(executor, op), _constraint(executor, op)
     request = new_request(
         request_id(executor, stream),
         prompt(executor, stream),
         sampling=sampling,
         healed=healed,
-        reasoning=_markers(executor, op) if op.constraint is not None else None,
-        constraint=_constraint(executor, op) if op.constraint is not None else None,
-        logprobs=_logprobs(executor, op),
-        stream=is_told and executor.backend.capabilities.streaming,
-        timeout_s=seconds_left(executor),
-        origin=origin(executor, stream, number),
-        messages=turns(executor, stream) if executor.backend.capabilities.chat else (),
+        reasoning=reasoning,
+        constraint=constraint,
+        logprobs=_logprobs(executor, op) if op.logprobs is not None or options.logprobs is not None else None,
+        stream=is_told and able.streaming,
+        timeout_s=seconds_left(executor) if options.is_bounded else None,
+        origin=new_origin(executor.title, number, executor.instance, stream.path),
+        messages=turns(executor, stream) if able.chat else (),
     )
     told: Telling | None = None
     if is_told:

@@ -356,8 +356,12 @@ def _select(name: str | None, choices: Any, temperature: Any, method: Any, where
             known = _known_selects.get((choices, temperature, method))
         except TypeError:  # a Symbol among them
             known = None
-        if known is not None and {choice.__class__ for choice in choices} == {str}:
-            return SelectExpr(name, choices, known, temperature, where)
+        if known is not None:
+            for choice in choices:
+                if choice.__class__ is not str:  # it may be equal to one
+                    break
+            else:
+                return SelectExpr(name, choices, known, temperature, where)
     if not isinstance(choices, Symbol):
         if isinstance(choices, str) or not isinstance(choices, Iterable):
             raise RequestError(f"must be a list of strings, not {choices!r}", field="choices", where=where)

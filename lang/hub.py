@@ -18,7 +18,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import greenlet
 
@@ -71,15 +72,16 @@ class Task:
         self.is_ended = False
 
 
-class _InFlight:
+class _InFlight(NamedTuple):
     """A request that has no last event yet."""
 
-    __slots__ = ("done", "executor", "progress")
+    executor: Executor
+    done: Done
+    progress: Callable[[Tokens], None] | None
 
-    def __init__(self, executor: Executor, done: Done, progress: Callable[[Tokens], None] | None) -> None:
-        self.executor = executor
-        self.done = done
-        self.progress = progress
+
+_new_in_flight = partial(tuple.__new__, _InFlight)
+_WANTED = frozenset({Finished, Failed, Tokens})
 
 
 def _end(body: Any, here: Any) -> None:
@@ -138,7 +140,7 @@ class Hub:
             request = _with_hints(request, executor.hints_of(request.origin.op))
         if self.common is None or not self.common.joins(request):
             self._outbox.append(request)
-        self._in_flight[request.id] = _InFlight(executor, done, progress)
+        self._in_flight[request.id] = _new_in_flight((executor, done, progress))
         executor.num_in_flight += 1
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -423,14 +425,14 @@ class Hub:
             event = inbox.popleft()
             if self.common is not None and isinstance(event, (Finished, Failed)):
                 inbox.extendleft(reversed(self.common.results(event)))
-            known = in_flight.get(event.request_id)
-            if known is None:
-                continue
-            if isinstance(event, Tokens):
-                if known.progress is not None:
+            if type(event) is Tokens:
+                known = in_flight.get(event.request_id)
+                if known is not None and known.progress is not None:
                     known.progress(event)
                 continue
-            self._forget(event.request_id)
+            known = self._forget(event.request_id)
+            if known is None:
+                continue
             if self.pressure is not None and isinstance(event, Finished):
                 self.pressure.computed(known.executor, event)
             known.done(event)  # type: ignore[arg-type]
@@ -440,7 +442,7 @@ class Hub:
 
     def _receive(self, event: Event) -> None:
         """The sink of all requests: called from whatever thread drives the backend."""
-        if isinstance(event, (Finished, Failed, Tokens)):
+        if type(event) in _WANTED:
             self._inbox.append(event)
 
     def _wait(self) -> None:
@@ -468,9 +470,11 @@ class Hub:
     def _has_result(self) -> bool:
         return bool(self._inbox) or not self._calls.empty()
 
-    def _forget(self, request_id: str) -> None:
-        known = self._in_flight.pop(request_id)
-        known.executor.num_in_flight -= 1
+    def _forget(self, request_id: str) -> _InFlight | None:
+        known = self._in_flight.pop(request_id, None)
+        if known is not None:
+            known.executor.num_in_flight -= 1
+        return known
 
     def _drive(self, slot: Slot, where: SourceLoc | None) -> None:
         """Somebody outside of the programs waits: work until the slot is done."""

@@ -40,6 +40,11 @@ class RunOptions:
     token_budget: int | None = None
     _merged: dict[Overrides, SamplingParams] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the run may take only so long, or so many tokens."""
+        return self.deadline is not None or self.token_budget is not None
+
     def merged(self, overrides: Overrides, seed: int) -> SamplingParams:
         """The run's defaults with a gen's own options over them; `seed` where neither gives one.
 

@@ -40,7 +40,12 @@ def _names(cls: type[Any]) -> list[str]:
 
 def _function(cls: type[T], parameters: str, values: dict[str, str], known: dict[str, Any]) -> Callable[..., T]:
     """A function of these parameters that makes a `cls` of these expressions (written out, as dataclasses do it)."""
-    members = {"__slots__": cls.__dict__["__slots__"], "__setattr__": object.__setattr__}
+    # Both of object's: one of a frozen base would have each assignment made by a call of Python's.
+    members = {
+        "__slots__": cls.__dict__["__slots__"],
+        "__setattr__": object.__setattr__,
+        "__delattr__": object.__delattr__,
+    }
     draft = type(f"{cls.__name__}Draft", cls.__bases__, members)
     lines = [f"    made.{name} = {value}" for name, value in values.items()]
     body = "\n".join([f"def make({parameters}):", "    made = new(draft)", *lines, "    made.__class__ = cls"])

@@ -108,14 +108,22 @@ class _Scored(NamedTuple):
 
 _MAX_KNOWN, _MAX_TAIL = 4096, 64
 _known: weakref.WeakKeyDictionary[Any, dict[Any, _Scored]] = weakref.WeakKeyDictionary()
+_last: tuple[Callable[[], Any], dict[Any, _Scored]] = (lambda: None, {})  # the tokenizer that asked last, and its own
+
+
+def _known_of(tokenizer: Tokenizer) -> dict[Any, _Scored]:
+    global _last
+    whose, known = _last
+    if whose() is not tokenizer:
+        known = _known.setdefault(tokenizer, {})
+        _last = (weakref.ref(tokenizer), known)
+    return known
 
 
 def _scored(executor: Executor, tokenizer: Tokenizer, stream: Stream, op: Select, choices: tuple[str, ...]) -> _Scored:
     """The tokens of the choices. What no choice can change of the text before them is settled in the stream."""
     tail = _settle(executor, tokenizer, stream)
-    known = _known.get(tokenizer)
-    if known is None:
-        known = _known[tokenizer] = {}
+    known = _known_of(tokenizer)
     found = known.get((tail, choices))
     if found is None:
         sequences: tuple[tuple[int, ...], ...] = ()

@@ -77,6 +77,8 @@ class ProgramState:
             sink.append_text(self.stream, other, caller())
         elif other.__class__ is GenExpr and not sink.is_tracing:
             sink.append_gen(self.stream, other)
+        elif other.__class__ is SelectExpr:
+            self.emit_select(other)
         else:
             self.append(other)
         return self

@@ -62,6 +62,7 @@ PROGRAMS = {
     "character_extraction": (
         "extract_character", {"text": "Mia is 12."}, MIA, lambda s: isinstance(s["character"].age, int),
     ),
+    "typed_extraction": ("extract", {"text": "Mia is 12."}, MIA, lambda s: isinstance(s["character"].age, int)),
 }  # fmt: skip
 
 
