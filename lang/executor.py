@@ -57,8 +57,8 @@ class Executor:
 
     __slots__ = (
         "_delivered", "_next_ref", "_next_stream", "_num_unordered", "backend", "failure", "feed", "hosts", "hub",
-        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "num_spec_tokens", "options", "orders",
-        "outputs", "plan", "ret_value", "root", "slots", "streams", "title", "tokenizer", "types",
+        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "num_spec_tokens", "options",
+        "orders", "outputs", "plan", "ret_value", "root", "slots", "streams", "title", "tokenizer", "types",
     )  # fmt: skip
     is_tracing = False
 
