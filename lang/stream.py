@@ -24,7 +24,6 @@ from .quick import maker
 from .types import TypeSpec
 
 Run = list[tuple[str, SourceLoc | None]]
-Mark = tuple[Any, int, "Slot"]  # (the one before, if any; where in the text it begins; what holds it)
 new_segment = maker(Segment)
 GONE: Any = ()  # in place of what a finished stream does not need any more
 
@@ -35,7 +34,9 @@ class Slot:
     `watchers` are called, in the thread that owns the program, when the value or the error is there.
     """
 
-    __slots__ = ("beside", "error", "is_done", "meta", "parts", "spec", "value", "watchers")
+    __slots__ = ("before", "beside", "error", "is_done", "meta", "parts", "spec", "start", "value", "watchers")
+    before: Slot | None  # of what a stream has generated: what it had generated before (set with `start`)
+    start: int  # where its text begins in the stream's
 
     def __init__(self, value: Any = None, is_done: bool = False) -> None:
         self.value = value
@@ -160,7 +161,7 @@ class Stream:
         self.pieces: list[str] = []
         self.text_len = 0
         self.ahead: Ahead | None = None  # what a call wrote that may serve the next gens too
-        self.last_mark: Mark | None = None  # where in the text what was generated begins
+        self.last_mark: Slot | None = None  # what was generated last
         self.feed: Feed | None = None  # hears of all text
         self.log: list[Any] | None = None  # what a branch appended, for a join that appends it again
         # Chat turns and scopes, as of the last step carried out.
@@ -193,16 +194,16 @@ class Stream:
 
     def mark(self, text: str, slot: Slot) -> None:
         """The last text that was appended is what the slot holds."""
-        self.last_mark = (self.last_mark, self.text_len - len(text), slot)
+        slot.start, slot.before = self.text_len - len(text), self.last_mark
+        self.last_mark = slot
 
     @property
     def marks(self) -> list[tuple[int, Slot]]:
         """Where in the text each generated text begins, in order."""
-        found, mark = [], self.last_mark
-        while mark is not None:
-            before, start, slot = mark
-            found.append((start, slot))
-            mark = before
+        found, slot = [], self.last_mark
+        while slot is not None:
+            found.append((slot.start, slot))
+            slot = slot.before
         return found[::-1]
 
     # -- text and tokens
