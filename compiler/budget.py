@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ContextOverflow, SourceLoc
 from ..core.sampling import SamplingParams
+from .budget_state import ANY, INF, ZERO, Span, State, Stream, Value, hull_of, known_value, sum_of, widen
 from .expressions import FUNCTIONS, STATEFUL
 from .fields import new_streams
 from .ir import (
@@ -50,39 +51,11 @@ if TYPE_CHECKING:
     from ..core.text.tokenizer import Tokenizer
     from .plan import Plan
 
-INF = math.inf
 DEFAULT_NEW_TOKENS = SamplingParams().max_new_tokens
 CHUNK = 8192  # prompt tokens of one forward, unless the limits say otherwise
 MAX_ROUNDS = 64  # of a loop, walked one by one
 UNKNOWN_TOKENS = 256  # how long an unknown text is taken to be, in guesses
 ROLE_TOKENS = 64.0  # of the template's text around a turn that the executor renders, at most
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """From `least` to `most`, both included; `most` is inf where nothing bounds it."""
-
-    least: float = 0
-    most: float = 0
-
-    def __add__(self, other: Span) -> Span:
-        return Span(self.least + other.least, self.most + other.most)
-
-    def hull(self, other: Span) -> Span:
-        """The least span that holds both."""
-        return Span(min(self.least, other.least), max(self.most, other.most))
-
-    def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most
-
-    def __str__(self) -> str:
-        if self.least == self.most:
-            return f"{self.least:.0f}"
-        return f"{self.least:.0f} to {self.most:.0f}" if self.most < INF else f"at least {self.least:.0f}"
-
-
-ZERO = Span()
-ANY = Span(0, INF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,92 +173,6 @@ def budget(
     return walker.result()
 
 
-@dataclass(slots=True)
-class _Value:
-    """A value: known, or text of so many bytes (a list: its items together)."""
-
-    known: Any = UNKNOWN
-    size: Span = ANY
-
-
-@dataclass(slots=True)
-class _Stream:
-    """`tokens` are those settled or bound to be; `text` the bytes that are not tokenised yet."""
-
-    tokens: Span = ZERO
-    text: Span = ZERO
-    known: str | None = ""  # the pending text, where it is known
-    depth: float = 0  # requests so far, one after the other, at least
-    asked: float = 0  # their prompts' tokens, at least
-    guess: float = 0  # tokens, if what is unknown is short
-    kept: float = 0  # of them, those in the cache
-    all_bytes: Span = ZERO
-    variables: dict[str, _Value] = field(default_factory=dict)
-
-    def copy(self) -> _Stream:
-        return replace(self, variables=dict(self.variables))
-
-    def hull(self, other: _Stream) -> _Stream:
-        merged = _Stream(
-            self.tokens.hull(other.tokens), self.text.hull(other.text),
-            self.known if self.known == other.known else None,
-            min(self.depth, other.depth), min(self.asked, other.asked), max(self.guess, other.guess),
-            min(self.kept, other.kept), self.all_bytes.hull(other.all_bytes),
-        )  # fmt: skip
-        for var in self.variables.keys() | other.variables.keys():
-            a, b = self.variables.get(var, _Value()), other.variables.get(var, _Value())
-            same = a.known is not UNKNOWN and b.known is not UNKNOWN and a.known == b.known
-            merged.variables[var] = _Value(a.known if same else UNKNOWN, a.size.hull(b.size))
-        return merged
-
-
-@dataclass(slots=True)
-class _State:
-    """What a path has come to."""
-
-    streams: dict[int, _Stream] = field(default_factory=lambda: {0: _Stream()})
-    requests: Span = ZERO
-    prompts: Span = ZERO
-    computed: Span = ZERO
-    generated: Span = ZERO
-    scored: Span = ZERO
-    forwards: Span = ZERO  # if nothing runs beside anything else
-    rows: Span = ZERO
-    deepest: float = 0  # requests of the longest chain, at least: what stands beside it may be in common with it
-    asked: float = 0  # prompt tokens of such a chain
-    kv: float = 0
-
-    def copy(self) -> _State:
-        return replace(self, streams={number: stream.copy() for number, stream in self.streams.items()})
-
-    def hull(self, other: _State) -> _State:
-        numbers = self.streams.keys() & other.streams.keys()
-        return _State(
-            {number: self.streams[number].hull(other.streams[number]) for number in numbers},
-            self.requests.hull(other.requests), self.prompts.hull(other.prompts), self.computed.hull(other.computed),
-            self.generated.hull(other.generated), self.scored.hull(other.scored), self.forwards.hull(other.forwards),
-            self.rows.hull(other.rows), min(self.deepest, other.deepest), min(self.asked, other.asked),
-            max(self.kv, other.kv),
-        )  # fmt: skip
-
-
-def _hull_of(states: Sequence[_State]) -> _State | None:
-    merged = None
-    for state in states:
-        merged = state if merged is None else merged.hull(state)
-    return merged
-
-
-def _widen(state: _State) -> None:
-    """Nothing bounds any more what comes."""
-    for name in ("requests", "prompts", "computed", "generated", "scored", "forwards", "rows"):
-        setattr(state, name, Span(getattr(state, name).least, INF))
-    for stream in state.streams.values():
-        stream.tokens, stream.text = Span(stream.tokens.least, INF), Span(stream.text.least, INF)
-        stream.known, stream.all_bytes = None, ANY
-        stream.variables = dict.fromkeys(stream.variables, _Value())
-
-
 class _Ended(Exception):
     """The path met a return, a break, or the end of a round."""
 
@@ -298,14 +185,14 @@ class _Walker:
         self.arguments = arguments
         self.defaults = defaults
         self.chunk = chunk
-        self.state = _State()
-        self.values: dict[int, _Value] = {}
+        self.state = State()
+        self.values: dict[int, Value] = {}
         self.sites: dict[int, Site] = {}
-        self.ends: list[_State] = []
+        self.ends: list[State] = []
         self.groups: set[int] = set()  # streams that stand for branches whose number is not known
         self.num_uncertain = 0  # branches and loops around, whose way is not known
-        self.nexts: list[_State] = []  # of the innermost loop
-        self.breaks: list[_State] = []
+        self.nexts: list[State] = []  # of the innermost loop
+        self.breaks: list[State] = []
         self.longest = 1
         if tokenizer is not None:
             start = len(tokenizer.encode_prompt(""))  # a BOS, unless the program begins with template text
@@ -313,7 +200,7 @@ class _Walker:
             self.longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
 
     def result(self) -> Budget:
-        total = _hull_of(self.ends) or _State()
+        total = hull_of(self.ends) or State()
         least = total.deepest
         return Budget(
             Span(least, total.requests.most), Span(total.asked, total.prompts.most), Span(least, total.computed.most),
@@ -327,15 +214,15 @@ class _Walker:
 
     # Values
 
-    def value(self, operand: Operand) -> _Value:
+    def value(self, operand: Operand) -> Value:
         if isinstance(operand, Ref):
-            return self.values.get(operand.id, _Value())
+            return self.values.get(operand.id, Value())
         if isinstance(operand, tuple):
             items = [self.value(item) for item in operand]
             if all(item.known is not UNKNOWN for item in items):
-                return _known([item.known for item in items])
-            return _Value(size=_sum(item.size for item in items))
-        return _known(operand)
+                return known_value([item.known for item in items])
+            return Value(size=sum_of(item.size for item in items))
+        return known_value(operand)
 
     def tokens_of(self, text: Span, known: str | None) -> Span:
         """Tokens of a text: exact where it is known; otherwise at most one a byte."""
@@ -348,14 +235,14 @@ class _Walker:
 
     # Text
 
-    def append(self, stream: _Stream, value: _Value) -> None:
+    def append(self, stream: Stream, value: Value) -> None:
         text = value.known if isinstance(value.known, str) else None
         size = Span(len(text.encode()), len(text.encode())) if text is not None else value.size
         stream.text += size
         stream.all_bytes += size
         stream.known = stream.known + text if stream.known is not None and text is not None else None
 
-    def settle(self, stream: _Stream, more: int = 0) -> None:
+    def settle(self, stream: Stream, more: int = 0) -> None:
         """The pending text ends here."""
         text = self.tokens_of(stream.text, stream.known)
         stream.tokens = stream.tokens + text + Span(more, more)
@@ -380,11 +267,11 @@ class _Walker:
     def special(self, op: Special) -> None:
         stream = self.state.streams[op.stream]
         if self.tokenizer is None:
-            self.append(stream, _known(op.text))
+            self.append(stream, known_value(op.text))
             return
         for part in self.tokenizer.split_special(op.text):
             if isinstance(part, str):
-                self.append(stream, _known(part))
+                self.append(stream, known_value(part))
             else:
                 self.settle(stream, 1)
 
@@ -423,7 +310,7 @@ class _Walker:
         size = Span(0, most * self.longest)
         stream.text, stream.known = Span(0, self.longest), None  # a stop may leave a piece of a token's text behind
         stream.all_bytes += size
-        value = _Value(size=Span(0, size.most * num))
+        value = Value(size=Span(0, size.most * num))
         self.define(op, stream, value)
 
     def select(self, op: Select) -> None:
@@ -456,11 +343,11 @@ class _Walker:
         state.kv += stream.guess - stream.kept
         stream.kept = stream.guess
         known = texts[0] if texts is not None and len(texts) == 1 else UNKNOWN
-        value = _Value(known, one)
+        value = Value(known, one)
         self.append(stream, value)
         self.define(op, stream, value)
 
-    def tail(self, stream: _Stream) -> float:
+    def tail(self, stream: Stream) -> float:
         """Bytes of the pending text that may be scored with each choice, at most."""
         if stream.known is None or self.tokenizer is None:
             return stream.text.most
@@ -492,13 +379,13 @@ class _Walker:
         self.sites[op.out.id] = Site(op, prompt, total, self.num_uncertain == 0 and not self.ends)
         return prompt, new
 
-    def deepen(self, stream: _Stream, num_requests: int, prompt: float) -> None:
+    def deepen(self, stream: Stream, num_requests: int, prompt: float) -> None:
         stream.depth += num_requests
         stream.asked += prompt
         self.state.deepest = max(self.state.deepest, stream.depth)
         self.state.asked = max(self.state.asked, stream.asked)
 
-    def define(self, op: Gen | Select, stream: _Stream, value: _Value) -> None:
+    def define(self, op: Gen | Select, stream: Stream, value: Value) -> None:
         self.values[op.out.id] = value
         if op.var is not None:
             stream.variables[op.var] = value
@@ -507,10 +394,10 @@ class _Walker:
 
     def arg(self, op: Arg) -> None:
         known = self.arguments.get(op.param, UNKNOWN)
-        self.values[op.out.id] = _known(known) if known is not UNKNOWN else _Value()
+        self.values[op.out.id] = known_value(known) if known is not UNKNOWN else Value()
 
     def host(self, op: Host) -> None:
-        self.values[op.out.id] = _Value()
+        self.values[op.out.id] = Value()
 
     def set(self, op: Set) -> None:
         self.state.streams[op.stream].variables[op.var] = self.value(op.value)
@@ -518,32 +405,32 @@ class _Walker:
     def expr(self, op: Expr) -> None:
         stream = self.state.streams[op.stream]
         if op.fn == "text":
-            self.values[op.out.id] = _Value(size=Span(0, stream.all_bytes.most))
+            self.values[op.out.id] = Value(size=Span(0, stream.all_bytes.most))
         elif op.fn == "unordered":
             separator, parts = self.value(op.args[0]), self.value(op.args[1])
             num = len(parts.known) if isinstance(parts.known, list) else INF
             extra = separator.size.most * max(0, num - 1) if separator.size.most else 0.0
-            self.values[op.out.id] = _Value(size=parts.size + Span(extra if num < INF else 0, extra))
+            self.values[op.out.id] = Value(size=parts.size + Span(extra if num < INF else 0, extra))
         elif op.fn in STATEFUL:
-            self.values[op.out.id] = stream.variables.get(str(op.args[0]), _Value()) if op.fn == "get" else _Value()
+            self.values[op.out.id] = stream.variables.get(str(op.args[0]), Value()) if op.fn == "get" else Value()
         else:
             self.values[op.out.id] = self.computed(op)
 
-    def computed(self, op: Expr) -> _Value:
+    def computed(self, op: Expr) -> Value:
         args = [self.value(arg) for arg in op.args]
         function = FUNCTIONS.get(op.fn)
         if function is not None and function.compute is not None and all(arg.known is not UNKNOWN for arg in args):
             try:
-                return _known(function.compute(*(arg.known for arg in args)))
+                return known_value(function.compute(*(arg.known for arg in args)))
             except Exception:
-                return _Value()  # the run raises it, at its place
+                return Value()  # the run raises it, at its place
         if op.fn == "concat":
-            return _Value(size=_sum(arg.size for arg in args))
+            return Value(size=sum_of(arg.size for arg in args))
         if op.fn in _SHORTER and args:
-            return _Value(size=Span(0, args[0].size.most))
+            return Value(size=Span(0, args[0].size.most))
         if op.fn in _NUMBERS:
-            return _Value(size=Span(1, 32))
-        return _Value()
+            return Value(size=Span(1, 32))
+        return Value()
 
     def role(self, op: Role) -> None:
         if op.prefix is None:
@@ -557,7 +444,7 @@ class _Walker:
     def scope(self, op: Scope) -> None:
         self.region(op.body)
         stream = self.state.streams[op.stream]
-        value = _Value(size=Span(0, stream.all_bytes.most))
+        value = Value(size=Span(0, stream.all_bytes.most))
         self.values[op.out.id] = stream.variables[op.var] = value
 
     def fork(self, op: Fork | Copy) -> None:
@@ -597,7 +484,7 @@ class _Walker:
             for var, value in branch.variables.items():
                 if parent.variables.get(var) is not value:
                     size = parent.variables[var].size if var in parent.variables else ZERO
-                    parent.variables[var] = _Value(size=size + value.size)
+                    parent.variables[var] = Value(size=size + value.size)
 
     def switch(self, op: Switch) -> None:
         on = self.value(op.on).known
@@ -620,7 +507,7 @@ class _Walker:
         self.num_uncertain -= 1
         if not afters:
             raise _Ended
-        merged = _hull_of(afters)
+        merged = hull_of(afters)
         assert merged is not None
         self.state = merged
 
@@ -630,32 +517,32 @@ class _Walker:
         items = over if isinstance(over, list) and len(over) <= MAX_ROUNDS else None
         self.num_uncertain += items is None
         outer = self.nexts, self.breaks
-        done: list[_State] = [self.state.copy()] if items is None and op.over is not None else []
-        current: _State | None = self.state
+        done: list[State] = [self.state.copy()] if items is None and op.over is not None else []
+        current: State | None = self.state
         for item in items if items is not None else (UNKNOWN,):
             assert current is not None
             self.nexts, self.breaks, self.state = [], [], current.copy()
             for i, param in enumerate(op.params):
-                self.values[param.id] = _known(item) if i == 0 and op.over is not None else _Value()
+                self.values[param.id] = known_value(item) if i == 0 and op.over is not None else Value()
             with suppress(_Ended):
                 self.region(op.body)
             done += self.breaks
-            current = _hull_of(self.nexts)
+            current = hull_of(self.nexts)
             if current is None:
                 break
         if current is not None:
             done.append(current)
         if items is None:
             for state in done:
-                _widen(state)
+                widen(state)
         self.nexts, self.breaks = outer
         self.num_uncertain -= items is None
-        merged = _hull_of(done)
+        merged = hull_of(done)
         if merged is None:
             raise _Ended
         self.state = merged
         for out in op.outs:
-            self.values[out.id] = _Value()
+            self.values[out.id] = Value()
 
     def round_ends(self, op: Any) -> None:
         (self.nexts if op.name == "next" else self.breaks).append(self.state)
@@ -663,32 +550,13 @@ class _Walker:
 
     def end(self, op: Opaque | Return) -> None:
         if isinstance(op, Opaque):  # the body goes on by itself: nothing bounds what it does
-            _widen(self.state)
+            widen(self.state)
         self.ends.append(self.state)
         raise _Ended
 
 
 _SHORTER = frozenset({"strip", "lstrip", "rstrip", "slice", "index", "str", "removeprefix", "removesuffix"})
 _NUMBERS = frozenset({"len", "find", "count", "rfind", "eq", "ne", "lt", "le", "gt", "ge", "contains", "not", "bool"})
-
-
-def _known(value: Any) -> _Value:
-    if value is UNKNOWN:
-        return _Value()
-    if isinstance(value, str):
-        size = len(value.encode(errors="replace"))
-        return _Value(value, Span(size, size))
-    if isinstance(value, (list, tuple)):
-        return _Value(list(value), _sum(_known(item).size for item in value))
-    size = len(str(value))
-    return _Value(value, Span(size, size))
-
-
-def _sum(spans: Any) -> Span:
-    total = ZERO
-    for span in spans:
-        total += span
-    return total
 
 
 _RULES: dict[str, Callable[[_Walker, Any], None]] = {

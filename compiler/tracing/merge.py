@@ -38,7 +38,7 @@ from ..ir import (
     walk,
 )
 from ..renumber import read_ids, renumbered, renumbered_op, with_fields
-from .tracer import Decision, Enter, Leave, PathEvent
+from .events import Decision, Enter, Leave, PathEvent
 
 Cursor = tuple["Node", int]
 

@@ -12,12 +12,14 @@ from typing import Any
 from ...core.errors import SourceLoc, TraceError
 from ..ir import Arg, Opaque, Param, Program, Return, walk
 from ..sink import Sink
+from .copies import Copies, captured_by, free_values
+from .events import PathEvent, TraceStop
 from .hooks import is_traceable
 from .loops import Retrace
 from .merge import merge, tree_of
 from .rewrite import CannotRewrite, location
 from .symbols import Symbol, operand
-from .tracer import MAX_OPS, MAX_PATHS, Copies, PathEvent, PathTracer, TraceStop, captured_by, free_values
+from .tracer import MAX_OPS, MAX_PATHS, PathTracer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
-from ...core.errors import DslcError, ProgramError, SourceLoc, UndefinedVariable
+from ...core.errors import ProgramError, SourceLoc, UndefinedVariable
 from ..expressions import BOOLEAN, FUNCTIONS
 from ..ir import (
     AnyOp,
@@ -36,11 +36,14 @@ from ..ir import (
     Set,
     Text,
 )
-from .hooks import Hooks, Recipe, is_traceable
-from .host import HostTable, is_immutable, mentions_language
+from .copies import Copies
+from .events import Decision, Enter, Leave, NotInline, PathEvent, TraceStop
+from .hooks import Recipe
+from .host import is_immutable, mentions_language
+from .language import holds_language, is_language, may_catch_failures, stand_in
 from .loops import LoopDriver, Retrace, copies_of
 from .purity import reachable_mutables
-from .rewrite import HOOKS, CannotRewrite, NoSource, rewrite
+from .rewrite import HOOKS, CannotRewrite, NoSource
 from .symbols import Symbol, operand
 
 MAX_PATHS = 256
@@ -62,79 +65,6 @@ _STRING_METHODS = TEXT_FUNCTIONS | {
     "startswith", "endswith", "find", "rfind", "count", "isdigit", "isalpha", "isalnum", "isspace", "isupper",
     "islower", "splitlines", "len", "slice",
 }  # fmt: skip
-
-
-class NotInline(BaseException):
-    """What was followed as a plain computation is none: it branches, has effects, or cannot be followed."""
-
-
-class TraceStop(BaseException):
-    """Ends a path. Not an Exception, so that the user's own `except` clauses do not catch it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Enter:
-    """A region opened here."""
-
-    op: Role | Scope
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """The innermost region closed here."""
-
-    op: Role | Scope
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The path went the way `taken` on the truth of `ref`. Refs and streams from these numbers on came later."""
-
-    ref: Ref
-    taken: bool
-    first_ref: int
-    first_stream: int
-    where: SourceLoc | None = field(default=None, compare=False)
-    loop: Loop | None = None  # not a branch: true goes once through the body of this loop, false goes on behind it
-
-
-PathEvent: TypeAlias = "AnyOp | Enter | Leave | Decision"
-
-
-class Copies:
-    """The rewritten copies that the paths of one trace share, and the hooks they go through."""
-
-    def __init__(self) -> None:
-        self.hooks = Hooks()
-        self.host_table = HostTable()
-        self.forced_loops: set[tuple[str, int]] = set()  # loops not to be unrolled
-        self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
-        self._copies: dict[int, types.FunctionType] = {}
-        self.captured: dict[int, Any] = {}  # mutable objects that the functions followed can reach, by id
-        self.names: dict[int, str] = {}  # of the globals and closure variables that the functions read, by id
-        self.reads: dict[
-            tuple[int, str], tuple[Any, str, Any]
-        ] = {}  # attributes of the process's objects that were read
-        self._places: dict[tuple[int, int], tuple[types.CodeType, SourceLoc]] = {}
-
-    def place(self, code: types.CodeType, line: int) -> SourceLoc:
-        """A line of a copy as a place in the user's file; made once."""
-        found = self._places.get((id(code), line))
-        if found is None:
-            found = self._places[id(code), line] = (code, SourceLoc(code.co_filename, line, code.co_name))
-        return found[1]
-
-    def of(self, function: types.FunctionType) -> types.FunctionType:
-        """The copy of a function. Raises NoSource or CannotRewrite."""
-        if function.__globals__.get(HOOKS) is self.hooks:
-            return function  # defined inside a copy: rewritten already
-        if id(function) not in self._copies:
-            self._copies[id(function)] = rewrite(function, self.hooks)
-            for name, value in free_values(function):
-                self.names.setdefault(id(value), f"{function.__module__}:{name}")
-            self.originals[id(function)] = function
-            self.captured.update(captured_by(function, {}))
-        return self._copies[id(function)]
 
 
 @dataclass(slots=True)
@@ -419,8 +349,8 @@ class PathTracer:
                 return self.expr("result_of", symbol)
             for kind in classes[:-1]:
                 if self.decide(self.expr("bool", self.host_call(isinstance, (error, kind), is_pure=True))):
-                    raise _stand_in(kind, error)
-            raise _stand_in(classes[-1], error)
+                    raise stand_in(kind, error)
+            raise stand_in(classes[-1], error)
         finally:
             self.guards = around
 
@@ -434,7 +364,7 @@ class PathTracer:
     @property
     def _catches_failures(self) -> bool:
         """Whether a handler around may catch what a generation fails with."""
-        return any(_may_catch_failures(kind) for guard in self.guards for kind in guard)
+        return any(may_catch_failures(kind) for guard in self.guards for kind in guard)
 
     def _check_try(self, where: SourceLoc | None) -> None:
         if self._catches_failures:
@@ -677,44 +607,6 @@ class PathTracer:
         return self.follow(body, (state, *args), kwargs)
 
 
-def _stand_in(kind: type[BaseException], error: Symbol) -> BaseException:
-    """An exception that the copy's handlers for `kind` catch, in place of the one that the run will meet."""
-    made: Any = type(kind.__name__, (kind,), {"__init__": lambda self: None, "__dslc_error__": error})
-    stand_in: BaseException = made.__new__(made)
-    return stand_in
-
-
-def _may_catch_failures(kind: type[BaseException]) -> bool:
-    """Whether a handler for `kind` may catch what a generation fails with."""
-    if getattr(kind, "is_of_a_tool", False):
-        return False
-    todo: list[type[BaseException]] = [DslcError]
-    while todo:
-        error = todo.pop()
-        if getattr(error, "is_of_a_tool", False):
-            continue
-        if issubclass(error, kind) or issubclass(kind, error):
-            return True
-        todo += error.__subclasses__()
-    return False
-
-
-def is_language(value: Any) -> bool:
-    """Whether this is part of a program: a state, a branch, an expression, or something of dslc itself."""
-    return is_traceable(value) or (
-        isinstance(value, types.ModuleType) and value.__name__.split(".")[0] == __name__.split(".")[0]
-    )
-
-
-def holds_language(value: Any, depth: int = 4) -> bool:
-    """Whether a state, an expression or the like is in there."""
-    if is_language(value):
-        return True
-    if depth and isinstance(value, (list, tuple, set)):
-        return any(holds_language(item, depth - 1) for item in value)
-    return bool(depth) and isinstance(value, dict) and any(holds_language(v, depth - 1) for v in value.values())
-
-
 def _callable_name(function: Any) -> str:
     if isinstance(function, Symbol):
         return "a value that is not known yet"
@@ -729,28 +621,3 @@ def _typed(value: Any) -> Any:
     if isinstance(value, tuple):
         return ("[", *map(_typed, value))
     return (type(value).__name__, value)
-
-
-def captured_by(function: types.FunctionType, bound: Mapping[str, Any]) -> dict[int, Any]:
-    """The mutable objects a function can reach through its globals, closure, defaults and bound arguments."""
-    roots: list[Any] = [*bound.values(), *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    roots += [value for _, value in free_values(function)]
-    return reachable_mutables(roots)
-
-
-def free_values(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """(name, value) of each global and closure variable that a function's code, nested code included, may read."""
-    found: dict[str, Any] = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:
-            continue
-    todo = [function.__code__]
-    while todo:
-        code = todo.pop()
-        for name in code.co_names:
-            if name in function.__globals__ and name not in found:
-                found[name] = function.__globals__[name]
-        todo.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
-    return sorted(found.items())
