@@ -238,7 +238,10 @@ class NativeLlama:
         if batch.trees is not None:
             trees = (_P * len(batch.trees))(*(None if tree is None else tree.data_ptr() for tree in batch.trees))
             given.trees = ctypes.cast(trees, _P)
-        if self._library.llama_forward(self._handle, ctypes.byref(given)):
+        status = self._library.llama_forward(self._handle, ctypes.byref(given))
+        if status == 2:
+            raise IndexError(f"a token id is outside of the vocabulary of {self.vocab_size}")
+        if status:
             raise MemoryError(f"no memory for a forward of {given.rows} rows")
         del kept
         return out
@@ -290,3 +293,5 @@ def _check(weights: ModelWeights, dtype: torch.dtype) -> None:
         raise ValueError(f"not all matrices are {dtype}")
     if any(tensor.dtype != torch.float32 for tensor in norms):
         raise ValueError("norms, biases, keys and values must be float32")
+    if weights.embedding.shape != weights.head.weight.shape:
+        raise ValueError("embedding and head are of different shapes")

@@ -285,6 +285,8 @@ void* llama_new(const ModelGiven* given) {
 void llama_free(void* model) { delete (Model*)model; }
 
 int llama_forward(void* model, const BatchGiven* batch) {
+    for (int64_t r = 0; r < batch->rows; r++)
+        if (batch->ids[r] < 0 || batch->ids[r] >= ((Model*)model)->m.vocab) return 2;
     try {
         ((Model*)model)->forward(*batch);
         return 0;

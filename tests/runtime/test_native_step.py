@@ -206,3 +206,11 @@ def test_who_looks_into_the_modules_sees_them_run() -> None:
     runner.forward(make_batch(slots, [(slots.sequence(), prompt(9))]))
     assert seen == [1]
     torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+
+
+def test_ids_outside_of_the_vocabulary_are_refused() -> None:
+    runner = native_runner("llama")
+    slots = Slots(runner.req_to_token, runner.num_tokens)
+    for wrong in (-1, VOCAB_SIZE):
+        with pytest.raises(IndexError, match="vocabulary"):
+            runner.forward(make_batch(slots, [(slots.sequence(), [5, wrong])]))
