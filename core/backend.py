@@ -43,7 +43,7 @@ class Counters:
     counted in `recomputed_tokens`). `rows` counts token rows put through the model, `forwards` its calls.
     `generated_tokens` counts sampled and forced ones, `forced_tokens` the latter. A prompt whose output is forced from
     beginning to end is not read, and not counted. `constraints_compiled` counts automata built (cache misses), `masks`
-    the mask rows filled.
+    the mask rows filled, `encoded_media` the pictures and videos put through the model's encoder.
     """
 
     requests: int = 0
@@ -60,6 +60,7 @@ class Counters:
     constraints_compiled: int = 0
     evicted_tokens: int = 0
     preemptions: int = 0
+    encoded_media: int = 0
 
     def __sub__(self, other: Counters) -> Counters:
         return Counters(**{name: getattr(self, name) - getattr(other, name) for name in self.__dataclass_fields__})

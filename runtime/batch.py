@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .media.features import MediaRows
+
 
 class ForwardMode(Enum):
     """EXTEND: every request adds a run of tokens after its cached prefix. DECODE: each adds one. MIXED: some of both.
@@ -61,6 +63,7 @@ class ForwardBatch:
     logits_rows: Tensor  # [R] row numbers in [0, T) whose logits are wanted, ascending
     groups: tuple[PrefixGroup, ...] = ()
     tree_parents: tuple[Tensor | None, ...] | None = None
+    media: MediaRows | None = None  # what it takes from pictures
     scratch: dict[str, object] = field(default_factory=dict)  # an attention backend's metadata for this forward
 
     @property

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from .generate import GenerateAPI
 from .grammar_queue import GrammarQueue
 from .intake import Intake, constraints_compiled
 from .mailbox import Mailbox
+from .media.library import library_of
 from .memory.allocator import PageAllocator
 from .memory.eviction import eviction_policy
 from .memory.manager import MemoryManager
@@ -123,6 +125,7 @@ class Engine(GenerateAPI, EncodeAPI):
             config.grammar_backend,
             config.enable_custom_logit_processor,
             config.jump_forward,
+            library_of(runner),
         )
         # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests, and to
         # make ready what later masks need would cost here what it saves there.
@@ -296,6 +299,7 @@ class Engine(GenerateAPI, EncodeAPI):
             logprobs=True,
             streaming=True,
             token_ids=True,
+            media=self.intake.media.kinds if self.intake.media is not None else frozenset(),
             healing=has_text and self.config.grammar_backend in ("auto", "automaton"),
             reasoning=has_text and self.config.grammar_backend in ("auto", "automaton"),
             max_context_len=self.intake.context_length,
@@ -477,7 +481,8 @@ class Engine(GenerateAPI, EncodeAPI):
             tally = self.scheduler.tally
             tally.evicted_tokens = self.scheduler.memory.cache.stats.evicted_tokens
             tally.constraints_compiled = constraints_compiled() - self._compiled_before
-            return tally.snapshot()
+            features = self.worker.features
+            return replace(tally.snapshot(), encoded_media=features.num_encoded if features is not None else 0)
 
     def flush_cache(self) -> int:
         """Drop everything from the prefix cache that no request or pin holds; returns the tokens freed."""

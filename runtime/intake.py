@@ -16,6 +16,7 @@ from ..core.errors import ConstraintError, ContextOverflow, RequestError
 from ..core.sampling import MAX_TOP_LOGPROBS
 from ..core.text.stops import stop_set
 from ..kernels.token_bitmask import mask_words
+from .media.picture import Placed
 from .memory.prefix_cache import Namespace
 from .output import OutputText, needs_text
 from .request import Request, Sequence
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     from ..compiler.constraints.interface import Matcher
     from ..core.events import Event
-    from ..core.request import GenRequest, LogprobWish
+    from ..core.request import GenRequest, LogprobWish, MediaRef
     from ..core.text.tokenizer import Tokenizer
+    from .media.library import MediaLibrary
     from .request import IdArray
 
 MAX_LOGPROB_IDS = 1024
@@ -52,6 +54,7 @@ class Intake:
     max_token_chars: int
     takes_processors: bool = False
     jump_forward: bool | str = True
+    media: MediaLibrary | None = None
 
     @classmethod
     def of(
@@ -63,6 +66,7 @@ class Intake:
         grammar_backend: str,
         takes_processors: bool = False,
         jump_forward: bool | str = True,
+        media: MediaLibrary | None = None,
     ) -> Intake:
         """Raises ConfigError for an unknown grammar backend, and for one that is not installed."""
         if grammar_backend != "none":
@@ -71,8 +75,9 @@ class Intake:
         if tokenizer is not None:
             longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
         return cls(
-            tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest, takes_processors, jump_forward
-        )
+            tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest, takes_processors,
+            jump_forward, media,
+        )  # fmt: skip
 
     def admit(self, source: GenRequest, seed: int, sink: Callable[[Event], None], now: float) -> Request:
         """The request as the scheduler runs it. `seed` is used if the request has none.
@@ -83,7 +88,8 @@ class Intake:
         params = source.sampling
         params.verify(self.vocab_size)
         self._check(source)
-        prompt_ids = self._prompt_ids(source)
+        placed: list[Placed] = []
+        prompt_ids = self._prompt_ids(source, placed)
         self._check_length(len(prompt_ids))
         request = Request(
             source,
@@ -94,6 +100,14 @@ class Intake:
             queued_at=now,
             deadline=None if source.timeout_s is None else now + source.timeout_s,
         )
+        if placed and self.media is not None:
+            request.media = tuple(placed)
+            request.rope = self.media.positions(len(prompt_ids), placed)
+            if source.logprobs is not None and 0 <= source.logprobs.prompt_start < placed[-1].end:
+                raise RequestError(
+                    f"must be beyond the last picture, which ends at position {placed[-1].end}: pictures have none",
+                    field="logprobs.prompt_start",
+                )
         if source.score is not None:
             self._plan_scores(request)
         else:
@@ -164,15 +178,15 @@ class Intake:
                     field=f"{field}[{i}]",
                 )
 
-    def _prompt_ids(self, source: GenRequest) -> IdArray:
-        """Neighbouring text is tokenised as one string, as a continuation."""
+    def _prompt_ids(self, source: GenRequest, placed: list[Placed]) -> IdArray:
+        """Neighbouring text is tokenised as one string, as a continuation. The pictures go into `placed`."""
         ids: list[int] = []
         text = ""
         for number, segment in enumerate(source.segments):
             if segment.media is not None:
-                raise RequestError(
-                    f"the model takes no {segment.media.kind}s, only text", field=f"segments[{number}].media"
-                )
+                ids += self._encode(text, number)
+                text = ""
+                ids += self._place(segment.media, number, len(ids), placed)
             if segment.ids:
                 ids += self._encode(text, number)
                 text = ""
@@ -185,6 +199,19 @@ class Intake:
         if not ids:
             raise RequestError("the prompt is empty: there is nothing to continue", field="segments")
         return np.array(ids, dtype=np.int32)
+
+    def _place(self, ref: MediaRef, number: int, at: int, placed: list[Placed]) -> list[int]:
+        """The ids of a picture that stands at position `at`."""
+        field = f"segments[{number}].media"
+        if self.media is None:
+            raise RequestError(f"the model takes no {ref.kind}s, only text", field=field)
+        try:
+            self.media.check_count(len(placed) + 1)
+            picture = self.media.picture(ref)
+        except RequestError as error:
+            raise RequestError(error.message, field=field) from None
+        placed.append(Placed(picture, at + len(picture.processed.before)))
+        return picture.ids
 
     def _encode(self, text: str, number: int) -> list[int]:
         if not text:

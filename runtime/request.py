@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..compiler.constraints.interface import MaskRow, Matcher
     from ..core.events import Event, FinishReason, Output, TokenLogprob
     from ..core.request import GenRequest
+    from .media.picture import Placed, RopePositions
     from .memory.manager import Lease
     from .memory.prefix_cache import Node, Probe
     from .output import OutputText
@@ -66,6 +67,8 @@ class Request:
     num_preemptions: int = 0
     prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)  # by prompt position
     trie: TrieWork | None = None
+    media: tuple[Placed, ...] = ()  # pictures of the prompt, in order; their ids are above the vocabulary
+    rope: RopePositions | None = None  # where positions follow the grids of pictures
     is_prefilled: bool = False  # its Prefilled event is out
     is_over: bool = False  # its Finished or Failed event is out
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.events import TokenLogprob
 from ..kernels.token_bitmask import ALL_ALLOWED, mask_words
+from .media.features import features_of
 from .sampling.batch import SamplingBatch, SamplingRow
 from .sampling.logprobs import Logprobs, logsumexp
 from .sampling.processors import process_
@@ -113,6 +114,7 @@ class Worker:
         self.vocab_size = vocab_size
         self.sampler = Sampler(deterministic, runner.device)
         self.deterministic = deterministic
+        self.features = features_of(runner)
         self.builder = BatchBuilder(runner.req_to_token.max_running_requests, runner.device)
         self._members: list[Sequence] = []
         self._special = _Special.of([])
@@ -126,6 +128,8 @@ class Worker:
         Raises whatever forward or sampler raise; the device state is then as before.
         """
         fb, where = self.builder.build(batch)
+        if self.features is not None:
+            self.features.attach(fb, batch)
         logits = self.runner.forward(fb)
         in_flight = InFlight(batch)
         self._prompt_logprobs(in_flight, logits, where)
@@ -244,12 +248,16 @@ def _row(seq: Sequence) -> SamplingRow:
     request = seq.request
     params = request.source.sampling
     needs_ids = params.repetition_penalty != 1.0
+    prompt_ids = request.prompt_ids.tolist() if needs_ids else ()
+    if needs_ids and request.media:  # pictures are no tokens
+        first = min([placed.picture.id for placed in request.media])
+        prompt_ids = [token_id for token_id in prompt_ids if token_id < first]
     counts_ids = needs_ids or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
     return SamplingRow(
         params,
         request.seed,
         seq.index,
-        prompt_ids=request.prompt_ids.tolist() if needs_ids else (),
+        prompt_ids=prompt_ids,
         output_ids=tuple(seq.output_ids) if counts_ids else (),
         stop_ids=tuple(seq.stop_ids),
     )

@@ -1,0 +1,111 @@
+"""The device half: pictures are encoded once, and their features put where a forward needs them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..models.vision.base import VisionLM
+from ..transfer import to_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..batch import ForwardBatch
+    from ..scheduling.batch import Batch, Extend
+    from .picture import Picture
+
+FEATURE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRows:
+    """What a forward takes from pictures.
+
+    `rows` [P] int64 are the rows, ascending, whose embeddings are `features` [P, hidden]; None if there are none.
+    `positions` [3, T] int64 replace the rows' own in rotary embedding; None where the model knows one axis only.
+    """
+
+    rows: Tensor | None = None
+    features: Tensor | None = None
+    positions: Tensor | None = None
+
+
+class FeatureCache:
+    """Features of pictures on the device, least recently used out first.
+
+    A picture of which a part has been computed stays here until the rest has, unless others need the room: then it is
+    encoded again, to the same values. `num_encoded` counts calls of the encoder.
+    """
+
+    def __init__(self, model: VisionLM, device: torch.device, max_bytes: int = FEATURE_BYTES) -> None:
+        self.model = model
+        self.device = device
+        self.max_bytes = max_bytes
+        self.num_encoded = 0
+        self._known: OrderedDict[int, Tensor] = OrderedDict()
+        self._num_bytes = 0
+
+    def of(self, picture: Picture) -> Tensor:
+        """[num_features, hidden]."""
+        known = self._known.get(picture.id)
+        if known is not None:
+            self._known.move_to_end(picture.id)
+            return known
+        pixels = {name: tensor.to(self.device) for name, tensor in picture.processed.pixels.items()}
+        made = self.model.encode_media(pixels)
+        if made.shape[0] != picture.processed.num_features:
+            raise RuntimeError(f"the encoder gave {made.shape[0]} rows for {picture.processed.num_features} places")
+        self.num_encoded += 1
+        self._known[picture.id] = made
+        self._num_bytes += made.nbytes
+        while self._num_bytes > self.max_bytes and len(self._known) > 1:
+            _, oldest = self._known.popitem(last=False)
+            self._num_bytes -= oldest.nbytes
+        return made
+
+    def attach(self, fb: ForwardBatch, batch: Batch) -> None:
+        """Give a forward what it takes from the pictures of its requests."""
+        rows, parts = [], []
+        first = len(batch.decodes)
+        for extend in batch.extends:
+            for placed in extend.seq.request.media:
+                start, end = max(extend.start, placed.start), min(extend.end, placed.end)
+                if start < end:
+                    rows.append(np.arange(first + start - extend.start, first + end - extend.start))
+                    parts.append(self.of(placed.picture)[start - placed.start : end - placed.start])
+            first += extend.num_rows
+        positions = self._positions(batch) if self.model.is_spatial else None
+        if rows:
+            fb.media = MediaRows(to_device(np.concatenate(rows), self.device), torch.cat(parts), positions)
+        elif positions is not None:
+            fb.media = MediaRows(positions=positions)
+
+    def _positions(self, batch: Batch) -> Tensor:
+        num_decodes = len(batch.decodes)
+        parts = []
+        for seq, length in zip(batch.decodes, batch.lens[:num_decodes].tolist(), strict=True):
+            rope = seq.request.rope
+            parts.append(np.full((3, 1), length - 1 + (rope.shift if rope is not None else 0), dtype=np.int64))
+        for extend in batch.extends:
+            own = _own_positions(extend)
+            rope = extend.seq.request.rope
+            parts.append(rope.of(own) if rope is not None else np.broadcast_to(own, (3, len(own))))
+        return to_device(np.concatenate(parts, axis=1), self.device)
+
+
+def _own_positions(extend: Extend) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    own = np.arange(extend.start, extend.end, dtype=np.int64)
+    if extend.trie is None:
+        return own
+    return np.concatenate([own, extend.end - 1 + np.array(extend.trie.depths, dtype=np.int64)])
+
+
+def features_of(runner: Any) -> FeatureCache | None:
+    """The features of a runner's model; None where it takes text only."""
+    model = getattr(runner, "model", None)
+    return FeatureCache(model, runner.device) if isinstance(model, VisionLM) else None

@@ -1,0 +1,219 @@
+"""Models that see: programs with pictures equal transformers, however they are batched, cached, chunked or forked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_vision import picture, tiny_vision, vision_greedy
+
+import dslc
+from dslc.core.media import image_ref
+from dslc.core.request import GenRequest, LogprobWish, Segment
+from dslc.core.sampling import SamplingParams
+
+torch.set_num_threads(1)
+FAMILIES = ["llava"]
+OPTIONS: dict[str, Any] = {"max_total_tokens": 4096, "max_running_requests": 16, "random_seed": 0}
+NUM = 8
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def path(request):
+    return tiny_vision(request.param)
+
+
+@pytest.fixture
+def engine(path):
+    with dslc.Engine(model_path=str(path), **OPTIONS) as made:
+        made.check_when_idle = True
+        yield made
+
+
+def run(engine: dslc.Engine, prompts: list[list[Any]], num: int = NUM, **wishes: Any) -> list[Any]:
+    """The outputs of prompts of texts and pictures, sent at once."""
+    ended: dict[str, Any] = {}
+    requests = [
+        GenRequest(
+            id=str(number),
+            segments=tuple(Segment(text=p) if isinstance(p, str) else Segment(media=image_ref(p)) for p in parts),
+            **{"sampling": SamplingParams(max_new_tokens=num, temperature=0.0, ignore_eos=True), **wishes},
+        )
+        for number, parts in enumerate(prompts)
+    ]
+
+    def sink(event: Any) -> None:
+        if hasattr(event, "outputs") or hasattr(event, "error"):
+            ended[event.request_id] = event
+
+    engine.submit(requests, sink)
+    engine.wait(lambda: len(ended) == len(requests))
+    events = [ended[request.id] for request in requests]
+    for event in events:
+        if hasattr(event, "error"):
+            raise event.error.exception()
+    return events
+
+
+def ids_of(events: list[Any]) -> list[list[int]]:
+    return [list(event.outputs[0].token_ids) for event in events]
+
+
+PROMPTS: list[list[Any]] = [
+    ["Look: ", picture(0), " What is it?"],
+    [picture(1, (31, 50)), "Question: Which animal? Answer:"],
+    ["A ", picture(2), " and ", picture(0, (64, 28)), " differ in"],
+    ["The quick brown fox"],
+    [picture(3), picture(4), picture(3), "How many?"],
+]
+
+
+def expected(path: Any, parts: list[Any], num: int = NUM) -> list[int]:
+    ids, margin = vision_greedy(path, parts, num)
+    assert margin > 1e-3, "pick another seed: the reference is undecided"
+    return ids
+
+
+def test_each_prompt_equals_transformers_alone_and_in_a_batch(path, engine):
+    wanted = [expected(path, parts) for parts in PROMPTS]
+    assert [ids_of(run(engine, [parts]))[0] for parts in PROMPTS] == wanted
+    engine.flush_cache()
+    assert ids_of(run(engine, PROMPTS)) == wanted
+    assert ids_of(run(engine, PROMPTS)) == wanted  # from the cache
+
+
+@dslc.function
+def compare(s, first, second):
+    s += "See "
+    s += dslc.image(first)
+    s += " and "
+    s += dslc.image(second)
+    s += " now"
+    forks = s.fork(3)
+    for number, fork in enumerate(forks):
+        fork += f" branch {number}:"
+        fork += dslc.gen("part", max_tokens=NUM, temperature=0.0, ignore_eos=True)
+    forks.join()
+
+
+def test_a_program_with_two_pictures_and_a_fork_equals_transformers_and_computes_them_once(path, engine):
+    first, second = picture(5), picture(6)
+    for compiled in (True, False):
+        engine.flush_cache()
+        before = engine.counters()
+        state = compare.run(first=first, second=second, backend=engine, compiled=compiled)
+        used = engine.counters() - before
+        tokenizer = engine.tokenizer
+        assert tokenizer is not None
+        for number, text in enumerate(state["part"]):
+            prompt = ["See ", first, " and ", second, f" now branch {number}:"]
+            assert text == tokenizer.decode(expected(path, prompt))
+        # The second round finds the features of the first.
+        assert used.encoded_media == (2 if compiled else 0)
+        # What the branches share, pictures included, was computed by one of them.
+        assert used.requests == 3
+        assert used.prefilled_tokens < used.prompt_tokens / 3 + 30
+        assert used.cached_tokens > 2 * 16 * 2
+
+
+def test_the_same_picture_is_cached_and_another_one_never_shared(path, engine):
+    a = [picture(7), " What is it?"]
+    b = [picture(8), " What is it?"]
+    first = run(engine, [a])[0]
+    again = run(engine, [a])[0]
+    other = run(engine, [b])[0]
+    assert again.num_cached_tokens == again.num_prompt_tokens - 1 and first.num_cached_tokens == 0
+    assert other.num_cached_tokens <= 1  # a marker before the picture may be shared
+    assert ids_of([other])[0] == expected(path, b)
+    assert engine.counters().encoded_media == 2
+
+
+def test_equal_pixels_are_one_picture_whatever_file_they_came_from(engine):
+    import io
+
+    out = io.BytesIO()
+    picture(9).save(out, "WEBP", lossless=True)
+    first = run(engine, [[picture(9), "x"]])[0]
+    second = run(engine, [[out.getvalue(), "x"]])[0]
+    assert second.num_cached_tokens == first.num_prompt_tokens - 1
+    assert engine.counters().encoded_media == 1
+
+
+@pytest.mark.parametrize("options", [{"chunked_prefill_size": 5}, {"chunked_prefill_size": 7, "page_size": 4}])
+def test_chunks_that_end_inside_a_picture_give_the_same(path, options):
+    wanted = [expected(path, parts) for parts in PROMPTS]
+    with dslc.Engine(model_path=str(path), **{**OPTIONS, **options}) as engine:
+        assert ids_of(run(engine, PROMPTS)) == wanted
+        assert engine.counters().encoded_media == 6  # of 8 places, 2 pictures stand twice; sizes tell them apart
+        engine.check_integrity()
+
+
+def test_features_that_had_to_go_are_computed_again(path):
+    with dslc.Engine(model_path=str(path), **{**OPTIONS, "chunked_prefill_size": 5}) as engine:
+        assert engine.worker.features is not None
+        engine.worker.features.max_bytes = 1
+        assert ids_of(run(engine, PROMPTS)) == [expected(path, parts) for parts in PROMPTS]
+        assert engine.counters().encoded_media > 6
+
+
+def test_select_scores_after_a_picture(path, engine):
+    @dslc.function
+    def pick(s, image):
+        s += dslc.image(image)
+        s += " It is"
+        s += dslc.select("it", [" a dog", " a cat", " nothing"])
+
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    state = pick.run(image=picture(10), backend=engine)
+    other = pick.run(image=picture(11), backend=engine, compiled=False)
+    for found, seed in ((state, 10), (other, 11)):
+        scores = found.get_meta_info("it")["normalized_prompt_logprobs"]
+        assert scores == pytest.approx(
+            [_score(path, picture(seed), c) for c in (" a dog", " a cat", " nothing")], abs=1e-4
+        )
+
+
+def _score(path: Any, image: Any, choice: str) -> float:
+    from support.tiny_vision import vision_inputs, vision_reference
+
+    model, _ = vision_reference(path)
+    inputs = vision_inputs(path, [image, " It is" + choice])
+    num_choice = inputs["input_ids"].shape[1] - vision_inputs(path, [image, " It is"])["input_ids"].shape[1]
+    with torch.inference_mode():
+        logprobs = model(**inputs).logits[0].log_softmax(-1)
+    ids = inputs["input_ids"][0]
+    total = [float(logprobs[at - 1, ids[at]]) for at in range(len(ids) - num_choice, len(ids))]
+    return sum(total) / len(total)
+
+
+def test_deterministic_engines_give_equal_bits(path):
+    found = []
+    for options in ({}, {"chunked_prefill_size": 5}, {"disable_radix_cache": True}):
+        with dslc.Engine(model_path=str(path), **{**OPTIONS, "deterministic": True, **options}) as engine:
+            events = run(engine, PROMPTS, logprobs=LogprobWish())
+            found.append([[(t.token_id, t.logprob) for t in event.outputs[0].logprobs] for event in events])
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_cannot_be_asked_is_refused_by_name(engine):
+    with pytest.raises(dslc.RequestError, match=r"logprobs.prompt_start.*pictures have none"):
+        run(engine, [["x", picture(0), "y"]], logprobs=LogprobWish(prompt_start=0))
+    before = dslc.media_limits()
+    dslc.media_limits(max_count=2)
+    with pytest.raises(dslc.RequestError, match=r"segments\[3\].media.*max_count=2"):
+        run(engine, [["x", *[picture(0)] * 3]])
+    dslc.media_limits(max_count=before.max_count)
+    with pytest.raises(dslc.RequestError, match=r"segments\[0\].media.*cannot be read"):
+        bad = replace(image_ref(picture(0)), data=b"\x89PNG nonsense")
+        run(engine, [[bad, "x"]])
+    with dslc.Engine() as text_only, pytest.raises(dslc.RequestError, match="takes no images, only text"):
+        run(text_only, [["x", picture(0)]])
+
+
+def test_penalties_and_sampling_work_after_a_picture(engine):
+    sampling = SamplingParams(max_new_tokens=6, temperature=1.0, seed=7, repetition_penalty=1.3)
+    found = [ids_of(run(engine, [["x", picture(0)]], sampling=sampling)) for _ in range(2)]
+    assert found[0] == found[1]
