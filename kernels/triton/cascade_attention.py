@@ -87,7 +87,7 @@ def cascade_parts(
         outs.stride(0), outs.stride(1), outs.stride(2), lses.stride(0), lses.stride(1), splits,
         GROUP=group, SIZE=size, BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_N=keys_per_step(q.dtype, block_d),
         HAS_CAP=logit_cap != 0.0, HAS_ROWS=q_rows is not None, PRECISION=precision_of(q.dtype),
-        num_warps=8 if block_m >= 128 else 4, num_stages=2,
+        num_warps=8 if block_m * block_d >= 1 << 14 else 4, num_stages=2,
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def decode_parts(
         GROUP=group, SIZE=size, BLOCK_D=block_d, BLOCK_M=block_m,
         BLOCK_N=keys_per_step(q.dtype, block_d), MIN_KEYS=MIN_SPLIT,
         HAS_CAP=logit_cap != 0.0, HAS_ROWS=q_rows is not None, PRECISION=precision_of(q.dtype),
-        num_warps=4, num_stages=2,
+        num_warps=4, num_stages=4,
     )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def extend_into(
         out.stride(0), out.stride(1), out.stride(2), lse.stride(0), lse.stride(1), splits,
         GROUP=group, SIZE=size, BLOCK_D=block_d, BLOCK_M=block_m, BLOCK_N=keys_per_step(q.dtype, block_d),
         CAUSAL=causal, TREE=sees is not None, HAS_CAP=logit_cap != 0.0, HAS_WINDOW=window is not None,
-        PRECISION=precision_of(q.dtype), num_warps=8 if block_m >= 128 else 4, num_stages=2,
+        PRECISION=precision_of(q.dtype), num_warps=8 if block_m * block_d >= 1 << 14 else 4, num_stages=2,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from support.kernel_cases import Paged, assert_twins
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dslc.kernels import cascade_attention, decode_attention, extend_attention, merge_states, tree_attention
 from dslc.kernels.token_bitmask import pack_mask
@@ -258,3 +259,36 @@ def test_empty_batches():
     kv = torch.empty(0, 2, dim)
     out, _ = triton_extend.extend_attention(q, kv, kv, *world.cache, none, none, none, none, none, 1.0)
     assert out.shape == q.shape
+
+
+class Allocations(TorchDispatchMode):
+    """Sizes, in elements, of the tensors that are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.empty.memory_format, torch.ops.aten.full.default):
+            self.sizes.append(result.numel())
+        return result
+
+
+def test_memory_grows_with_rows_and_not_with_rows_times_keys():
+    """FlashAttention's promise: nothing of the size of the scores is ever made."""
+    made = {}
+    for length in (100, 400):
+        args, scale, _, _ = extend_case("mha-32", [length], [8])
+        with Allocations() as allocations:
+            triton_extend.extend_attention(*args, scale, max_rows=8)
+        made[length] = [size for size in allocations.sizes if size]
+        q = args[0]
+        with Allocations() as allocations:
+            ends = args[-1].repeat(11)
+            rows = args[6].repeat(11)
+            triton_decode.decode_attention(q, *args[3:6], rows, ends * 0, ends, scale)
+        made[length] += allocations.sizes
+    splits = {100: 1, 400: 4}
+    for length, sizes in made.items():
+        assert sizes and max(sizes) <= q.numel() * splits[length], (length, sizes)

@@ -40,7 +40,7 @@ def test_every_operation_has_a_row(benchmarks, capsys):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_the_cases_are_what_their_twins_compute(benchmarks, dtype, monkeypatch):
-    """The calls that are timed, interpreted: what `-m gpu` tests at full size. (The interpreter multiplies no bfloat16.)"""
+    """The calls that are timed, interpreted (which multiplies no bfloat16): `-m gpu` does it at full size."""
     pytest.importorskip("triton")
     monkeypatch.setenv("DSLC_KERNELS", "triton")
     kernels, device = benchmarks[0], torch.device("cpu")

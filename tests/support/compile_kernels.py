@@ -23,15 +23,18 @@ def compiled(function: JITFunction, capability: int, args: tuple[Any, ...], opti
     """The kernel that a launch with these arguments would run."""
     bound = dict(zip(function.arg_names, args, strict=False))
     bound |= {name: options.pop(name) for name in list(options) if name in function.arg_names}
-    signature, constants = {}, {}
-    for param in function.params:
+    signature, constants, known = {}, {}, {}
+    for at, param in enumerate(function.params):
         value = bound[param.name]
-        if param.is_constexpr or value is None:
+        if param.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature[param.name] = "constexpr"
             constants[param.name] = value
         else:
             signature[param.name] = mangle_type(value)
-    source = ASTSource(function, signature, constants)
+            number = value.data_ptr() if torch.is_tensor(value) else value
+            if isinstance(number, int) and number % 16 == 0:  # as a launch tells the compiler
+                known[(at,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constants, known)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -104,8 +107,10 @@ def launch_all(dtype: torch.dtype, dim: int, group: int) -> None:
     extend_attention.extend_attention(*where, 1.0, causal=False, max_rows=count)
 
 
+SHAPES = ((torch.bfloat16, 128, 4), (torch.float16, 80, 7), (torch.float32, 128, 1), (torch.bfloat16, 256, 8))
+
 if __name__ == "__main__":
     lines = catch_launches(int(sys.argv[1]))
-    for dtype, dim, group in ((torch.bfloat16, 128, 4), (torch.float16, 80, 7), (torch.float32, 64, 1)):
+    for dtype, dim, group in SHAPES:
         launch_all(dtype, dim, group)
     print("\n".join(lines))
