@@ -1,8 +1,9 @@
 """One CPU core beside what a user would pick instead: `python benchmarks/cpu.py [--model 5m 100m] [--rows decode ...]`.
 
 Random-weight Llama checkpoints with bfloat16 weights, all processes on one core, one thread each. Engines take turns,
-each in a process of its own (`cpu_engines.py`); a time is the least over the rounds. A peer that cannot be imported is
-named as skipped; peers (llama-cpp-python, gguf, guidance, outlines) may be installed for another Python
+each in a process of its own (`cpu_engines.py`); a time is the least over the rounds, of the processor's clock unless
+`--clock wall` says otherwise: on a machine with other work the wall's says more about that work. A peer that cannot be
+imported is named as skipped; peers (llama-cpp-python, gguf, guidance, outlines) may be installed for another Python
 (`--peer-python`).
 
 Rows: `decode` (tokens/s, scheduling and sampling included), `shared` (64 requests of 512 shared and 32 own prompt
@@ -31,11 +32,12 @@ BARS = {  # of dslc, of torch only: at least so many times the peer's rate, at m
 }  # fmt: skip
 FIRST_TOKEN = """
 import time
-begin = time.perf_counter()
+clock = time.{clock}
+begin = clock()
 from dslc.runtime.engine import Engine
 engine = Engine(**{options})
 engine.generate({prompt}, sampling_params={{"max_new_tokens": 1, "temperature": 0.0, "ignore_eos": True}})
-print(time.perf_counter() - begin)
+print(clock() - begin)
 """
 
 
@@ -181,7 +183,8 @@ def start(args: argparse.Namespace) -> None:
         ("the built-in model", {}, "'Once upon a time'", 1.5),
         ("100m", {"model_path": model_of("100m-text"), "dtype": "bfloat16"}, "'Once upon a time'", 3.0),
     ):
-        code = FIRST_TOKEN.format(options=options, prompt=prompt)
+        clock = "perf_counter" if args.clock == "wall" else "process_time"
+        code = FIRST_TOKEN.format(options=options, prompt=prompt, clock=clock)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", code]
         done = [
@@ -202,7 +205,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, nargs="+", default=[64, 576])
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--peer-python", default=sys.executable, help="the Python in which the peers are installed")
+    parser.add_argument("--clock", default="cpu", choices=["cpu", "wall"])
     args = parser.parse_args()
+    os.environ["CPU_BENCHMARK_CLOCK"] = args.clock
     os.sched_setaffinity(0, {args.core})
     runs = {"decode": decode, "shared": shared, "json": objects, "deterministic": deterministic}
     for name in args.model:

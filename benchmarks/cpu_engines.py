@@ -1,7 +1,8 @@
 """The engines of `benchmarks/cpu.py`, each in a process of its own: `python benchmarks/cpu_engines.py NAME FOLDER`.
 
 A process reads one JSON list [verb, arguments...] a line and answers with one JSON value: seconds, or {"error": ...}.
-So engines with other dependencies may run under another Python, and their runs can take turns. One thread each.
+So engines with other dependencies may run under another Python, and their runs can take turns. One thread each; seconds
+are those of the processor, which on an idle machine are the wall's (CPU_BENCHMARK_CLOCK=wall).
 
 Prompts are random ids of a seed and end-of-text is off: every engine does the same amount of work.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+clock = time.perf_counter if os.environ.get("CPU_BENCHMARK_CLOCK") == "wall" else time.process_time
 SHARED, OWN, NEW, REQUESTS, WIDTH = 512, 32, 32, 64, 32  # the workload of requests with a shared prefix
 
 
@@ -66,22 +68,23 @@ class Dslc:
         from dslc.core.request import GenRequest, Segment
         from dslc.core.sampling import SamplingParams
 
-        params = SamplingParams(max_new_tokens=steps + 1, temperature=0.0, ignore_eos=True)
+        params = SamplingParams(max_new_tokens=steps + 2, temperature=0.0, ignore_eos=True)
         prompts = random_ids(batch, context, self.vocab)
         events: list[Any] = []
         self.engine.submit(
             [GenRequest(id=str(i), segments=(Segment(ids=tuple(p)),), sampling=params) for i, p in enumerate(prompts)],
             events.append,
         )
-        took: list[float] = []
-        while True:
-            begin = time.perf_counter()
-            more = self.engine.step()
-            if not more:
-                break
-            took.append(time.perf_counter() - begin)
-        decodes = took[-steps:]
-        return sum(decodes) / len(decodes)
+        before = self.engine.counters().generated_tokens
+        while self.engine.counters().generated_tokens - before < batch:  # prompts, and a first token of each
+            self.engine.step()
+        begin = clock()
+        for _ in range(steps):
+            self.engine.step()
+        took = clock() - begin
+        while self.engine.step():
+            pass
+        return took / steps
 
     def prefill(self, length: int) -> float:
         """Seconds from a prompt of that length, which is not in the cache, to its first token."""
@@ -110,22 +113,22 @@ class Dslc:
             self.engine = self.engine.of_parts(self.engine.config, self.runner, load_tokenizer(self.runner.folder))
         self.engine.flush_cache()
         rows = [{"text": text} for text in texts(count)]
-        begin = time.perf_counter()
+        begin = clock()
         states = (
             [self.write.run(**rows[0], backend=self.engine)]
             if count == 1
             else self.write.run_batch(rows, backend=self.engine)
         )
-        took = time.perf_counter() - begin
+        took = clock() - begin
         for state in states:
             check_object(state["object"])
         return took
 
     def _generate(self, prompts: list[list[int]], new: int) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         params = {"max_new_tokens": new, "temperature": 0.0, "ignore_eos": True}
         self.engine.generate(input_ids=prompts, sampling_params=params)
-        return time.perf_counter() - begin
+        return clock() - begin
 
 
 class Transformers:
@@ -152,19 +155,19 @@ class Transformers:
         with torch.inference_mode():
             for step in range(-1, steps):
                 if step == 0:
-                    begin = time.perf_counter()
+                    begin = clock()
                 place = torch.tensor([context + step])
                 out = self.model(ids, past_key_values=cache, position_ids=place[None], cache_position=place)
                 ids = out.logits[:, -1].argmax(-1, keepdim=True)
-        return (time.perf_counter() - begin) / steps
+        return (clock() - begin) / steps
 
     def prefill(self, length: int) -> float:
         torch = self.torch
         ids = torch.tensor(random_ids(1, length, self.vocab))
         with torch.inference_mode():
-            begin = time.perf_counter()
+            begin = clock()
             self.model(ids, logits_to_keep=1).logits.argmax(-1)
-            return time.perf_counter() - begin
+            return clock() - begin
 
 
 class LlamaCpp:
@@ -233,10 +236,10 @@ class LlamaCpp:
         ids = [5] * batch
         for step in range(-1, steps):
             if step == 0:
-                begin = time.perf_counter()
+                begin = clock()
             self._run([(token, context + step + 1, i) for i, token in enumerate(ids)], set(range(batch)))
             ids = self._greedy(batch)
-        took = (time.perf_counter() - begin) / steps
+        took = (clock() - begin) / steps
         for sequence in range(batch):
             self.c.llama_memory_seq_rm(self.memory, sequence, context, -1)
         return took
@@ -245,9 +248,9 @@ class LlamaCpp:
         self.shape = (0, 0)
         self._open(length + 1, 1)
         ids = random_ids(1, length, self.vocab)[0]
-        begin = time.perf_counter()
+        begin = clock()
         self._run([(token, place, 0) for place, token in enumerate(ids)], {length - 1})
-        return time.perf_counter() - begin
+        return clock() - begin
 
     def shared(self) -> float:
         """Batches of WIDTH sequences; the prefix is computed once for each batch and copied by reference."""
@@ -255,7 +258,7 @@ class LlamaCpp:
         self._open(SHARED + WIDTH * (OWN + NEW), WIDTH)
         prefix = random_ids(1, SHARED, self.vocab, seed=1)[0]
         own = random_ids(REQUESTS, OWN, self.vocab, seed=2)
-        begin = time.perf_counter()
+        begin = clock()
         for first in range(0, REQUESTS, WIDTH):
             self.c.llama_memory_clear(self.memory, True)
             self._run([(token, place, 0) for place, token in enumerate(prefix)], set())
@@ -274,7 +277,7 @@ class LlamaCpp:
                 at = SHARED + OWN + step
                 self._run([(token, at, i) for i, token in enumerate(ids)], set(range(WIDTH)))
                 ids = self._greedy(WIDTH)
-        return time.perf_counter() - begin
+        return clock() - begin
 
 
 class Guidance:
@@ -294,11 +297,11 @@ class Guidance:
         return f"guidance {self.module.__version__}, llama-cpp-python {self.llama.__version__}"
 
     def json(self, count: int) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         for text in texts(count):
             state = self.model + text + self.module.gen("object", regex=FIELDS, temperature=0.0)
             check_object(state["object"])
-        return time.perf_counter() - begin
+        return clock() - begin
 
 
 class Outlines:
@@ -324,9 +327,9 @@ class Outlines:
         return f"outlines {version('outlines')}, transformers {self.transformers.__version__}"
 
     def json(self, count: int) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         found = self.generator.batch(texts(count), max_new_tokens=120, do_sample=False)
-        took = time.perf_counter() - begin
+        took = clock() - begin
         for text in found:
             check_object(text)
         return took
