@@ -60,7 +60,7 @@ class AbsorbedQueries(_Absorbed):
         up = self.up
         q = x.view(-1, up.num_heads, up.nope_dim).transpose(0, 1).to(up.weight.dtype)
         out = torch.bmm(q, up.weight[:, : up.nope_dim])
-        return out.transpose(0, 1).reshape(x.shape[0], -1).to(x.dtype)
+        return out.transpose(0, 1).flatten(1).to(x.dtype)
 
 
 class AbsorbedValues(_Absorbed):
@@ -73,4 +73,4 @@ class AbsorbedValues(_Absorbed):
         up = self.up
         latents = x.view(-1, up.num_heads, up.rank).transpose(0, 1).to(up.weight.dtype)
         out = torch.bmm(latents, up.weight[:, up.nope_dim :].transpose(1, 2))
-        return out.transpose(0, 1).reshape(x.shape[0], -1).to(x.dtype)
+        return out.transpose(0, 1).flatten(1).to(x.dtype)

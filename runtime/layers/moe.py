@@ -57,7 +57,7 @@ def grouped_top_k(
     by affinity + bias, but weighted by affinity.
     """
     choice = affinity if bias is None else affinity + bias
-    groups = choice.view(len(choice), num_groups, -1)
+    groups = choice.view(len(choice), num_groups, choice.shape[-1] // num_groups)
     kept = groups.topk(best, dim=-1).values.sum(dim=-1).topk(kept_groups, dim=-1).indices
     barred = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter_(1, kept, False)
     choice = groups.masked_fill(barred.unsqueeze(-1), float("-inf")).flatten(1)
@@ -112,7 +112,7 @@ class Experts(RowWise):
                 rows = sorted_x[start : start + count]
                 done[start : start + count] = one(rows) if self.counts is None else in_pieces(one, rows, self.counts)
                 start += count
-        parts = torch.empty_like(done).index_copy_(0, order, done).view(num_rows, k, -1)
+        parts = torch.empty_like(done).index_copy_(0, order, done).view(num_rows, k, x.shape[-1])
         scale = weights.to(x.dtype).unsqueeze(-1)
         out = parts[:, 0] * scale[:, 0]
         for slot in range(1, k):

@@ -27,7 +27,7 @@ class InternLM2Attention(LlamaAttention):
         return has_bias, has_bias
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        qkv = self.qkv_proj(x).view(x.shape[0], self.num_kv_heads, -1, self.head_dim)
+        qkv = self.qkv_proj(x).view(-1, self.num_kv_heads, self.num_heads // self.num_kv_heads + 2, self.head_dim)
         return torch.cat((qkv[:, :, :-2].flatten(1, 2), qkv[:, :, -2]), dim=1), qkv[:, :, -1].contiguous()
 
 

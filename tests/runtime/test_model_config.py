@@ -193,6 +193,8 @@ ROPES = {
     "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512},
     "yarn-betas": {"rope_type": "yarn", **YARN4, "beta_fast": 20, "beta_slow": 2, "truncate": False},
     "yarn-mscale": {"rope_type": "yarn", **YARN4, "mscale": 0.7, "mscale_all_dim": 1.2},
+    "longrope": {"rope_type": "longrope", "original_max_position_embeddings": 512},
+    "longrope-long": {"rope_type": "longrope", "original_max_position_embeddings": 128},
     "yarn-given": {"rope_type": "yarn", **YARN4, "attention_factor": 1.5},
 }
 
@@ -203,12 +205,16 @@ def test_cos_and_sin_equal_transformers(tmp_path, kind, head_dim, theta):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-    theirs = tiny_config("llama", head_dim=head_dim, rope_parameters={**ROPES[kind], "rope_theta": theta})
+    rope = {**ROPES[kind], "rope_theta": theta}
+    if rope["rope_type"] == "longrope":
+        rope["short_factor"] = [1.0 + 0.1 * i for i in range(head_dim // 2)]
+        rope["long_factor"] = [2.0 + 0.5 * i for i in range(head_dim // 2)]
+    theirs = tiny_config("llama", head_dim=head_dim, rope_parameters=rope)
     theirs.architectures = ["LlamaForCausalLM"]
     theirs.save_pretrained(tmp_path)
     ours = ModelConfig.load(tmp_path, context_length=512)
     if kind != "default":
-        freq, scale = ROPE_INIT_FUNCTIONS[kind.partition("-")[0]](theirs)
+        freq, scale = ROPE_INIT_FUNCTIONS[kind.partition("-")[0]](theirs, seq_len=512)
         torch.testing.assert_close(inverse_frequencies(ours.rope, 512), freq, rtol=1e-6, atol=0)
         assert ours.rope.attention_factor == pytest.approx(scale)
     positions = torch.tensor([0, 1, 5, 100, 511])

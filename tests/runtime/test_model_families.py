@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from support.batches import Slots, make_batch
 from support.families import COMMON, FAMILIES, GENERIC, architecture_of
 from support.family_checks import TOLERANCE, compare_greedy, compare_logits, runner_for
 
@@ -38,6 +39,13 @@ def test_prefill_chunks_and_decodes_equal_transformers(family, backend):
     assert found.spread > 0.5
     assert max(found.at_once, found.in_parts) < TOLERANCE
     assert found.is_same_bits or not runner.config.deterministic
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(GENERIC)))
+def test_a_forward_of_no_rows(family):
+    runner = runner_for(family, attention_backend="torch_native")
+    slots = Slots(runner.req_to_token, runner.num_tokens)
+    assert runner.forward(make_batch(slots, [])).shape == (0, runner.vocab_size)
 
 
 def test_what_runs_a_family():

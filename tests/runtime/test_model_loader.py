@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.families import family_folder
 from support.tiny_models import tiny_checkpoint
 
 from dslc.core.errors import ModelLoadError
@@ -114,6 +115,21 @@ def test_a_wrong_shape(folder):
     expect(
         r"'model.layers.0.self_attn.k_proj.weight' has shape \[16, 64\], but config.json asks for \[32, 64\]", folder
     )
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "phi3", "gpt-neox", "mixtral", "qwen2-moe", "gpt-oss", "deepseek-v3", "internlm2"]
+)
+def test_every_value_of_every_family_has_one_place(family, monkeypatch):
+    """Merged, transposed, packed and renamed tensors: each element of each parameter is written exactly once."""
+    folder = family_folder(family)
+    model = loader.empty_model(ModelConfig.load(folder))
+    for param in model.parameters():
+        param.zero_()
+    for target in model.checkpoint_targets().values():
+        target += 1
+    assert all(bool((param == 1).all()) for param in model.parameters())
+    assert set(model.checkpoint_targets()) >= set(load_file(folder / "model.safetensors"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
