@@ -311,7 +311,10 @@ class Function:
         }  # fmt: skip
         own, others = self._split(options, named)
         arguments = self.arguments(args, own)
-        running = Running.of(self._unbound((args, own)), others, caller())
+        try:
+            running = Running.of(self._unbound((args, own)), others, None)
+        except DslcError as error:
+            raise error.at(caller())  # noqa: B904 - it is the error itself, with its place
         if self.is_async:
             return _in_new_loop(self.__name__, lambda: _raising(running.arun(arguments)))
         if running.options.stream and others.get("use_thread", True):
@@ -442,9 +445,8 @@ class Function:
         names = self.signature.names_set
         for name, value in options.items():
             (others if name in RUN_NAMES and name not in names else own)[name] = value
-        for name, value in named.items():
-            if value is not None:
-                (others if name not in names else own)[name] = value
+        for name in [name for name, value in named.items() if value is not None]:
+            (others if name not in names else own)[name] = named[name]
         return own, others
 
 

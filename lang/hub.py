@@ -97,6 +97,21 @@ class Hub:
     """Runs tasks to their end against one backend, in one thread."""
 
     may_suspend = True  # `block` suspends whoever reads what is not there yet
+    # What every hub begins with.
+    common: CommonGens | None = None  # where equal requests in flight are made once
+    pressure: Pressure | None = None  # where not all programs of a batch may be in flight
+    sends_hints = False  # requests say which KV their plan needs again
+    by_path = False  # of those sent together, the ones go first after which most is still to come
+    num_requests = 0
+    num_holds = 0  # how often code of the user's has kept a thread for longer than HOLD_S
+    is_wary = False  # code of the user's that was thought to be quick has kept a thread
+    held_since: float | None = None  # when the body that runs was resumed
+    hands: Hands | None = None  # who makes calls that may block; None: the hub's own thread
+    _unstarted: Iterator[Task] = _NO_TASKS
+    _num_started = 0
+    _num_away = 0  # calls that are being made elsewhere
+    _current: Task | None = None
+    _main: Any = None  # the greenlet that drives
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -105,25 +120,11 @@ class Hub:
         self._outbox: list[GenRequest] = []
         self._in_flight: dict[str, _InFlight] = {}
         self._inbox: deque[Event] = deque()
-        self._unstarted: Iterator[Task] = _NO_TASKS
         self._nested: deque[Task] = deque()
-        self._num_started = 0
         self._ready: deque[Task] = deque()  # suspended, and what they wait for is there
         self._ended: deque[Task] = deque()
         self._suspended: set[Task] = set()
         self._tasks: dict[Executor, Task] = {}
-        self._current: Task | None = None
-        self._main: Any = None  # the greenlet that drives
-        self.common: CommonGens | None = None  # where equal requests in flight are made once
-        self.pressure: Pressure | None = None  # where not all programs of a batch may be in flight
-        self.sends_hints = False  # requests say which KV their plan needs again
-        self.by_path = False  # of those sent together, the ones go first after which most is still to come
-        self.num_requests = 0
-        self.num_holds = 0  # how often code of the user's has kept a thread for longer than HOLD_S
-        self.is_wary = False  # code of the user's that was thought to be quick has kept a thread
-        self.held_since: float | None = None  # when the body that runs was resumed
-        self.hands: Hands | None = None  # who makes calls that may block; None: the hub's own thread
-        self._num_away = 0  # calls that are being made elsewhere
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     # -- what executors ask
