@@ -107,7 +107,7 @@ def launch_all(dtype: torch.dtype, dim: int, group: int) -> None:
     extend_attention.extend_attention(*where, 1.0, causal=False, max_rows=count)
 
 
-SHAPES = ((torch.bfloat16, 128, 4), (torch.float16, 80, 7), (torch.float32, 128, 1), (torch.bfloat16, 256, 8))
+SHAPES = ((torch.bfloat16, 128, 4), (torch.float16, 80, 7), (torch.float32, 64, 1), (torch.bfloat16, 256, 8))
 
 if __name__ == "__main__":
     lines = catch_launches(int(sys.argv[1]))
