@@ -16,6 +16,7 @@ from .core.errors import DslcError
 
 if TYPE_CHECKING:
     from .core.backend import Backend
+    from .lang.record import Step
     from .lang.repl.session import Made, Session
 
 HELP = """\
@@ -28,8 +29,9 @@ Lines are Python: `s += user("...")`, `s += assistant(gen("answer", max_tokens=3
                sampled, forced, chosen                      :counters      the backend's totals
 :undo [N]      take back the last line (or N)               :reset         begin anew
 :fork [NAME]   go on in a branch                            :switch NAME   go on with another (none: list them)
+:step [FILE]   the next step of a recorded run (or: begin)  :quit          leave (or Ctrl-D)
 :load FILE     take over a Python file's programs           :save FILE     the lines as a program (.py, .html: a page)
-:help          this                                         :quit          leave (or Ctrl-D)
+:help          this
 Ctrl-C stops the generation that runs, and takes its line back."""
 
 # By their module only: `dslc.OpenAI`, and Python's own `json`.
@@ -115,6 +117,7 @@ class Repl:
         names["dslc"] = package
         self.session: Session = Session(backend, names, self._show, options)
         self.files = files
+        self._steps: Iterator[Step] = iter(())
         self.is_over = False
         self.commands: dict[str, Callable[[str], None]] = {
             name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name.startswith("_do_")
@@ -279,6 +282,17 @@ class Repl:
         for name, points in self.session.branches.items():
             mark = "*" if name == self.session.branch else " "
             self.say(f"{mark} {name}: {len(points) - 1} lines")
+
+    def _do_step(self, rest: str) -> None:
+        from .lang.record import steps
+
+        if rest:
+            self._steps = iter(steps(rest))
+        step = next(self._steps, None)
+        if step is None:
+            raise CliError("no step is left; :step FILE begins with a recording of dslc.record(...)")
+        self.say(f"{step.name}, {step.num_tokens} tokens, after {step.prompt[-70:]!r}", "dim")
+        self.say(step.output, "green")
 
     def _do_load(self, rest: str) -> None:
         if not rest:

@@ -110,6 +110,9 @@ def test_a_session_of_twenty_commands(terminal):
     assert "Madrid" in type('ask(s, "Spain")')
     assert "written to out.py" in type(":save out.py") and "written to out.html" in type(":save out.html")
     assert 'class="tok sampled"' in (tmp_path / "out.html").read_text()
+    type('state = ask.run("Rome", backend=dslc.ScriptedBackend("a town"), record="run.jsonl")')
+    assert "ask[0] gen 1" in type(":step run.jsonl") and "a town" in terminal.raw
+    assert "no step is left" in type(":step")
     # 20: anew
     type(":reset")
     assert "no variables yet" in type(":vars") and "no chat turns yet" in type(":messages")
@@ -163,6 +166,7 @@ def test_a_saved_session_is_a_program(terminal):
     assert "big = " in (type("session(s)"), type(":vars"))[1]
 
 
+@pytest.mark.slow
 def test_a_model_and_files_are_given_on_the_command_line(tmp_path):
     (tmp_path / "prog.py").write_text("import dslc\n\n\n@dslc.function\ndef ask(s):\n    s += 'x'\n")
     terminal = Terminal(tmp_path, "--model", str(BUILTIN_MODEL), "--load", "prog.py")
