@@ -372,9 +372,13 @@ class _Builder:
 
 
 def _merged(rows: list[dict[Symbol, int]], finals: list[bool]) -> list[int]:
-    """The block of each state, equal for states with equal futures (Moore 1956)."""
-    place = [int(final) for final in finals]
-    count = len(set(place))
+    """The block of each state, equal for states with equal futures (Moore 1956).
+
+    It begins with how near and how far the end is, which tells the states of a long repeat apart at once.
+    """
+    known: dict[object, int] = {}
+    place = [known.setdefault(entry, len(known)) for entry in zip(finals, *_distances(rows, finals), strict=True)]
+    count = len(known)
     while True:
         seen: dict[object, int] = {}
         place = [
@@ -384,3 +388,30 @@ def _merged(rows: list[dict[Symbol, int]], finals: list[bool]) -> list[int]:
         if len(seen) == count:
             return place
         count = len(seen)
+
+
+def _distances(rows: list[dict[Symbol, int]], finals: list[bool]) -> tuple[list[int], list[int]]:
+    """For each state the fewest and the most moves to a final one; -1 for the most where there is no bound."""
+    before: list[list[int]] = [[] for _ in rows]
+    left = [len(row) for row in rows]
+    for state, row in enumerate(rows):
+        for target in row.values():
+            before[target].append(state)
+    shortest = [0 if final else -1 for final in finals]
+    todo = [state for state, final in enumerate(finals) if final]
+    for state in todo:
+        for source in before[state]:
+            if shortest[source] < 0:
+                shortest[source] = shortest[state] + 1
+                todo.append(source)
+    heights = [0] * len(rows)
+    longest = [-1] * len(rows)
+    todo = [state for state, count in enumerate(left) if not count]
+    for state in todo:
+        longest[state] = heights[state]
+        for source in before[state]:
+            heights[source] = max(heights[source], heights[state] + 1)
+            left[source] -= 1
+            if not left[source]:
+                todo.append(source)
+    return shortest, longest
