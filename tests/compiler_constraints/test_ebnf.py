@@ -442,3 +442,12 @@ def test_large_grammars_compile_in_bounds():
     assert read(automaton, b"value_3000") < 0
     automaton = machine(CHAIN)
     assert automaton.accepting(read(automaton, b"(0)")) and automaton.accepting(read(automaton, b"(2)xx"))
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 2500])
+def test_long_repeats_of_rules_count_exactly(num):
+    automaton = machine(f'start: item~{num // 2 + 1}..{num + 1}\nitem: "a" | "(" item ")"')
+    for count in sorted({0, 1, num // 2, num // 2 + 1, num, num + 1, num + 2}):
+        text = b"a" * count if count < 2 else b"a" * (count - 2) + b"(a)a"
+        state = read(automaton, text)
+        assert (state >= 0 and automaton.accepting(state)) == (num // 2 + 1 <= count <= num + 1), count
