@@ -18,6 +18,8 @@ class EngineConfig:
     checkpoint's on a GPU and float32 on the CPU. `is_embedding` reads a language model as an embedding model: `encode`
     instead of `generate`. `load_format` "auto" reads *.safetensors, or a *.gguf file; "pt" reads pickles (*.bin, *.pt)
     as weights only; "dummy" reads no weights at all: random ones, for benchmarks.
+    `sampling_defaults` "model": what a call of `generate` does not say (temperature, top_p, top_k, min_p, repetition
+    penalty) is as the model's generation_config.json recommends; programs say for themselves.
     `max_total_tokens` None sizes the KV pool from `mem_fraction_static` of the free memory (GPU) or to
     `max_running_requests` contexts, at most 1 GiB (CPU). `chunked_prefill_size` -1 prefills whole prompts.
     `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
@@ -32,6 +34,7 @@ class EngineConfig:
     tokenizer_path: str | None = None
     revision: str | None = None
     model_impl: Literal["auto", "dslc", "transformers"] = "auto"
+    sampling_defaults: Literal["openai", "model"] = "openai"
     is_embedding: bool = False
     load_format: Literal["auto", "safetensors", "pt", "gguf", "dummy"] = "auto"
     device: str = "auto"
@@ -99,6 +102,8 @@ class EngineConfig:
             )
         if self.jump_forward not in (True, False, "step"):
             raise ConfigError(f'must be True, "step" or False, not {self.jump_forward!r}', field="jump_forward")
+        if self.sampling_defaults not in ("openai", "model"):
+            raise ConfigError(f"must be openai or model, not {self.sampling_defaults!r}", field="sampling_defaults")
         formats = ("auto", "safetensors", "pt", "gguf", "dummy")
         if self.load_format not in formats:
             raise ConfigError(f"must be one of {', '.join(formats)}, not {self.load_format!r}", field="load_format")

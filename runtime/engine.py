@@ -65,6 +65,7 @@ class Engine(GenerateAPI, EncodeAPI):
     def __init__(self, **options: Any) -> None:
         from ..core.text.load import load_tokenizer
         from .loader import check_vocabulary
+        from .model_config import recommended_sampling
         from .model_runner import ModelRunner
 
         config = EngineConfig.of(**options)
@@ -75,6 +76,8 @@ class Engine(GenerateAPI, EncodeAPI):
             tokenizer = load_tokenizer(runner.folder)
         check_vocabulary(tokenizer, runner.vocab_size, config.tokenizer_path or str(runner.folder))
         self._assemble(config, runner, tokenizer)
+        if config.sampling_defaults == "model":
+            self.default_sampling = recommended_sampling(runner.folder)
 
     @classmethod
     def of_parts(

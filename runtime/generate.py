@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import queue
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..core.constraint import Constraint
@@ -59,7 +60,12 @@ class _Job:
 
 
 class GenerateAPI(ABC):
-    """The calls people know, in terms of the `Backend` verbs of the class it is mixed into."""
+    """The calls people know, in terms of the `Backend` verbs of the class it is mixed into.
+
+    `default_sampling` are parameters for calls that do not say (`EngineConfig.sampling_defaults`).
+    """
+
+    default_sampling: Mapping[str, float] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -320,7 +326,7 @@ class GenerateAPI(ABC):
         rids = _each(shared.rid, num, "rid", list)
         jobs = []
         for i, segments in enumerate(prompts):
-            sampling, constraint = split_sampling(params[i])
+            sampling, constraint = split_sampling(params[i], self.default_sampling)
             wish = None
             if wants[i]:
                 start = -1 if starts[i] is None else starts[i]
@@ -381,13 +387,14 @@ def _each(value: Any, num: int, name: str, kind: type) -> list[Any]:
     return list(value)  # type: ignore[call-overload, no-any-return]
 
 
-def split_sampling(options: SamplingOptions) -> tuple[SamplingParams, Constraint | None]:
-    """SGLang's dict of sampling parameters as our two values. Raises RequestError for an unknown name."""
-    if options is None:
-        return SamplingParams(), None
+def split_sampling(options: SamplingOptions, defaults: Mapping[str, float]) -> tuple[SamplingParams, Constraint | None]:
+    """SGLang's dict of sampling parameters as our two values; `defaults` are for what a dict, or None, does not say.
+
+    Raises RequestError for an unknown name.
+    """
     if isinstance(options, SamplingParams):
         return options, None
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {**defaults, **{name: value for name, value in (options or {}).items() if value is not None}}
     if "sampling_seed" in given:
         given["seed"] = given.pop("sampling_seed")
     sources = {name: given.pop(name) for name in CONSTRAINT_KEYS if name in given}

@@ -124,6 +124,30 @@ class ModelConfig:
         return FieldReader(self.path / "config.json", self.fields)
 
 
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def recommended_sampling(folder: str | Path) -> dict[str, float]:
+    """The sampling parameters that a model's generation_config.json recommends, by their names here.
+
+    Greedy where it says `do_sample: false`, nothing where there is no such file. Raises ModelLoadError.
+    """
+    path = Path(folder) / "generation_config.json"
+    if not path.exists():
+        return {}
+    reader = FieldReader(path, _read_json(path, ""))
+    found = {name: reader.get(name, None) for name in RECOMMENDED}
+    for name, value in found.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise reader.error(name, f"must be a number, not {value!r}")
+    given: dict[str, float] = {name: value for name, value in found.items() if value is not None}
+    if given.get("top_k") == 0:  # transformers' way to say: all
+        del given["top_k"]
+    if reader.get("do_sample", None) is False:
+        given["temperature"] = 0.0
+    return given
+
+
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))

@@ -16,9 +16,10 @@ from support.tiny_models import tiny_checkpoint
 
 from dslc.core.config import EngineConfig
 from dslc.core.errors import ConfigError, ModelLoadError
+from dslc.runtime.engine import Engine
 from dslc.runtime.gguf import KINDS, GgufFile
 from dslc.runtime.loader import load_config, load_model
-from dslc.runtime.model_config import ModelConfig
+from dslc.runtime.model_config import ModelConfig, recommended_sampling
 from dslc.runtime.model_runner import ModelRunner
 
 torch.set_num_threads(1)
@@ -273,7 +274,7 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from dslc.runtime.loader import load_config, load_model
-from dslc.runtime.model_config import ModelConfig
+from dslc.runtime.model_config import ModelConfig, recommended_sampling
 folder, load_format, gguf = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if sys.argv[3] else None
 config = load_config(folder, gguf=gguf)
 from dslc.runtime.models.registry import model_class
@@ -319,3 +320,27 @@ def test_the_loader_reads_what_it_is_told(tmp_path):
     with pytest.raises(ModelLoadError, match=r"holds 0 .*gguf files"):
         runner_for(folder, load_format="gguf")
     assert load_model(load_config(folder), load_format="safetensors") is not None
+
+
+# What a model recommends
+
+
+def test_sampling_defaults_of_the_model(tmp_path):
+    folder = copy_of(tiny_checkpoint("llama"), tmp_path)
+    wanted = {"temperature": 0.3, "top_p": 0.8, "top_k": 7, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps({**wanted, "do_sample": True, "eos_token_id": [2]}))
+    options = {"model_path": str(folder), "max_total_tokens": 256, "max_running_requests": 4, "random_seed": 1}
+    ask = {"max_new_tokens": 12, "seed": 3, "ignore_eos": True}
+    with Engine(**options, sampling_defaults="model") as engine:
+        by_default = engine.generate("The quick", ask)["output_ids"]
+        assert engine.generate("The quick", {**ask, **wanted})["output_ids"] == by_default
+        other = engine.generate("The quick", {**ask, "temperature": 1.5})["output_ids"]
+        assert engine.generate("The quick", {**ask, **wanted, "temperature": 1.5})["output_ids"] == other
+    with Engine(**options) as engine:
+        assert engine.generate("The quick", {**ask, **wanted})["output_ids"] == by_default
+        assert engine.generate("The quick", ask)["output_ids"] != by_default
+    (folder / "generation_config.json").write_text(json.dumps({**wanted, "do_sample": False, "top_k": 0}))
+    assert recommended_sampling(folder) == {"temperature": 0.0, "top_p": 0.8, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps({"top_p": "high"}))
+    with pytest.raises(ModelLoadError, match=r"generation_config.json: field 'top_p' must be a number, not 'high'"):
+        Engine(**options, sampling_defaults="model")
