@@ -31,6 +31,7 @@ TRACEABLE = "__dslc_traceable__"  # set to True on our own functions, and on cla
 _UNARY: dict[Any, str] = {
     len: "len", int: "int", float: "float", str: "str", bool: "bool", repr: "repr", json.loads: "parse_json",
 }  # fmt: skip
+_PLAIN = frozenset({str, int, float, bool})
 # Methods of plain strings that may get symbolic arguments.
 _STRING_METHODS = frozenset(
     {"strip", "lstrip", "rstrip", "startswith", "endswith", "find", "count", "replace", "split"}
@@ -241,6 +242,8 @@ class Hooks:
     def _formatted(self, value: Any, conversion: str, spec: Any) -> Any:
         if type(value) is Symbol and not conversion and type(spec) is str and not spec:
             return value
+        if type(value) in _PLAIN and not conversion and type(spec) is str:
+            return format(value, spec)
         if not _holds_symbol(value) and not isinstance(spec, Symbol):
             if conversion:
                 value = _CONVERSIONS[conversion](value)

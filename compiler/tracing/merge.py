@@ -81,7 +81,7 @@ def merge(tree: Node, unexplored: str) -> tuple[AnyOp, ...]:
     ops, rest = _Merger(unexplored).region((tree, 0))
     assert rest is None, "a region was closed that nobody opened"
     body = _renumber(tuple(ops))
-    if tree.decision is None and not any(type(op) is Expr and op.fn == "get" for op in walk(body)):
+    if tree.decision is None and not any(type(event) is Expr and event.fn == "get" for event in tree.events):
         return body  # one path, and no value of a variable to be found
     return _renumber(_without_dead(_with_known_reads(body)))
 
@@ -442,10 +442,12 @@ def _is_numbered(body: tuple[AnyOp, ...], following: list[int]) -> bool:
             continue
         if kind is Switch or kind is Loop:
             return False
-        for region in regions(op):
-            if not _is_numbered(region, following):
+        if kind is Role or kind is Scope:
+            if not _is_numbered(op.body, following):  # type: ignore[union-attr]
                 return False
-        for stream in new_streams(op):
+            if kind is Role:
+                continue
+        for stream in () if kind is Gen or kind is Expr else new_streams(op):
             if stream != following[1]:
                 return False
             following[1] += 1
