@@ -32,7 +32,21 @@ if TYPE_CHECKING:
     from .reasoning_format import ReasoningFormat
     from .state import ProgramState
 
-    class GenNames(TypedDict, total=False):
+    class LaterNames(TypedDict, total=False):
+        """The options of gen() that SGLang's has not: by name only."""
+
+        repetition_penalty: float | None
+        logit_bias: dict[int, float] | None
+        seed: int | None
+        skip_special_tokens: bool | None
+        spaces_between_special_tokens: bool | None
+        no_stop_trim: bool | None
+        jump_forward: bool | Literal["step"] | None
+        finish_valid: bool | None
+        token_healing: bool | None
+        token_ids_logprob: Sequence[int] | None
+
+    class GenNames(LaterNames, total=False):
         """The options of gen() that go with a type."""
 
         max_tokens: int | None
@@ -52,16 +66,6 @@ if TYPE_CHECKING:
         logprob_start_len: int | None
         top_logprobs_num: int | None
         return_text_in_logprobs: bool | None
-        repetition_penalty: float | None
-        logit_bias: dict[int, float] | None
-        seed: int | None
-        skip_special_tokens: bool | None
-        spaces_between_special_tokens: bool | None
-        no_stop_trim: bool | None
-        jump_forward: bool | Literal["step"] | None
-        finish_valid: bool | None
-        token_healing: bool | None
-        token_ids_logprob: Sequence[int] | None
 
 
 T = TypeVar("T")
@@ -159,16 +163,7 @@ def gen(
     ebnf: str | None = None,
     grammar: str | None = None,
     constraint: Constraint | None = None,
-    repetition_penalty: float | None = None,
-    logit_bias: dict[int, float] | None = None,
-    seed: int | None = None,
-    skip_special_tokens: bool | None = None,
-    spaces_between_special_tokens: bool | None = None,
-    no_stop_trim: bool | None = None,
-    jump_forward: bool | Literal["step"] | None = None,
-    finish_valid: bool | None = None,
-    token_healing: bool | None = None,
-    token_ids_logprob: Sequence[int] | None = None,
+    **options: Unpack[LaterNames],
 ) -> GenExpr[str]: ...
 @traceable
 def gen(
