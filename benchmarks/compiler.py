@@ -47,7 +47,7 @@ def long_questions(s, topic):
 
 @dslc.function
 def long_chat(s, topic):
-    for i in range(200):
+    for i in range(60):  # a stream that is given more steps than it may keep waits for its generations
         s += dslc.user(topic)
         s += dslc.assistant(dslc.gen(f"answer_{i}"))
 
