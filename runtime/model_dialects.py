@@ -83,6 +83,8 @@ _GPT_OSS_ROPE = {
 _BERT = {"rms_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0}
 _DEEPSEEK = {"head_dim": lambda reader: reader.integer("qk_rope_head_dim")}
 
+_QWEN_VL = Dialect(layer_kinds=_qwen, defaults={"rope_theta": 1e6}, rope_kinds={"mrope": "default"})
+
 DIALECTS: dict[str, Dialect] = {
     "mistral": Dialect(layer_kinds=_all),
     "ministral": Dialect(layer_kinds=_all, defaults={"sliding_window": 4096}),
@@ -90,6 +92,8 @@ DIALECTS: dict[str, Dialect] = {
     "mixtral": Dialect(layer_kinds=_all, defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5}),
     "qwen2": Dialect(layer_kinds=_qwen),
     "qwen3": Dialect(layer_kinds=_qwen),
+    "qwen2_vl": _QWEN_VL,
+    "qwen2_vl_text": _QWEN_VL,
     "qwen2_moe": Dialect(layer_kinds=_qwen_moe),
     "qwen3_moe": Dialect(names={"num_experts": "num_local_experts"}, layer_kinds=_qwen3_moe),
     "phi3": Dialect(

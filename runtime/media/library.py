@@ -121,7 +121,8 @@ def _num_bytes(picture: Picture) -> int:
 
 def spatial_positions(num_prompt: int, placed: Sequence[Placed]) -> RopePositions:
     """M-RoPE (Qwen2-VL, arXiv 2409.12191): text advances all three axes by one; the features of a picture stand at
-    (frame, row, column) of their grid, counted from where the text has got to; what follows begins after the largest.
+    (frame, row, column) of their grid, counted from where the text has got to; what follows begins after the last row
+    or column.
     """
     table = np.zeros((3, num_prompt), dtype=np.int64)
     at = next_position = 0
@@ -135,7 +136,7 @@ def spatial_positions(num_prompt: int, placed: Sequence[Placed]) -> RopePosition
         grid[0] = (grid[0] * processed.frame_step).astype(np.int64)
         at = start + processed.num_features
         table[:, start:at] = next_position + grid
-        next_position = int(table[:, start:at].max()) + 1
+        next_position += max(rows, columns)
     _text(table, at, num_prompt, next_position)
     next_position += num_prompt - at
     return RopePositions(table, next_position - num_prompt)

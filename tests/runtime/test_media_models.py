@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from support.tiny_vision import picture, tiny_vision, vision_greedy
+from support.tiny_vision import picture, tiny_vision, vision_greedy, vision_logprobs
 
 import dslc
-from dslc.core.media import image_ref
+from dslc.core.media import image_ref, video_ref
 from dslc.core.request import GenRequest, LogprobWish, Segment
 from dslc.core.sampling import SamplingParams
 
 torch.set_num_threads(1)
-FAMILIES = ["llava"]
+FAMILIES = ["llava", "qwen2_vl"]
 OPTIONS: dict[str, Any] = {"max_total_tokens": 4096, "max_running_requests": 16, "random_seed": 0}
 NUM = 8
 
@@ -32,13 +33,19 @@ def engine(path):
         yield made
 
 
+def segment(part: Any) -> Segment:
+    if isinstance(part, str):
+        return Segment(text=part)
+    return Segment(media=video_ref(part, 64) if isinstance(part, np.ndarray) else image_ref(part))
+
+
 def run(engine: dslc.Engine, prompts: list[list[Any]], num: int = NUM, **wishes: Any) -> list[Any]:
     """The outputs of prompts of texts and pictures, sent at once."""
     ended: dict[str, Any] = {}
     requests = [
         GenRequest(
             id=str(number),
-            segments=tuple(Segment(text=p) if isinstance(p, str) else Segment(media=image_ref(p)) for p in parts),
+            segments=tuple(map(segment, parts)),
             **{"sampling": SamplingParams(max_new_tokens=num, temperature=0.0, ignore_eos=True), **wishes},
         )
         for number, parts in enumerate(prompts)
@@ -84,6 +91,14 @@ def test_each_prompt_equals_transformers_alone_and_in_a_batch(path, engine):
     assert ids_of(run(engine, PROMPTS)) == wanted  # from the cache
 
 
+def test_logits_are_close_to_those_of_transformers(path, engine):
+    events = run(engine, PROMPTS, logprobs=LogprobWish())
+    for parts, event in zip(PROMPTS, events, strict=True):
+        found = event.outputs[0].logprobs
+        wanted = vision_logprobs(path, parts, [token.token_id for token in found])
+        assert [token.logprob for token in found] == pytest.approx(wanted, abs=1e-4)
+
+
 @dslc.function
 def compare(s, first, second):
     s += "See "
@@ -119,8 +134,8 @@ def test_a_program_with_two_pictures_and_a_fork_equals_transformers_and_computes
 
 
 def test_the_same_picture_is_cached_and_another_one_never_shared(path, engine):
-    a = [picture(7), " What is it?"]
-    b = [picture(8), " What is it?"]
+    a = [picture(21), " What is it?"]
+    b = [picture(22), " What is it?"]
     first = run(engine, [a])[0]
     again = run(engine, [a])[0]
     other = run(engine, [b])[0]
@@ -156,6 +171,32 @@ def test_features_that_had_to_go_are_computed_again(path):
         engine.worker.features.max_bytes = 1
         assert ids_of(run(engine, PROMPTS)) == [expected(path, parts) for parts in PROMPTS]
         assert engine.counters().encoded_media > 6
+
+
+def frames(seed: int, num: int) -> np.ndarray:
+    return np.stack([np.asarray(picture(seed + i, (32, 24))) for i in range(num)])
+
+
+def test_a_video_among_pictures_equals_transformers():
+    path = tiny_vision("qwen2_vl")
+    prompts: list[list[Any]] = [
+        ["Film: ", frames(30, 4), " and ", picture(0), " what happens?"],
+        [picture(1), frames(40, 5), " what happens?"],
+    ]
+    with dslc.Engine(model_path=str(path), **OPTIONS) as engine:
+        assert engine.capabilities.media == {"image", "video"}
+        assert ids_of(run(engine, prompts)) == [expected(path, parts) for parts in prompts]
+
+        @dslc.function
+        def watch(s, film):
+            s += "Film: " + dslc.video(film, 4) + " what?" + dslc.gen("a", max_tokens=NUM, ignore_eos=True)
+
+        state = watch.run(film=list(frames(50, 4)), backend=engine, temperature=0.0)
+        assert engine.tokenizer is not None
+        assert state["a"] == engine.tokenizer.decode(expected(path, ["Film: ", frames(50, 4), " what?"]))
+    blind = dslc.Engine(model_path=str(tiny_vision("llava")), **OPTIONS)
+    with blind, pytest.raises(dslc.ProgramError, match="takes no videos"):
+        watch.run(film=list(frames(50, 4)), backend=blind)
 
 
 def test_select_scores_after_a_picture(path, engine):

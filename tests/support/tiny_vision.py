@@ -38,7 +38,26 @@ def _llava(**overrides: Any) -> tuple[Any, Any]:
     return t.LlavaForConditionalGeneration(config), processor
 
 
-_MAKERS = {"llava": _llava}
+def _qwen2_vl(**overrides: Any) -> tuple[Any, Any]:
+    import transformers as t
+
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+    config = t.Qwen2VLConfig(
+        text_config={**TEXT, "rope_parameters": rope},
+        vision_config={
+            "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4,
+            "spatial_merge_size": 2, "temporal_patch_size": 2,
+        },
+        image_token_id=IMAGE_ID, video_token_id=VIDEO_ID, vision_start_token_id=VISION_START_ID,
+        vision_end_token_id=VISION_END_ID, **overrides,
+    )  # fmt: skip
+    processor = t.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 256, "longest_edge": 1024}, patch_size=4, temporal_patch_size=2, merge_size=2
+    )
+    return t.Qwen2VLForConditionalGeneration(config), processor
+
+
+_MAKERS = {"llava": _llava, "qwen2_vl": _qwen2_vl}
 
 
 @cache
@@ -95,6 +114,13 @@ def vision_inputs(path: Path, parts: list[Any]) -> dict[str, Any]:
         if isinstance(part, str):
             ids += tiny_tokenizer()(part, add_special_tokens=False)["input_ids"]
             continue
+        if isinstance(part, np.ndarray):
+            patches, grid = _video_patches(processor, part)
+            pixels.setdefault("pixel_values_videos", []).append(patches)
+            pixels.setdefault("video_grid_thw", []).append(grid)
+            num = int(grid.prod()) // processor.merge_size**2
+            ids += [VISION_START_ID, *[VIDEO_ID] * num, VISION_END_ID]
+            continue
         made = processor(part, return_tensors="pt")
         for name, value in made.items():
             pixels.setdefault(name, []).append(value)
@@ -106,8 +132,35 @@ def vision_inputs(path: Path, parts: list[Any]) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
     inputs.update({name: torch.cat(values) for name, values in pixels.items()})
     if pixels and kind.startswith("qwen2"):
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID).long()
+        inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
     return inputs
+
+
+def _video_patches(processor: Any, frames: Any) -> tuple[Any, Any]:
+    """Patches of a video as the paper has them: two frames, side x side pixels, in blocks of merge x merge patches."""
+    import torch
+    from PIL import Image
+
+    side, merge = processor.patch_size, processor.merge_size
+    shown = []
+    for frame in frames:
+        made = processor(Image.fromarray(frame), return_tensors="pt")
+        _, rows, columns = made["image_grid_thw"][0].tolist()
+        # Back from patches to the resized, normalised frame [C, H, W].
+        x = made["pixel_values"].view(rows // merge, columns // merge, merge, merge, 3, 2, side, side)[:, :, :, :, :, 0]
+        shown.append(x.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side))
+    film = torch.stack(shown)  # [F, C, H, W]
+    if len(film) % 2:
+        film = torch.cat([film, film[-1:]])
+    out = []
+    for t in range(0, len(film), 2):
+        for br in range(rows // merge):
+            for bc in range(columns // merge):
+                for r in range(br * merge, (br + 1) * merge):
+                    for c in range(bc * merge, (bc + 1) * merge):
+                        cut = film[t : t + 2, :, r * side : (r + 1) * side, c * side : (c + 1) * side]
+                        out.append(cut.transpose(0, 1).flatten())
+    return torch.stack(out), torch.tensor([[len(film) // 2, rows, columns]])
 
 
 def vision_greedy(path: Path, parts: list[Any], num_tokens: int) -> tuple[list[int], float]:
@@ -125,5 +178,25 @@ def vision_greedy(path: Path, parts: list[Any], num_tokens: int) -> tuple[list[i
             ids.append(int(best.indices[0]))
             inputs["input_ids"] = torch.cat([inputs["input_ids"], best.indices[None, :1]], dim=1)
             if "mm_token_type_ids" in inputs:
-                inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID).long()
+                inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
     return ids, margin
+
+
+def vision_logprobs(path: Path, parts: list[Any], ids: list[int]) -> list[float]:
+    """transformers' log-probs of `ids` after a prompt."""
+    import torch
+
+    model, _ = vision_reference(path)
+    inputs = vision_inputs(path, parts)
+    num_prompt = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
+    with torch.inference_mode():
+        logprobs = model(**inputs, use_cache=False).logits[0].log_softmax(-1)
+    return [float(logprobs[num_prompt - 1 + i, token_id]) for i, token_id in enumerate(ids)]
+
+
+def _kinds(ids: Any) -> Any:
+    """0 for text, 1 for pictures, 2 for videos, as transformers wants to be told."""
+    return (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()

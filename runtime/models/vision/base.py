@@ -81,6 +81,8 @@ class VisionLM(CausalLM):
         if media is not None and media.rows is not None:
             assert media.features is not None
             x = x.index_copy(0, media.rows, media.features.to(x.dtype))
+        if media is not None and media.positions is not None:
+            positions = media.positions
         out: Tensor = self.language_model.model(x, positions, fb, kv_pool, attn)
         return out
 
