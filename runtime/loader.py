@@ -36,10 +36,16 @@ WEIGHT_MODULES = (Linear, Embedding, Experts, LatentUp)  # kept in the weights' 
 RANDOM_STEP = 1 << 18
 Stored = StoredTensor | PickledTensor | GgufTensor
 BUILTIN_MODEL = Path(__file__).parent / "builtin" / "dslc_tiny"
-HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "tokenizer*", "*.tiktoken", "merges.txt", "vocab.txt")
+HUB_PATTERNS = ("*.json", "*.model", "*.jinja", "tokenizer*", "*.tiktoken", "merges.txt", "vocab.txt")
 
 
-def model_folder(model_path: str | None, revision: str | None = None) -> Path:
+HUB_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "auto": ("*.safetensors",), "safetensors": ("*.safetensors",), "pt": ("*.bin", "*.pt", "*.pth"),
+    "gguf": ("*.gguf",), "dummy": (),
+}  # fmt: skip
+
+
+def model_folder(model_path: str | None, revision: str | None = None, load_format: str = "auto") -> Path:
     """The local folder of a model: `model_path` itself if it is one, the built-in model for None, else a hub download.
 
     A hub id looks like `owner/name`. Raises ModelLoadError.
@@ -59,10 +65,10 @@ def model_folder(model_path: str | None, revision: str | None = None) -> Path:
         )
     if folder.is_absolute() or model_path.startswith((".", "~")) or model_path.count("/") != 1:
         raise ModelLoadError("no such folder; give a local folder or a hub id `owner/name`", path=model_path)
-    return _download(model_path, revision)
+    return _download(model_path, revision, HUB_WEIGHTS[load_format])
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, weights: tuple[str, ...]) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -70,7 +76,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
             "is no local folder, and huggingface_hub, which could download it, is not installed", path=hub_id
         ) from None
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_PATTERNS)))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*HUB_PATTERNS, *weights]))
     except Exception as error:  # the hub client raises errors of its own, of requests and of the OS
         raise ModelLoadError(
             f"is no local folder, and the download failed ({type(error).__name__}: {error}); check the name and the "

@@ -40,7 +40,7 @@ class ModelRunner:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.platform: Platform = platform_of(config.device)
-        self.folder: Path = model_folder(config.model_path, config.revision)
+        self.folder: Path = model_folder(config.model_path, config.revision, config.load_format)
         gguf = gguf_of(config.model_path, self.folder, config.load_format)
         self.model_config = load_config(
             self.folder, context_length=config.context_length, impl=config.model_impl, gguf=gguf

@@ -21,7 +21,7 @@ from dslc.runtime.native_step import library
 torch.set_num_threads(1)
 TAU = 1e-4
 NATIVE = ["llama", "mistral", "qwen3"]  # what the C++ forward knows
-IN_TORCH = ["gemma2", "qwen3_moe", "deepseek_v3"]
+IN_TORCH = ["gemma2", "qwen3_moe", "gpt_oss", "deepseek_v3"]
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"disable_radix_cache": True},

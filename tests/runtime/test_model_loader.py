@@ -267,6 +267,11 @@ def test_a_hub_id_is_downloaded_and_a_failure_says_what_to_do(tmp_path, monkeypa
     assert model_folder("some/model", "v1") == tmp_path
     assert asked[0][0] == "some/model" and asked[0][1]["revision"] == "v1"
     assert not any("bin" in pattern for pattern in asked[0][1]["allow_patterns"])
+    for load_format, ending in (("auto", "*.safetensors"), ("pt", "*.bin"), ("gguf", "*.gguf")):
+        model_folder("some/model", load_format=load_format)
+        assert ending in asked[-1][1]["allow_patterns"]
+    model_folder("some/model", load_format="dummy")
+    assert "*.safetensors" not in asked[-1][1]["allow_patterns"]
 
     def offline(*args, **kw):
         raise OSError("no route")
