@@ -63,6 +63,8 @@ class TracedGroup:
         if isinstance(other, (list, tuple)):
             self._refuse("a list for the branches")
         tracer: Any = self.parent.sink
+        if isinstance(other, Symbol) and not tracer.is_text(other):
+            self._refuse("a value that may be a list for the branches")
         for i in LoopDriver(tracer, [], caller(), 0).over(tracer.expr("range", self.count)):
             made = other(i) if callable(other) and not isinstance(other, Expression) else other
             self.branch(i).append(made)

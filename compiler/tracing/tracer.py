@@ -226,6 +226,10 @@ class PathTracer:
         self._keys[symbol.ref.id] = key
         return symbol
 
+    def is_text(self, symbol: Symbol) -> bool:
+        """Whether the value is known to be a string."""
+        return symbol.ref.id in self._texts
+
     def decide(self, symbol: Symbol) -> bool:
         """Which way this path goes on the truth of a symbol; the same question is answered the same way twice."""
         self.tick()

@@ -431,3 +431,29 @@ def test_a_finished_state_can_be_read_and_not_appended_to(compiled):
         state += "more"
     with pytest.raises(dslc.UndefinedVariable):
         state["y"]
+
+
+@pytest.mark.parametrize("compiled", [False, None])
+def test_a_list_that_only_the_run_knows_gives_each_branch_its_own(compiled):
+    """However many branches there are; a text goes to all of them."""
+
+    @dslc.function
+    def encodes(s, documents, note):
+        s += "Documents:"
+        forks = s.fork(len(documents))
+        forks += [f"\n- {document}" for document in documents]
+        forks += f" ({note})"
+        forks += note
+        forks.join("concate_and_append")
+
+    state = encodes.run(documents=["a", "b"], note="n", backend=ScriptedBackend("ok"), compiled=compiled)
+    assert state.text() == "Documents:\n- a (n)n\n- b (n)n"
+
+    @dslc.function
+    def same(s, documents, note):
+        forks = s.fork(len(documents))
+        forks += f" ({note})"
+        forks.join("concate_and_append")
+
+    assert same.compile(strict=True).is_whole
+    assert same.run(documents=[1, 2], note="n", backend=ScriptedBackend(), compiled=compiled).text() == " (n) (n)"
