@@ -249,7 +249,7 @@ struct Attention {
         int from = 0;
         for (int end : plan.level_ends) {
             const int tasks = end - from, parts = threads > 1 && tasks < 4 * threads ? h.kv_heads : 1;
-            Threads::pool().each(tasks * parts, threads, [&](int i) {
+            Threads::each(tasks * parts, threads, [&](int i) {
                 static thread_local Scratch* scratch = new Scratch;
                 const int part = i % parts, each = h.kv_heads / parts;
                 pass(plan, plan.tasks[from + i / parts], part * each, (part + 1) * each, q, q_stride, keys, values, window,

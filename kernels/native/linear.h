@@ -207,7 +207,7 @@ static void multiply(const Linear& w, const Inputs& x, int first_row, int rows, 
     if (rows <= kMaxRows || group < kGroup) group = rows <= kMaxRows ? 8 : kGroup;
     if (threads == 1 && rows <= kMaxRows) group = w.panels;
     int groups = (w.panels + group - 1) / group;
-    Threads::pool().each(groups, threads, [&](int g) {
+    Threads::each(groups, threads, [&](int g) {
         int first = g * group, last = first + group < w.panels ? first + group : w.panels;
         if (!w.bf16)
             rows_by_panels<false>((const uint8_t*)(x.whole.data + (size_t)first_row * x.stride), x.stride, rows, w, first,

@@ -120,7 +120,7 @@ struct Model {
     template <class F>
     void rows(int count, int width, int threads, const F& body) {
         int chunk = std::max(1, kSerial / std::max(1, width)), chunks = (count + chunk - 1) / chunk;
-        Threads::pool().each(chunks, threads, [&](int c) {
+        Threads::each(chunks, threads, [&](int c) {
             for (int r = c * chunk; r < std::min(count, (c + 1) * chunk); r++) body(r);
         });
     }

@@ -7,21 +7,18 @@
 #include <thread>
 #include <vector>
 
+#include <unistd.h>
+
 // Workers spin for a moment after a loop, because the next one mostly comes within microseconds, and then sleep.
 class Threads {
   public:
-    static Threads& pool() {
-        static Threads* one = new Threads;  // never destroyed: workers may outlive static objects
-        return *one;
-    }
-
     template <class F>
-    void each(int items, int threads, const F& body) {
+    static void each(int items, int threads, const F& body) {
         if (threads <= 1 || items <= 1) {
             for (int i = 0; i < items; i++) body(i);
             return;
         }
-        run(items, threads < items ? threads : items, [&](int i) { body(i); });
+        pool().run(items, threads < items ? threads : items, [&](int i) { body(i); });
     }
 
   private:
@@ -33,6 +30,16 @@ class Threads {
     int items_ = 0;
     std::atomic<int> next_{0}, wanted_{0}, active_{0};
     std::atomic<uint64_t> round_{0};
+
+    // Never destroyed: workers may outlive static objects. A forked process has none of its parent's workers.
+    static Threads& pool() {
+        static std::mutex choosing;
+        static Threads* one = nullptr;
+        static pid_t owner = 0;
+        std::lock_guard<std::mutex> lock(choosing);
+        if (owner != getpid()) one = new Threads, owner = getpid();
+        return *one;
+    }
 
     void run(int items, int threads, const std::function<void(int)>& body) {
         std::lock_guard<std::mutex> only(one_at_a_time_);
