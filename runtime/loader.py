@@ -25,6 +25,7 @@ from .model_config import ModelConfig
 from .models.generic import TransformersForCausalLM, is_known_to_transformers, standard_fields
 from .models.heads import Head, with_head
 from .models.registry import known_models, model_class
+from .mxfp4 import Mxfp4Tensor, merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 WEIGHT_MODULES = (Linear, Embedding, Experts, LatentUp)  # kept in the weights' dtype, all others in that of activations
 RANDOM_STEP = 1 << 18
-Stored = StoredTensor | PickledTensor | GgufTensor
+Stored = StoredTensor | PickledTensor | GgufTensor | Mxfp4Tensor
 BUILTIN_MODEL = Path(__file__).parent / "builtin" / "dslc_tiny"
 HUB_PATTERNS = ("*.json", "*.model", "*.jinja", "tokenizer*", "*.tiktoken", "merges.txt", "vocab.txt")
 
@@ -161,7 +162,7 @@ def stored_tensors(folder: Path, load_format: str, gguf: Path | None) -> Iterabl
     """Where a model's tensors are. Raises ModelLoadError."""
     if gguf is not None:
         return GgufFile.open(gguf).checkpoint()
-    return pickled_tensors(folder) if load_format == "pt" else checkpoint_tensors(folder)
+    return pickled_tensors(folder) if load_format == "pt" else merged(checkpoint_tensors(folder))
 
 
 def fill_at_random(model: CausalLM) -> None:

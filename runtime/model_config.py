@@ -227,7 +227,9 @@ class FieldReader:
         return value
 
     def model(self, wished_context: int | None) -> ModelConfig:
-        if "quantization_config" in self.outer or "quantization_config" in self.raw:
+        quantised = self.raw.get("quantization_config", self.outer.get("quantization_config"))
+        is_mxfp4 = isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4"  # dequantised as it is read
+        if quantised is not None and not is_mxfp4:
             raise self.error("quantization_config", "is set: quantised checkpoints cannot be loaded; use the plain one")
         num_layers = self.integer("num_hidden_layers")
         hidden_size = self.integer("hidden_size")

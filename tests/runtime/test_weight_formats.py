@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.families import family_folder
 from support.tiny_models import tiny_checkpoint
 
@@ -265,6 +265,45 @@ def test_a_tensor_of_an_unknown_kind(tmp_path):
     writer.close()
     with pytest.raises(ModelLoadError, match=r"'w' is of GGML kind 10; known: F32, F16, Q4_0"):
         GgufFile.open(tmp_path / "x.gguf")
+
+
+# MXFP4
+
+
+def in_mxfp4(folder):
+    """Replace a gpt-oss checkpoint's experts by random blocks and scales; returns them by name."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    rng = torch.Generator().manual_seed(0)
+    packed = {}
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, inner, outer = tensors.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, outer, inner // 32, 16), generator=rng, dtype=torch.uint8)
+        scales = torch.randint(120, 128, (experts, outer, inner // 32), generator=rng, dtype=torch.uint8)
+        packed[name] = blocks, scales
+        tensors[name + "_blocks"], tensors[name + "_scales"] = blocks, scales
+    save_file(tensors, path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return packed
+
+
+def test_mxfp4_is_dequantised_as_transformers_does(tmp_path):
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    folder = copy_of(family_folder("gpt-oss"), tmp_path)
+    packed = in_mxfp4(folder)
+    targets = runner_for(folder).model.checkpoint_targets()
+    assert len(packed) == 4
+    for name, (blocks, scales) in packed.items():
+        assert torch.equal(targets[name], convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)), name
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("_scales"))
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=f"'{lost}' do not fit together"):
+        runner_for(folder)
 
 
 # Memory
