@@ -130,6 +130,7 @@ class Engine(GenerateAPI, EncodeAPI):
             config.jump_forward,
             library_of(runner),
         )
+        self.media = self.intake.media
         # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests, and to
         # make ready what later masks need would cost here what it saves there.
         self.looks_ahead = runner.device.type != "cpu"

@@ -16,10 +16,12 @@ from ..core.errors import DslcError, EngineClosed, RequestError
 from ..core.events import Event, Failed, Finished, Prefilled, TokenLogprob, Tokens
 from ..core.request import GenRequest, LogprobWish, Segment
 from ..core.sampling import SAMPLING_FIELDS, SamplingParams
+from .media.prompts import with_images
 
 if TYPE_CHECKING:
     from ..core.backend import EventSink
     from ..core.text.tokenizer import Tokenizer
+    from .media.library import MediaLibrary
 
 Result = dict[str, Any]
 SamplingOptions = SamplingParams | dict[str, Any] | None
@@ -67,6 +69,8 @@ class GenerateAPI(ABC):
 
     default_sampling: Mapping[str, float] = MappingProxyType({})
 
+    media: MediaLibrary | None = None  # where the model takes pictures
+
     @property
     @abstractmethod
     def tokenizer(self) -> Tokenizer | None: ...
@@ -104,6 +108,7 @@ class GenerateAPI(ABC):
         timeout_s: float | None = None,
         routing_key: str = "",
         custom_logit_processor: str | None = None,
+        image_data: Any = None,
     ) -> Result | list[Result] | Iterator[Result]:
         """Continue prompts. One prompt with n = 1 gives a dict, several (or n > 1) a list, in order.
 
@@ -114,6 +119,8 @@ class GenerateAPI(ABC):
         (seconds), seed, forced_tokens (how many were not sampled), is_complete (whether the text met its constraint
         where it ended; None without one), and with `return_logprob` the log-probs as (log-prob, id, text or None).
 
+        `image_data` are pictures, each as `dslc.image` takes it, for the places of the model's placeholder token: for
+        one prompt a picture or a list, for several a list with an entry for each.
         `custom_logit_processor` is the name of a registered one (`sampling.processors`); its arguments are the
         `custom_params` among the sampling parameters. `routing_key` is read by the policy of that name.
         `stream=True` gives an iterator of such dicts, cumulative, with `index` where there are several.
@@ -123,7 +130,7 @@ class GenerateAPI(ABC):
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
             _Shared(
                 return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream, routing_key,
-                custom_logit_processor,
+                custom_logit_processor, image_data,
             ),
         )  # fmt: skip
         if stream:
@@ -149,6 +156,7 @@ class GenerateAPI(ABC):
         timeout_s: float | None = None,
         routing_key: str = "",
         custom_logit_processor: str | None = None,
+        image_data: Any = None,
     ) -> Result | list[Result] | AsyncIterator[Result]:
         """`generate` for an event loop, which is never blocked by a forward. With `stream=True` awaiting it gives an
         async iterator. Cancelling aborts the requests.
@@ -159,7 +167,7 @@ class GenerateAPI(ABC):
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
             _Shared(
                 return_text_in_logprobs, rid, priority, cache_salt, timeout_s, stream, routing_key,
-                custom_logit_processor,
+                custom_logit_processor, image_data,
             ),
         )  # fmt: skip
         if stream:
@@ -314,6 +322,8 @@ class GenerateAPI(ABC):
         shared: _Shared,
     ) -> tuple[list[_Job], bool]:
         prompts, is_one = self._prompts(prompt, input_ids)
+        if shared.image_data is not None:
+            prompts = with_images(prompts, shared.image_data, is_one, self.media)
         num = len(prompts)
         params = _each(sampling_params, num, "sampling_params", list)
         wants = _each(return_logprob, num, "return_logprob", list)
@@ -377,6 +387,7 @@ class _Shared:
     stream: bool
     routing_key: str
     custom_logit_processor: str | None
+    image_data: Any
 
 
 def _each(value: Any, num: int, name: str, kind: type) -> list[Any]:

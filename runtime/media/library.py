@@ -41,6 +41,10 @@ class MediaProcessor(Protocol):
         """All that its results depend on besides the pixels."""
 
     @property
+    def image_place(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """The token that stands for a picture in a prompt, and the ids that `image` puts before and after one."""
+
+    @property
     def is_spatial(self) -> bool:
         """Whether positions follow the grids of pictures (M-RoPE)."""
 

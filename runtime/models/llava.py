@@ -42,7 +42,8 @@ class LlavaProcessor:
     kinds = frozenset({"image"})
     is_spatial = False
 
-    def __init__(self, folder: Path, patch_size: int, num_extra: int) -> None:
+    def __init__(self, folder: Path, patch_size: int, num_extra: int, image_id: int) -> None:
+        self.image_place: tuple[int, tuple[int, ...], tuple[int, ...]] = image_id, (), ()
         self.inner = ImageProcessor(folder)
         self.settings = self.inner.settings
         self.patch_size, self.num_extra = patch_size, num_extra
@@ -85,9 +86,8 @@ class LlavaForConditionalGeneration(VisionLM):
 
     def processor(self) -> LlavaProcessor:
         fields = self.outer("vision_config")
-        return LlavaProcessor(
-            self.config.path, fields["patch_size"], int(self.vision_tower.is_clip) - int(self.drops_class)
-        )
+        num_extra = int(self.vision_tower.is_clip) - int(self.drops_class)
+        return LlavaProcessor(self.config.path, fields["patch_size"], num_extra, self.image_id())
 
     def encode_media(self, pixels: dict[str, Tensor]) -> Tensor:
         found = self.vision_tower.features(pixels["pixels"].to(self.act_dtype), self.feature_layers, self.drops_class)

@@ -33,10 +33,11 @@ class QwenVLProcessor:
     kinds = frozenset({"image", "video"})
     is_spatial = True
 
-    def __init__(self, folder: Path, start_id: int, end_id: int) -> None:
+    def __init__(self, folder: Path, start_id: int, end_id: int, image_id: int) -> None:
         self.inner = ImageProcessor(folder)
         self.settings = self.inner.settings
         self.start_id, self.end_id = start_id, end_id
+        self.image_place = image_id, (start_id,), (end_id,)
         self.merge = int(self.inner.inner.merge_size)
         self.patch = int(self.inner.inner.patch_size)
         self.frames_per_patch = int(self.inner.inner.temporal_patch_size)
@@ -212,7 +213,8 @@ class Qwen2VLForConditionalGeneration(VisionLM):
         return SpatialQwen2
 
     def processor(self) -> QwenVLProcessor:
-        return QwenVLProcessor(self.config.path, self.outer("vision_start_token_id"), self.outer("vision_end_token_id"))
+        start_id, end_id = self.outer("vision_start_token_id"), self.outer("vision_end_token_id")
+        return QwenVLProcessor(self.config.path, start_id, end_id, self.image_id())
 
     def encode_media(self, pixels: dict[str, Tensor]) -> Tensor:
         frames, rows, columns = pixels["grid"].tolist()

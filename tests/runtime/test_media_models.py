@@ -254,6 +254,29 @@ def test_what_cannot_be_asked_is_refused_by_name(engine):
         run(text_only, [["x", picture(0)]])
 
 
+def test_generate_takes_image_data_for_the_places_of_the_text(path, engine):
+    around = "<|im_start|>{}<|pad|>" if "qwen2" in engine.runner.model_config.model_type else "{}"
+    options = {"temperature": 0.0, "max_new_tokens": NUM, "ignore_eos": True}
+    for place in ("<|endoftext|>", around.format("<|endoftext|>")):
+        one = engine.generate(f"Look: {place} What?", options, image_data=picture(0))
+        assert one["output_ids"] == expected(path, ["Look: ", picture(0), " What?"])
+        two = engine.generate(
+            [f"{place}{place}{place}How many?", "The quick brown fox"],
+            options,
+            image_data=[[picture(3), picture(4), picture(3)], None],
+        )
+        assert two[0]["output_ids"] == expected(path, PROMPTS[4])
+        assert two[1]["output_ids"] == expected(path, ["The quick brown fox"])
+    for given, message in (
+        ([picture(0), picture(1)], "image_data: 2 pictures for 1 places"),
+        ("none.png", "image_data: image: 'none.png' cannot be read"),
+    ):
+        with pytest.raises(dslc.RequestError, match=message):
+            engine.generate("Look: <|endoftext|>", options, image_data=given)
+    with dslc.Engine() as text_only, pytest.raises(dslc.RequestError, match="image_data: the model takes no images"):
+        text_only.generate("x", options, image_data=picture(0))
+
+
 def test_penalties_and_sampling_work_after_a_picture(engine):
     sampling = SamplingParams(max_new_tokens=6, temperature=1.0, seed=7, repetition_penalty=1.3)
     found = [ids_of(run(engine, [["x", picture(0)]], sampling=sampling)) for _ in range(2)]

@@ -100,6 +100,10 @@ class VisionLM(CausalLM):
             targets[renamed.get(ours, "") + name[len(ours) :]] = target
         return targets
 
+    def image_id(self) -> int:
+        """The token that stands for a picture in transformers' prompts."""
+        return int(self.outer("image_token_id", self.config.fields.get("image_token_index")))
+
     def outer(self, name: str, default: Any = None) -> Any:
         """A field of the whole config.json. Raises ModelLoadError where it is missing and has no default."""
         value = self.config.fields.get(name, default)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..llama import LlamaDecoderLayer, Rope
 
 
-def rope_sections(config: ModelConfig) -> tuple[int, ...]:
+def rope_sections(config: ModelConfig) -> list[int]:
     """How many pairs each section has. Raises ModelLoadError unless they are all pairs of a head."""
     fields = config.read.raw
     table = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
@@ -37,7 +37,7 @@ def rope_sections(config: ModelConfig) -> tuple[int, ...]:
             f"field 'mrope_section' must list sizes that add up to {config.rope.rotary_dim // 2}, not {sections!r}",
             path=str(config.path / "config.json"),
         )
-    return tuple(sections)
+    return sections
 
 
 class SpatialModel(LlamaModel):
