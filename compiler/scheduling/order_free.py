@@ -49,7 +49,7 @@ def arrange(rows: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
         members = todo.pop()
         counts: Counter[str] = Counter()
         for i in members:
-            counts.update({rows[i][k] for k in _left(rows[i], orders[i])})
+            counts.update(list(dict.fromkeys(rows[i][k] for k in _left(rows[i], orders[i]))))  # of equals: the first
         part = max(counts, key=lambda text: (counts[text] * len(text), counts[text]), default=None)
         if part is None or counts[part] < 2:
             for i in members:
