@@ -99,9 +99,9 @@ def check_extend(got, expected, mine):
 
 
 @shapes
-@pytest.mark.parametrize("window, splits", [(None, 1), (9, 3)], indirect=["splits"])
+@pytest.mark.parametrize("window, splits", [(None, 1), (9, 2)], indirect=["splits"])
 def test_extend(shape, window, splits):
-    args, scale, cap, mine = extend_case(shape, [0, 33, 129, 1], [17, 3, 1, 33])
+    args, scale, cap, mine = extend_case(shape, [0, 129, 1], [17, 3, 33])
     got = triton_extend.extend_attention(*args, scale, cap, window)
     check_extend(got, extend_attention.extend_attention(*args, scale, cap, window), mine)
 
@@ -166,10 +166,10 @@ def sees_of(parents):
 TREES = [[-1, 0, 0, 1, -1, 4, 5, 2, 3], [*range(-1, 34), 10, 35, 0, -1], [-1]]
 
 
-@shapes
+@pytest.mark.parametrize("shape", ["mha-32", "gqa4-80-cap", "gqa8-128-half"])
 @pytest.mark.parametrize("window, splits", [(None, 3), (4, 1)], indirect=["splits"])
 def test_trees(shape, window, splits):
-    args, scale, cap, mine = extend_case(shape, [33, 0, 129], [len(tree) for tree in TREES])
+    args, scale, cap, mine = extend_case(shape, [33, 0, 65], [len(tree) for tree in TREES])
     total = args[0].shape[0]
     allowed = torch.zeros(total, 40, dtype=torch.bool)
     depths = torch.zeros(total, dtype=torch.int64)
@@ -285,9 +285,8 @@ def test_memory_grows_with_rows_and_not_with_rows_times_keys():
         made[length] = [size for size in allocations.sizes if size]
         q = args[0]
         with Allocations() as allocations:
-            ends = args[-1].repeat(11)
-            rows = args[6].repeat(11)
-            triton_decode.decode_attention(q, *args[3:6], rows, ends * 0, ends, scale)
+            ends, rows = args[-1].repeat(3), args[6].repeat(3)
+            triton_decode.decode_attention(q[:3], *args[3:6], rows, ends * 0, ends, scale)
         made[length] += allocations.sizes
     splits = {100: 1, 400: 4}
     for length, sizes in made.items():
