@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .hub import Hub, Task
 
 HOLD_S = 0.005  # user code that keeps a thread for longer is taken to block
+LOOK_S = 0.005  # how often somebody looks
 
 
 class Hands:
@@ -121,7 +122,7 @@ class Batch:
     def _watch(self) -> None:
         """While programs are left: when all who could begin them are kept, one more carrier may."""
         while self._left and len(self._takers) < self._limit:
-            time.sleep(HOLD_S)
+            time.sleep(LOOK_S)
             now = time.perf_counter()
             since = [hub.held_since for hub in self._takers]
             if all(began is not None and now - began > HOLD_S for began in since):

@@ -104,7 +104,7 @@ def sections():
             yield pytest.param("\n".join(source for _, source in blocks), needs_model, id=title.replace(" ", "-"))
 
 
-@pytest.mark.parametrize(("source", "needs_model"), sections())
+@pytest.mark.parametrize(("source", "needs_model"), list(sections()))
 def test_blocks_do_what_they_say(source, needs_model, tmp_path):
     claims = Claims()
     file = tmp_path / "page.py"
