@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ModelLoadError
-from .model_dialects import FULL, SLIDING, dialect_of
+from .model_dialects import FULL, NESTED_DEFAULTS, SLIDING, dialect_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,7 +167,9 @@ class FieldReader:
         self.path = path
         text = raw.get("text_config")
         self.outer = raw
-        self.raw: Mapping[str, Any] = text if isinstance(text, dict) else raw
+        self.raw: Mapping[str, Any] = raw
+        if isinstance(text, dict):
+            self.raw = {**NESTED_DEFAULTS.get(str(text.get("model_type")), {}), **text}
         self.is_nested = self.raw is not raw
         self.model_type = str(self.raw.get("model_type", ""))
         self.dialect = dialect_of(self.model_type)

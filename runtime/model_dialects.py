@@ -178,6 +178,15 @@ DIALECTS: dict[str, Dialect] = {
     "kimi_k2": Dialect(defaults={**_DEEPSEEK, "norm_topk_prob": True}),
 }
 
+# Of decoders inside a larger model, whose `text_config` names only what differs from transformers' defaults.
+NESTED_DEFAULTS: dict[str, Mapping[str, Any]] = {
+    "llama": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "mistral": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+}  # fmt: skip
+
 PLAIN = Dialect()
 
 

@@ -1,0 +1,43 @@
+"""The example with pictures, on a tiny model that sees."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from support.tiny_vision import picture, tiny_vision
+
+import dslc
+from dslc.runtime.model_config import ModelConfig
+
+torch.set_num_threads(1)
+EXAMPLE = Path(__file__).parents[2] / "examples" / "picture_comparison.py"
+
+
+def test_the_example_shares_what_its_questions_have_in_common(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("picture_comparison", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    paths = []
+    for number in range(2):
+        paths.append(str(tmp_path / f"{number}.png"))
+        picture(number).save(paths[-1])
+    with dslc.Engine(model_path=str(tiny_vision("llava")), max_total_tokens=4096) as engine:
+        answers, same = example.main(engine, *paths)
+        again, _ = example.main(engine, *paths)
+    assert len(answers) == 3 and same in (" yes", " no") and again == answers
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "encoded" in line]
+    assert first.startswith("2 pictures encoded") and second.startswith("0 pictures encoded")
+
+
+def test_fields_that_published_llava_configurations_leave_out_are_those_of_llama(tmp_path):
+    """Published LLaVA 1.5 folders name only what differs from a 7B Llama in `text_config`."""
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_token_index": 32000,'
+        ' "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05,'
+        ' "torch_dtype": "float16", "vocab_size": 32064}, "vision_config": {"model_type": "clip_vision_model"}}'
+    )
+    config = ModelConfig.load(tmp_path)
+    assert (config.hidden_size, config.num_layers, config.num_heads, config.intermediate_size) == (4096, 32, 32, 11008)
