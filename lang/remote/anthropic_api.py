@@ -15,6 +15,7 @@ from .faults import Backoff, Fault
 from .local_stops import LocalStops
 from .options import common_options
 from .structured import choice_of, choice_schema, object_at_root
+from .turns import content_of
 
 if TYPE_CHECKING:
     from ...core.request import GenRequest
@@ -63,6 +64,7 @@ class Anthropic(RemoteBackend):
             f"{self.provider} {model_name}",
             constraints=frozenset({"json_schema"}),
             streaming=True,
+            media=frozenset({"image"}),
             chat=True,
             choosing=True,
         )
@@ -237,14 +239,18 @@ def split_system(request: GenRequest, name: str) -> tuple[str, list[dict[str, An
                 raise RequestError(f"{name} takes a system turn at the beginning only")
             system.append(message.text)
         elif message.role in ("user", "assistant"):
-            messages.append({"role": message.role, "content": message.text})
+            messages.append({"role": message.role, "content": content_of(message, name, _picture)})
         else:
             raise RequestError(f"{name} has no turns of {message.role!r}")
     if not messages:
         raise RequestError(f"{name} needs a turn of the user before a gen")
-    if messages[-1]["role"] == "assistant":
+    if messages[-1]["role"] == "assistant" and isinstance(messages[-1]["content"], str):
         messages[-1]["content"] = messages[-1]["content"].rstrip()
     return "\n\n".join(system), messages
+
+
+def _picture(kind: str, data: str) -> dict[str, Any]:
+    return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
 
 
 def _schema_format(schema: Any) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class LiteLLM(ChatCompletions):
             f"{self.provider} {model_name}",
             constraints=frozenset({"json_schema"}) if has_json_schema else frozenset(),
             streaming=True,
+            media=frozenset({"image"}),
             chat=True,
             choosing=has_json_schema,
         )

@@ -181,6 +181,7 @@ class OpenAI(ChatCompletions):
             f"{self.provider} {kind} {model_name}",
             constraints=frozenset({"json_schema"}) if is_structured else frozenset(),
             streaming=True,
+            media=frozenset({"image"}) if self.is_chat_model else frozenset(),
             chat=self.is_chat_model,
             choosing=is_structured,
             speculating=True,

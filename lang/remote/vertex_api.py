@@ -74,6 +74,7 @@ class VertexAI(RemoteBackend):
             f"{self.provider} {model_name}",
             constraints=frozenset({"json_schema"}),
             streaming=True,
+            media=frozenset({"image"}),
             chat=True,
             choosing=True,
         )
@@ -129,7 +130,7 @@ class VertexAI(RemoteBackend):
             config["response_mime_type"] = "application/json"
             config["response_json_schema"] = json.loads(request.constraint.source)
         contents = [
-            {"role": "user" if turn["role"] == "user" else "model", "parts": [{"text": turn["content"]}]}
+            {"role": "user" if turn["role"] == "user" else "model", "parts": _parts(turn["content"])}
             for turn in messages
         ]
         return {
@@ -137,6 +138,18 @@ class VertexAI(RemoteBackend):
             "contents": contents,
             "config": self._types.GenerateContentConfig(**config),
         }
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A turn's content as Gemini's parts."""
+    if isinstance(content, str):
+        return [{"text": content}]
+    return [
+        {"text": part["text"]}
+        if part["type"] == "text"
+        else {"inline_data": {"mime_type": part["source"]["media_type"], "data": part["source"]["data"]}}
+        for part in content
+    ]
 
 
 class _Answer:

@@ -1,5 +1,6 @@
 """`dslc.Anthropic`, `dslc.VertexAI` and `dslc.LiteLLM` through their official clients, against local servers."""
 
+import base64
 import importlib.util
 import json
 
@@ -109,6 +110,27 @@ def test_several_outputs(provider):
         assert state["a"] == ["same"] * 3
         calls = state.get_meta_info("a")[0].get("num_calls", 1)
         assert len(server.requests) == calls == (3 if backend.provider == "Anthropic" else 1)
+
+
+def test_pictures_go_as_parts_of_their_turn(provider):
+    pytest.importorskip("PIL")
+    make, new_server, _ = provider
+    picture = base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+
+    @dslc.function
+    def program(s):
+        s += dslc.user("What is " + dslc.image(picture) + " this?") + dslc.assistant(dslc.gen("a", max_tokens=9))
+        s += dslc.user("And this <image>?") + dslc.assistant(dslc.gen("b", max_tokens=9))
+
+    with new_server(ANSWER) as server, make(server) as backend:
+        assert program.run(backend=backend)["b"] == ANSWER
+        for body in server.requests:
+            said = json.dumps(body).replace("-", "+").replace("_", "/")  # one of them writes base64 for URLs
+            assert said.count(base64.b64encode(picture).decode()) == 1 and "image/png" in said
+            assert said.index("What is ") < said.index("image/png") < said.index(" this?")
+        assert "And this <image>?" in json.dumps(server.requests[1])
 
 
 REFUSALS = {
