@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .cache_folder import cache_folder
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,12 @@ _COMPILERS = {"c": ("CC", "cc", "gcc", "clang"), "c++": ("CXX", "c++", "g++", "c
 def is_switched_off() -> bool:
     """Whether DSLC_NATIVE=0 asks for Python and torch instead of what is built here."""
     return os.environ.get("DSLC_NATIVE", "1") == "0"
+
+
+def library_folder() -> Path | None:
+    """Where libraries are kept that take seconds to build: $DSLC_NATIVE_DIR, else the cache folder; None: nowhere."""
+    given = os.environ.get("DSLC_NATIVE_DIR")
+    return Path(given).expanduser() if given else cache_folder()
 
 
 def compiler(language: Literal["c", "c++"] = "c") -> str | None:

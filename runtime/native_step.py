@@ -11,8 +11,7 @@ import subprocess
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..core.cache_folder import cache_folder
-from ..core.native_build import build, is_switched_off
+from ..core.native_build import build, is_switched_off, library_folder
 from ..kernels.native.library import (
     FLAGS,
     INCLUDED,
@@ -50,7 +49,7 @@ def library() -> Library | str:
     """The library, built if need be; or in a sentence why there is none."""
     if is_switched_off():
         return "switched off by DSLC_NATIVE=0"
-    folder = cache_folder()
+    folder = library_folder()
     if folder is None:
         return "DSLC_CACHE_DIR keeps nothing, and building takes seconds"
     try:

@@ -9,7 +9,13 @@ import re
 import sys
 from pathlib import Path
 
+from dslc.core.cache_folder import cache_folder
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Tests with a cache folder of their own, and processes that they start, need not build the C++ library anew.
+if os.environ.get("DSLC_NATIVE_DIR") is None and (folder := cache_folder()) is not None:
+    os.environ["DSLC_NATIVE_DIR"] = str(folder)
 
 
 def pytest_configure(config):

@@ -139,8 +139,9 @@ def test_other_processors_compute_the_same(machine: str, tmp_path) -> None:
 
 
 @pytest.fixture
-def anew():
-    """The library is looked for again, now and after the test."""
+def anew(monkeypatch):
+    """The library is looked for again, now and after the test, and not where other tests find it."""
+    monkeypatch.delenv("DSLC_NATIVE_DIR", raising=False)
     native_step.library.cache_clear()
     yield
     native_step.library.cache_clear()
