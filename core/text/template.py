@@ -73,6 +73,7 @@ class ChatTemplate:
         self._special_texts = dict(special_texts or {})
         self._findings: dict[tuple[tuple[str, ...], bool | None, date | None], _Finding] = {}
         self._lock = threading.Lock()
+        self._takes_parts: bool | None = None
 
     def source(self, tools: object = None) -> str:
         """The template that renders a conversation with or without tools."""
@@ -96,7 +97,35 @@ class ChatTemplate:
             raise TemplateError("there is no message to render: a conversation needs at least one")
         return self._render(list(map(_message, messages)), add_generation_prompt, tools, kwargs)
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether the template wants contents as lists of parts, and leaves out text alone: models that see have such.
+
+        Contents that are text are given to it as [{"type": "text", "text": ...}].
+        """
+        if self._takes_parts is None:
+            alone: list[dict[str, Any]] = [{"role": "user", "content": "content"}]
+            parts = [{"role": "user", "content": [{"type": "text", "text": "content"}]}]
+            self._takes_parts = not self._shows(alone) and self._shows(parts)
+        return self._takes_parts
+
+    def _shows(self, messages: list[dict[str, Any]]) -> bool:
+        try:
+            return "content" in self._rendered(messages, False, None, {})
+        except TemplateError:
+            return False
+
     def _render(self, messages: list[dict[str, Any]], prompt: bool, tools: Any, kwargs: Mapping[str, Any]) -> str:
+        if self.takes_parts:
+            messages = [
+                {**message, "content": [{"type": "text", "text": message["content"]}]}
+                if isinstance(message.get("content"), str)
+                else message
+                for message in messages
+            ]
+        return self._rendered(messages, prompt, tools, kwargs)
+
+    def _rendered(self, messages: list[dict[str, Any]], prompt: bool, tools: Any, kwargs: Mapping[str, Any]) -> str:
         for tool in tools or ():
             if not isinstance(tool, Mapping):
                 raise TemplateError(f"a tool must be a JSON schema (a mapping), not {tool!r}")

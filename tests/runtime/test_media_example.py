@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import torch
-from support.tiny_vision import picture, tiny_vision
+from support.tiny_vision import picture, tiny_vision, vision_greedy
 
 import dslc
 from dslc.runtime.model_config import ModelConfig
@@ -30,6 +31,30 @@ def test_the_example_shares_what_its_questions_have_in_common(tmp_path, capsys):
     assert len(answers) == 3 and same in (" yes", " no") and again == answers
     first, second = [line for line in capsys.readouterr().out.splitlines() if "encoded" in line]
     assert first.startswith("2 pictures encoded") and second.startswith("0 pictures encoded")
+
+
+def test_turns_with_a_picture_by_a_template_that_takes_parts(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_vision("llava"), folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+    )
+
+    @dslc.function
+    def ask(s, image):
+        s += dslc.user("This " + dslc.image(image) + "is")
+        s += dslc.assistant(dslc.gen("answer", max_tokens=6, ignore_eos=True))
+
+    wanted, margin = vision_greedy(tiny_vision("llava"), ["USER: This ", picture(5), "is ASSISTANT: "], 6)
+    assert margin > 1e-3
+    with dslc.Engine(model_path=str(folder), max_total_tokens=4096) as engine:
+        state = ask.run(image=picture(5), backend=engine, temperature=0.0)
+        assert engine.tokenizer is not None
+        assert state["answer"] == engine.tokenizer.decode(wanted)
+        assert state.text().startswith("USER: This <image>is ASSISTANT: ")
+        assert state.messages()[0] == {"role": "user", "content": "This <image>is"}
 
 
 def test_fields_that_published_llava_configurations_leave_out_are_those_of_llama(tmp_path):
