@@ -1,6 +1,6 @@
 """One operation per file, as plain torch: the specification of what faster versions of it must compute.
 
-`registry.choose` picks the version to run; the Triton ones stand in `triton/`. For CPUs `native/` has a whole forward in C++.
+`registry.choose` picks the version to run. `triton/` has versions for GPUs, `native/` a whole forward in C++ for CPUs.
 """
 
 from . import (
