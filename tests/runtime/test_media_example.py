@@ -11,6 +11,7 @@ from support.tiny_vision import picture, tiny_vision, vision_greedy
 
 import dslc
 from dslc.runtime.model_config import ModelConfig
+from dslc.runtime.models.vision.spatial import rope_sections
 
 torch.set_num_threads(1)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "picture_comparison.py"
@@ -66,3 +67,17 @@ def test_fields_that_published_llava_configurations_leave_out_are_those_of_llama
     )
     config = ModelConfig.load(tmp_path)
     assert (config.hidden_size, config.num_layers, config.num_heads, config.intermediate_size) == (4096, 32, 32, 11008)
+
+
+def test_published_qwen2_vl_configurations_are_flat_and_name_their_rope_in_the_old_way(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_size": 1536,'
+        ' "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,'
+        ' "max_position_embeddings": 32768, "max_window_layers": 28, "sliding_window": 32768, "rope_theta": 1000000.0,'
+        ' "use_sliding_window": false, "tie_word_embeddings": true, "vocab_size": 151936, "torch_dtype": "bfloat16",'
+        ' "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vision_config": {"depth": 32}}'
+    )
+    config = ModelConfig.load(tmp_path)
+    assert config.rope.kind == "default" and config.rope.theta == 1e6 and config.tie_word_embeddings
+    assert config.layer_windows == (None,) * 28
+    assert rope_sections(config) == [16, 24, 24]
