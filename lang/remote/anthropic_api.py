@@ -10,7 +10,7 @@ from ...core.backend import Capabilities
 from ...core.errors import RequestError
 from ...core.events import FinishReason, Output
 from .base import Call, RemoteBackend, Reply
-from .extras import extra
+from .extras import client_of, extra
 from .faults import Backoff, Fault
 from .local_stops import LocalStops
 from .options import common_options
@@ -49,9 +49,8 @@ class Anthropic(RemoteBackend):
     ) -> None:
         client = extra("anthropic", "anthropic", self.provider)
         self.model_name = model_name
-        self._client = client.AsyncAnthropic(
-            api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout, **client_options
-        )
+        options = {"api_key": api_key, "base_url": base_url, "timeout": timeout, **client_options}
+        self._client = client_of(self.provider, client.AsyncAnthropic, max_retries=0, **options)
         super().__init__(
             timeout=timeout,
             max_retries=max_retries,

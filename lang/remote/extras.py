@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from ...core.errors import ConfigError
@@ -14,3 +15,11 @@ def extra(module: str, name: str, backend: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"{backend} needs the package {module!r}: pip install 'dslc[{name}]' ({error})") from error
+
+
+def client_of(backend: str, make: Callable[..., Any], **options: Any) -> Any:
+    """A provider's client. Raises ConfigError with what it says where it cannot be made, as without a key."""
+    try:
+        return make(**options)
+    except Exception as error:
+        raise ConfigError(f"{backend}: its client cannot be made: {error}") from error

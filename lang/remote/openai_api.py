@@ -11,7 +11,7 @@ from ...core.backend import Capabilities
 from ...core.errors import RequestError
 from ...core.events import FinishReason, Output
 from .base import Call, RemoteBackend, Reply
-from .extras import extra
+from .extras import client_of, extra
 from .faults import Backoff, Fault
 from .options import MORE_OPTIONS, common_options
 from .structured import choice_of, choice_schema, response_format
@@ -162,9 +162,8 @@ class OpenAI(ChatCompletions):
         self.extra_options = frozenset(extra_options)
         for name in self.extra_options - MORE_OPTIONS:
             raise RequestError(f"there is no such option; there are {sorted(MORE_OPTIONS)}", field=name)
-        self._client = client.AsyncOpenAI(
-            api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout, **client_options
-        )
+        options = {"api_key": api_key, "base_url": base_url, "timeout": timeout, **client_options}
+        self._client = client_of(self.provider, client.AsyncOpenAI, max_retries=0, **options)
         super().__init__(
             timeout=timeout,
             max_retries=max_retries,

@@ -11,7 +11,7 @@ from ...core.errors import RequestError
 from ...core.events import FinishReason, Output
 from .anthropic_api import split_system
 from .base import Call, RemoteBackend, Reply
-from .extras import extra
+from .extras import client_of, extra
 from .faults import Backoff, Fault
 from .options import PENALTIES, common_options
 
@@ -54,7 +54,9 @@ class VertexAI(RemoteBackend):
         self.model_name = model_name
         self._safety_settings = safety_settings
         http = {"timeout": int(timeout * 1000)} | ({"base_url": base_url} if base_url else {})
-        self._client = genai.Client(
+        self._client = client_of(
+            self.provider,
+            genai.Client,
             vertexai=True,
             project=project,
             location=location,

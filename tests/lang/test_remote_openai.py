@@ -301,6 +301,12 @@ def test_no_server_is_named():
     assert error.field == "connection" and "http://127.0.0.1:9/v1/chat/completions" in str(error)
 
 
+def test_a_client_without_a_key_is_named(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(dslc.ConfigError, match="OpenAI: its client cannot be made"):
+        dslc.OpenAI("gpt-x")
+
+
 def test_a_deadline_ends_a_request(server, chat):
     server.faults = ["timeout"]
     with pytest.raises(dslc.DslcError, match="deadline"):
