@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
 def traceable(function: F) -> F:
     """Mark a function as part of the language: it runs in a traced copy."""
     function.__dslc_traceable__ = True  # type: ignore[attr-defined]
