@@ -16,7 +16,7 @@ from dslc.core.request import GenRequest, LogprobWish, Segment
 from dslc.core.sampling import SamplingParams
 
 torch.set_num_threads(1)
-FAMILIES = ["llava", "qwen2_vl"]
+FAMILIES = ["llava", "llava_next", "qwen2_vl"]
 OPTIONS: dict[str, Any] = {"max_total_tokens": 4096, "max_running_requests": 16, "random_seed": 0}
 NUM = 8
 

@@ -38,6 +38,24 @@ def _llava(**overrides: Any) -> tuple[Any, Any]:
     return t.LlavaForConditionalGeneration(config), processor
 
 
+def _llava_next(**overrides: Any) -> tuple[Any, Any]:
+    import transformers as t
+
+    vision = t.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7,
+        projection_dim=32,
+    )  # fmt: skip
+    sizes = [[28, 56], [56, 28], [56, 56], [84, 28]]
+    config = t.LlavaNextConfig(
+        vision_config=vision, text_config=t.LlamaConfig(**TEXT), image_token_id=IMAGE_ID, image_seq_length=16,
+        image_grid_pinpoints=sizes, **overrides,
+    )  # fmt: skip
+    processor = t.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=sizes
+    )
+    return t.LlavaNextForConditionalGeneration(config), processor
+
+
 def _qwen2_vl(**overrides: Any) -> tuple[Any, Any]:
     import transformers as t
 
@@ -57,7 +75,7 @@ def _qwen2_vl(**overrides: Any) -> tuple[Any, Any]:
     return t.Qwen2VLForConditionalGeneration(config), processor
 
 
-_MAKERS = {"llava": _llava, "qwen2_vl": _qwen2_vl}
+_MAKERS = {"llava": _llava, "qwen2_vl": _qwen2_vl, "llava_next": _llava_next}
 
 
 @cache
@@ -127,13 +145,27 @@ def vision_inputs(path: Path, parts: list[Any]) -> dict[str, Any]:
         if kind == "qwen2_vl" or kind == "qwen2_5_vl":
             num = int(made["image_grid_thw"][0].prod()) // processor.merge_size**2
             ids += [VISION_START_ID, *[IMAGE_ID] * num, VISION_END_ID]
+        elif kind == "llava_next":
+            with torch.inference_mode():
+                found = model.model.get_image_features(**made).pooler_output
+            ids += [IMAGE_ID] * sum(len(features) for features in found)
         else:
             ids += [IMAGE_ID] * 16
     inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
-    inputs.update({name: torch.cat(values) for name, values in pixels.items()})
+    inputs.update({name: _stacked(values) for name, values in pixels.items()})
     if pixels and kind.startswith("qwen2"):
         inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
     return inputs
+
+
+def _stacked(values: list[Any]) -> Any:
+    """Pictures of one prompt; those with fewer tiles are filled up, as transformers' processors do."""
+    import torch
+
+    if values[0].dim() == 5:
+        most = max(value.shape[1] for value in values)
+        values = [torch.nn.functional.pad(value, (0,) * 7 + (most - value.shape[1],)) for value in values]
+    return torch.cat(values)
 
 
 def _video_patches(processor: Any, frames: Any) -> tuple[Any, Any]:
