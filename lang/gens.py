@@ -165,7 +165,7 @@ def gen(
     constraint: Constraint | None = None,
     **options: Unpack[LaterNames],
 ) -> GenExpr[str]: ...
-@traceable
+@traceable  # type: ignore[misc]  # the second place has two names: SGLang's, and none for a type
 def gen(
     name: str | None = None,
     second: Any = None,
