@@ -1,11 +1,14 @@
 """docs/models.md: its blocks run, on tiny models in the places of those that a reader would name."""
 
 import re
+import sys
 from pathlib import Path
 
 import torch
 import transformers
 from support.tiny_models import tiny_checkpoint, tiny_config, tiny_tokenizer
+
+from dslc.runtime.models import registry
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.S)
@@ -34,6 +37,7 @@ def test_the_blocks_run(tmp_path, monkeypatch, capsys):
     (package / "shouting.py").write_text(external[0])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("DSLC_EXTERNAL_MODEL_PACKAGE", "my_models")
-    from dslc.runtime.models.registry import model_class
-
-    assert model_class("ShoutingForCausalLM").__module__ == "my_models.shouting"
+    monkeypatch.setattr(registry, "_scan", registry._scan.__wrapped__)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_models"]:  # of another test
+        monkeypatch.delitem(sys.modules, name)
+    assert registry.model_class("ShoutingForCausalLM").__module__ == "my_models.shouting"
