@@ -47,6 +47,7 @@ from ..compiler.renumber import renumbered, with_fields
 from ..core.errors import DslcError, ProgramError, set_place
 from .checks import check_constraint
 from .executor import Executor
+from .quick import copier
 from .steps import check_text
 from .stream import Slot
 from .unordered import arranged
@@ -192,7 +193,7 @@ class _Walker:
         self.emit_resolved(op, (op.choices, op.temperature), resolve)
 
     def region_op(self, op: Role | Scope) -> None:
-        header = replace(op, body=())
+        header = _role_header(op, ()) if type(op) is Role else replace(op, body=())
         self.executor.enter(header)
         try:
             self.region(op.body)
@@ -450,6 +451,7 @@ def _is_constant(operand: Any) -> bool:
     return next(_refs(operand), None) is None
 
 
+_role_header = copier(Role, "body")
 _CONTAINERS = frozenset({"tuple", "dict"})  # they hold what they are given: a list in them is a list
 
 
