@@ -47,9 +47,14 @@ class Run(Protocol):
 
 
 class Engine(Protocol):
-    """`compile` returns a maker of runs; it raises Refused. `forget` drops what was learnt from earlier constraints."""
+    """`compile` returns a maker of runs; it raises Refused. `forget` drops what was learnt from earlier constraints.
+
+    `may_take_long`: it is measured in a process of its own, with a limit of time, and compiles once, for nothing of what
+    it learns in one run serves the next.
+    """
 
     name: str
+    may_take_long: bool
 
     def compile(self, kind: str, source: str) -> Callable[[], Run]: ...
 
@@ -93,6 +98,8 @@ class OwnRun:
 class Own:
     """Our automata, through the cache that requests use."""
 
+    may_take_long = False
+
     def __init__(self, tekken: Tekken, num_ahead: int = LOOK_AHEAD) -> None:
         self.name = "dslc" if num_ahead else "dslc, nothing made ready"
         self.tekken = tekken
@@ -133,6 +140,7 @@ class Guidance:
     """llguidance; strict, with the slices that its makers advise for JSON."""
 
     name = "llguidance"
+    may_take_long = False
 
     def __init__(self, tekken: Tekken) -> None:
         self.module = importlib.import_module("llguidance")
@@ -191,6 +199,7 @@ class XGrammar:
     """XGrammar with objects open as the standard has them; its cache of grammars is off."""
 
     name = "xgrammar"
+    may_take_long = True
 
     def __init__(self, tekken: Tekken) -> None:
         self.module = importlib.import_module("xgrammar")
@@ -243,6 +252,7 @@ class Outlines:
     """outlines-core: an index of all states, made ahead of time."""
 
     name = "outlines-core"
+    may_take_long = True
 
     def __init__(self, tekken: Tekken) -> None:
         self.module = importlib.import_module("outlines_core")

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import random
 import resource
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,15 @@ class MaskTimes:
     hits: list[float] = field(default_factory=list)  # those of them whose state was known
     served: int = 0
     cut_short: int = 0
+    too_long: int = 0  # schemas that took more than the limit
+    compile_s: list[float] = field(default_factory=list)
+
+    def add(self, other: MaskTimes) -> None:
+        for part in fields(self):
+            setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
 
 
-def masks(items: list[Item], engines: list[Engine], tekken: Tekken) -> None:
+def masks(items: list[Item], engines: list[Engine], tekken: Tekken, limit_s: float) -> None:
     """First use: each schema alone, with nothing known but the vocabulary. Seen before: a second, other instance.
 
     Ours once as on an accelerator, where a little is made ready during each forward, and once without.
@@ -78,7 +85,10 @@ def masks(items: list[Item], engines: list[Engine], tekken: Tekken) -> None:
     row = np.zeros(tekken.row_words, np.int32)
     for item in items:
         for engine in engines:  # interleaved, so that noise of the machine falls on all
-            _measure(engine, item, row, results[engine.name])
+            if engine.may_take_long:
+                results[engine.name].add(_measured_apart(engine, item, row, limit_s))
+            else:
+                _measure(engine, item, row, results[engine.name])
     rows = []
     for name, found in results.items():
         rows.append((f"{name}: first use", len(found.first), quantiles(found.first)))
@@ -87,10 +97,60 @@ def masks(items: list[Item], engines: list[Engine], tekken: Tekken) -> None:
             rows.append((f"{name}: states seen before", len(found.hits), quantiles(found.hits)))
     table(rows, "us")
     for name, found in results.items():
+        if found.compile_s:
+            at = quantiles(found.compile_s, 1e3)
+            print(f"{name}: compiled {len(found.compile_s)}, once each: " +
+                  ", ".join(f"{q} {at[q]:.1f} ms" for q in ("mean", "p50", "p90", "p99", "max")))  # fmt: skip
         share = f"{100 * len(found.hits) / max(len(found.again), 1):.1f} %"
         share = share if name.startswith("dslc") else "no state identity"
+        if found.too_long:
+            share += f"; {found.too_long} schemas took more than {limit_s:g} s"
         print(f"{name}: served {found.served} of {len(items)} schemas, {found.cut_short} walks cut short; "
               f"positions of a second instance whose state was known: {share}")  # fmt: skip
+
+
+def _measured_apart(engine: Engine, item: Item, row: np.ndarray, limit_s: float) -> MaskTimes:
+    """The same in a process that is killed when it takes too long."""
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe(duplex=False)
+
+    def work() -> None:
+        found = MaskTimes()
+        _measure_compiled_once(engine, item, row, found)
+        there.send(found)
+
+    child = fork.Process(target=work)
+    child.start()
+    try:
+        if here.poll(limit_s):
+            found: MaskTimes = here.recv()
+            return found
+        return MaskTimes(too_long=1)
+    except EOFError:  # it died, of its memory perhaps
+        return MaskTimes(too_long=1)
+    finally:
+        child.kill()
+        child.join()
+
+
+def _measure_compiled_once(engine: Engine, item: Item, row: np.ndarray, into: MaskTimes) -> None:
+    gc.disable()
+    started = time.perf_counter()
+    try:
+        start = engine.compile("json_schema", item.source)
+        start()
+    except Refused:
+        return
+    into.compile_s.append(time.perf_counter() - started)
+    into.served += 1
+    for number, ids in enumerate(item.walks):
+        repeats: list[list[float]] = []
+        for _ in range(REPEATS):
+            repeats.append([])
+            done = walk(start(), ids, row, repeats[-1])
+        into.cut_short += done < len(ids)
+        low = [min(t) for t in zip(*repeats, strict=True)]
+        (into.again if number else into.first).extend(low)
 
 
 def _measure(engine: Engine, item: Item, row: np.ndarray, into: MaskTimes) -> None:

@@ -247,6 +247,7 @@ def main() -> None:
         one.add_argument("--instances", type=int, default=2, help="valid instances of each schema")
         one.add_argument("--max-tokens", type=int, default=300, help="of each instance")
         one.add_argument("--every", type=int, default=1, help="take each n-th schema")
+        one.add_argument("--limit-s", type=float, default=40, help="of XGrammar and outlines-core, for each schema")
     several = verbs.add_parser("many", help="distinct schemas in a row: memory held, time of each")
     several.add_argument("--count", type=int, default=10_000)
     verbs.add_parser("beside", help="the time between tokens of another stream while hostile constraints come in")
@@ -281,7 +282,7 @@ def measure(arguments: argparse.Namespace) -> None:
               [as_text(t["data"]) for t in c.tests if t["valid"]]) for c in found]  # fmt: skip
     items = speed.load_items(texts, tekken, arguments.instances, arguments.max_tokens)
     print(f"{len(items)} schemas, {sum(len(w) for i in items for w in i.walks)} tokens")
-    {"masks": lambda: speed.masks(items, engines, tekken), "compile": lambda: speed.compile_times(items, engines),
+    {"masks": lambda: speed.masks(items, engines, tekken, arguments.limit_s), "compile": lambda: speed.compile_times(items, engines),
      "forced": lambda: speed.forced(items, engines)}[arguments.verb]()  # fmt: skip
 
 

@@ -138,12 +138,73 @@ static i32 number_keys(i64 n, i32 width, const i32 *keys, i32 *out) {
     return count;
 }
 
+/* Blocks of the states from which texts cannot be made longer without end, from the ends backwards: where a state goes is
+   numbered before it, so that one pass is enough. Block 0 is what leads nowhere. Returns how many there are. */
+static i32 number_finite(i32 n, i32 C, const i32 *live, const i32 *delta, const i32 *labels, const i64 *longest, i32 *block) {
+    i32 count = 0, top = 0, finite = 0;
+    for (i32 i = 0; i < n; i++)
+        if (longest[live[i]] >= 0) finite++, top = longest[live[i]] > top ? (i32)longest[live[i]] : top;
+    if (!finite) return 0;
+    i32 *begin = calloc(top + 2, sizeof(i32)), *order = malloc(sizeof(i32) * finite), *key = malloc(sizeof(i32) * (C + 1));
+    i32 *keys = malloc(sizeof(i32) * (i64)finite * (C + 1));
+    for (i32 i = 0; i < n; i++)
+        if (longest[live[i]] >= 0) begin[longest[live[i]] + 1]++;
+    for (i32 h = 0; h <= top; h++) begin[h + 1] += begin[h];
+    for (i32 i = 0; i < n; i++)
+        if (longest[live[i]] >= 0) order[begin[longest[live[i]]]++] = live[i];
+    i64 size = 64;
+    while (size < 2 * (i64)finite) size *= 2;
+    i32 *table = calloc(size, sizeof(i32));
+    for (i32 i = 0; i < finite; i++) {
+        const i32 *row = delta + (i64)order[i] * C;
+        u64 h = mixed(0, (u64)(uint32_t)(key[C] = labels[order[i]]));
+        for (i32 c = 0; c < C; c++) h = mixed(h, (u64)(uint32_t)(key[c] = block[row[c]]));
+        for (h ^= h >> 29;; h++) {
+            i32 at = table[h & (size - 1)];
+            if (at && memcmp(keys + (i64)(at - 1) * (C + 1), key, sizeof(i32) * (C + 1))) continue;
+            if (!at) {
+                memcpy(keys + (i64)count * (C + 1), key, sizeof(i32) * (C + 1));
+                at = table[h & (size - 1)] = ++count;
+            }
+            block[order[i]] = at;
+            break;
+        }
+    }
+    free(begin), free(order), free(key), free(keys), free(table);
+    return count;
+}
+
+/* The other states' blocks, numbered behind the `finite` ones: by label and distance, which belong to a state's language,
+   then split by where states go until nothing changes. Returns how many blocks there are in all. */
+static i32 refine(i32 n, i32 C, const i32 *live, const i32 *delta, const i32 *labels, const i64 *shortest, const i64 *longest,
+                  i32 *block, i32 finite, i64 limit, i64 *steps) {
+    i32 width = C + 1 < 2 ? 2 : C + 1, *others = malloc(sizeof(i32) * (n + 1)), m = 0, count, before = 0;
+    for (i32 i = 0; i < n; i++)
+        if (longest[live[i]] < 0) others[m++] = live[i];
+    i32 *keys = malloc(sizeof(i32) * ((i64)m * width + 1)), *next = malloc(sizeof(i32) * (m + 1));
+    for (i32 i = 0; i < m; i++) keys[2 * (i64)i] = labels[others[i]], keys[2 * (i64)i + 1] = (i32)shortest[others[i]];
+    count = number_keys(m, 2, keys, next);
+    for (i32 i = 0; i < m; i++) block[others[i]] = finite + next[i] + 1;
+    while (count != before && count < m && (*steps += (i64)m * C) <= limit) {
+        for (i32 i = 0; i < m; i++) {
+            i32 *key = keys + (i64)i * (C + 1);
+            key[C] = block[others[i]];
+            for (i32 c = 0; c < C; c++) key[c] = block[delta[(i64)others[i] * C + c]];
+        }
+        before = count;
+        count = number_keys(m, C + 1, keys, next);
+        for (i32 i = 0; i < m; i++) block[others[i]] = finite + next[i] + 1;
+    }
+    free(others), free(keys), free(next);
+    return finite + count;
+}
+
 /* The minimal automaton, its classes merged, all numbered in order of first use. `order`: classes in the order of their
    characters. Writes the table [states, classes], labels, and the new class of each old one; returns the number of
    states, the classes in *num_classes; FAILED: it would take more than `limit` steps. */
 i32 canonical(i32 S, i32 C, const i32 *delta, const i32 *labels, i32 start, i32 num_order, const i32 *order, i64 limit,
               i32 *out_delta, i32 *out_labels, i32 *new_class, i32 *num_classes) {
-    i32 *live = malloc(sizeof(i32) * S), *block = calloc(S, sizeof(i32)), *next = calloc(S, sizeof(i32)), n = 0;
+    i32 *live = malloc(sizeof(i32) * S), *block = calloc(S, sizeof(i32)), n = 0;
     i64 *shortest = malloc(sizeof(i64) * S), *longest = malloc(sizeof(i64) * S);
     u8 *accept = malloc(S), *seen = calloc(S, 1);
     for (i32 s = 0; s < S; s++) accept[s] = s && labels[s];
@@ -154,24 +215,9 @@ i32 canonical(i32 S, i32 C, const i32 *delta, const i32 *labels, i32 start, i32 
             i32 t = delta[(i64)live[i] * C + c];
             if (!seen[t] && shortest[t] >= 0) seen[t] = 1, live[n++] = t;
         }
-    /* Blocks: 0 for what leads nowhere. Label and distances are properties of a state's language. */
-    i32 width = C + 1 < 3 ? 3 : C + 1, *keys = calloc((i64)n * width + 1, sizeof(i32)), count, before = 0;
-    for (i32 i = 0; i < n; i++)
-        keys[3 * (i64)i] = labels[live[i]], keys[3 * (i64)i + 1] = (i32)shortest[live[i]], keys[3 * (i64)i + 2] = (i32)longest[live[i]];
-    count = number_keys(n, 3, keys, next);
-    for (i32 i = 0; i < n; i++) block[live[i]] = next[i] + 1;
     i64 steps = 0;
-    while (count != before && count < n) {
-        if ((steps += (i64)n * C) > limit) break;
-        for (i32 i = 0; i < n; i++) {
-            i32 *key = keys + (i64)i * (C + 1);
-            key[C] = block[live[i]];
-            for (i32 c = 0; c < C; c++) key[c] = block[delta[(i64)live[i] * C + c]];
-        }
-        before = count;
-        count = number_keys(n, C + 1, keys, next);
-        for (i32 i = 0; i < n; i++) block[live[i]] = next[i] + 1;
-    }
+    i32 count = number_finite(n, C, live, delta, labels, longest, block);
+    count = refine(n, C, live, delta, labels, shortest, longest, block, count, limit, &steps);
     i32 *first = malloc(sizeof(i32) * (count + 2)), states = FAILED;
     if (steps > limit) goto done;
     for (i32 i = n - 1; i >= 0; i--) first[block[live[i]]] = live[i];
@@ -203,6 +249,99 @@ i32 canonical(i32 S, i32 C, const i32 *delta, const i32 *labels, i32 start, i32 
     }
     free(columns), free(number), free(source), free(place), free(queue);
 done:
-    free(live), free(block), free(next), free(shortest), free(longest), free(accept), free(seen), free(keys), free(first);
+    free(live), free(block), free(shortest), free(longest), free(accept), free(seen), free(first);
     return states;
+}
+
+static int by_value(const void *a, const void *b) { return *(const i32 *)a < *(const i32 *)b ? -1 : *(const i32 *)a > *(const i32 *)b; }
+
+/* The minimal automaton of some texts, given as code points one after another, each text with a label (the first of equal
+   ones counts). `width`: different characters, and one. Writes bounds, classes, table and labels into `out` one behind
+   another, and how many states, classes and bounds there are into `sizes`; `out` holds 4 * width + (total + 2) * (width + 1)
+   numbers. Returns FAILED where it would take more than `limit` steps. */
+i32 texts_automaton(i32 num_texts, const i32 *lengths, const i32 *data, const i32 *of_text, i32 total, i32 width, i64 limit,
+                    i32 *out, i32 *sizes) {
+    i32 *alphabet = malloc(sizeof(i32) * (total + 1)), *labels = calloc(total + 2, sizeof(i32)), ascii[128] = {0};
+    i32 *delta = calloc((i64)(total + 2) * width, sizeof(i32)), *order = malloc(sizeof(i32) * (width + 1)), count = 2, letters = 0;
+    memcpy(alphabet, data, sizeof(i32) * total);
+    qsort(alphabet, total, sizeof(i32), by_value);
+    for (i32 i = 0; i < total; i++)
+        if (!letters || alphabet[i] != alphabet[letters - 1]) alphabet[letters++] = alphabet[i];
+    for (i32 i = 0; i < letters && alphabet[i] < 128; i++) ascii[alphabet[i]] = i + 1;
+    for (i32 i = 0; i < num_texts; i++) {
+        i32 state = 1;
+        for (i32 k = 0; k < lengths[i]; k++) {
+            i32 code = *data++, low = 0, high = letters - 1;
+            while (code >= 128 && low < high) {
+                i32 middle = (low + high) / 2;
+                if (alphabet[middle] < code) low = middle + 1;
+                else high = middle;
+            }
+            i32 *after = &delta[(i64)state * width + (code < 128 ? ascii[code] : low + 1)];
+            if (!*after) *after = count++;
+            state = *after;
+        }
+        if (!labels[state]) labels[state] = of_text[i];
+    }
+    /* Ranges: each character, and what lies between (class 0). `order`: the classes in the order in which they occur. */
+    i32 *bounds = out, *classes = out + 2 * width, num = 0, dead = 0, at = 0, next = 0;
+    for (i32 i = 0; i < letters; i++) {
+        if (alphabet[i] > at) {
+            bounds[num] = at, classes[num++] = 0;
+            if (!dead++) order[next++] = 0;
+        }
+        bounds[num] = alphabet[i], classes[num++] = i + 1, order[next++] = i + 1, at = alphabet[i] + 1;
+    }
+    if (at <= 0x10FFFF) {
+        bounds[num] = at, classes[num++] = 0;
+        if (!dead) order[next++] = 0;
+    }
+    i32 *table = out + 4 * width, *new_class = malloc(sizeof(i32) * width), *made = calloc(total + 3, sizeof(i32)), num_classes;
+    i32 states = canonical(count, width, delta, labels, num_texts ? 1 : 0, next, order, limit, table, made, new_class, &num_classes);
+    if (states != FAILED) {
+        i32 kept = 0;
+        for (i32 i = 0; i < num; i++) {
+            i32 class = new_class[classes[i]];
+            if (!kept || class != classes[kept - 1]) bounds[kept] = bounds[i], classes[kept++] = class;
+        }
+        memcpy(table + (i64)states * num_classes, made, sizeof(i32) * states);
+        sizes[0] = states, sizes[1] = num_classes, sizes[2] = kept;
+    }
+    free(alphabet), free(labels), free(delta), free(order), free(new_class), free(made);
+    return states;
+}
+
+/* The tree over bytes of a partition from that of a finer one (speller.py): leaves get their new class, nodes that lead
+   nowhere go, equal ones are one. Nodes come behind their children, but for the root, 0. Returns how many are left. */
+i32 speller_from_pattern(i32 K, i32 C, const i32 *pattern, const i32 *new_class, i32 *table, u8 *reach) {
+    i32 *place = malloc(sizeof(i32) * K), row[256], count = 1;
+    u64 *hashes = malloc(sizeof(u64) * (K + 1));
+    for (i32 turn = 1; turn <= K; turn++) {
+        i32 k = turn % K, live = 0, at;
+        u64 h = 0;
+        for (int b = 0; b < 256; b++) {
+            i32 e = pattern[(i64)k * 256 + b];
+            row[b] = e < 0 ? ~new_class[~e] : place[e];
+            live |= row[b] != -1;
+            h = mixed(h, (u64)(uint32_t)row[b]);
+        }
+        if (k && !live) {
+            place[k] = -1;
+            continue;
+        }
+        for (at = 1; k && at < count; at++)
+            if (hashes[at] == h && !memcmp(table + (i64)at * 256, row, sizeof row)) break;
+        place[k] = at = k ? at : 0;
+        if (k && at < count) continue;
+        count += k != 0;
+        hashes[at] = h;
+        memcpy(table + (i64)at * 256, row, sizeof row);
+        for (int b = 0; b < 256; b++) {
+            if (row[b] < 0) reach[(i64)at * C + ~row[b]] |= row[b] != -1;
+            else if (!b || row[b] != row[b - 1])
+                for (i32 c = 1; c < C; c++) reach[(i64)at * C + c] |= reach[(i64)row[b] * C + c];
+        }
+    }
+    free(place), free(hashes);
+    return count;
 }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
 
-from .char_dfa import MAX_CELLS, CharDfa, IntArray, class_map, from_regex, tidy
+from .char_dfa import MAX_CELLS, MAX_STEPS, CharDfa, IntArray, class_map, from_regex, tidy
 from .charset import ANY
 from .effort import spend
 from .minimise import LongArray
@@ -267,11 +269,48 @@ def _add_member(sets: dict[int, int], bits: list[int], members: int, x: int, y: 
 
 def from_texts(texts: Iterable[str], labels: Sequence[int] | None = None) -> CharDfa:
     """The finite language of `texts`, each with its label (1 if none are given). Raises TooLarge."""
+    given = [*texts]
+    pairs = [*zip(given, labels if labels is not None else [1] * len(given), strict=True)]
+    pairs = [(text, label) for text, label in pairs if text.isascii() or not _SURROGATE.search(text)]
+    lib = library()
+    if lib is not None and (made := _compiled_tree(lib, pairs)) is not None:
+        return made
+    return from_texts_in_python(pairs)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # not writable as UTF-8
+_MAX_TREE_CELLS = 2_000_000
+
+
+def _compiled_tree(lib: ctypes.PyDLL, pairs: list[tuple[str, int]]) -> CharDfa | None:
+    """The language of texts with labels; None where the table of its tree would be large."""
+    joined = "".join([text for text, _ in pairs])
+    width, total = len(set(joined)) + 1, len(joined)
+    if (total + 2) * width > _MAX_TREE_CELLS:
+        return None
+    spend(total + 2)
+    lengths, of_text = array("i", [len(text) for text, _ in pairs]), array("i", [label for _, label in pairs])
+    out, sizes = np.empty(4 * width + (total + 2) * (width + 1), np.int32), array("i", (0, 0, 0))
+    given = len(pairs), lengths.buffer_info()[0], joined.encode("utf-32-le"), of_text.buffer_info()[0]
+    if lib.texts_automaton(*given, total, width, MAX_STEPS, out.ctypes.data, sizes.buffer_info()[0]) < 0:
+        return None
+    states, columns, ranges = sizes
+    table = out[4 * width :]
+    cells = states * columns
+    return CharDfa(
+        out[:ranges].copy(),
+        out[2 * width :][:ranges].copy(),
+        table[:cells].reshape(states, columns).copy(),
+        table[cells:][:states].copy(),
+        1 if states > 1 else 0,
+    )
+
+
+def from_texts_in_python(pairs: Sequence[tuple[str, int]]) -> CharDfa:
+    """`from_texts` without the compiled tree: what it is held against, and what large sets take."""
     nodes: list[dict[str, int]] = [{}, {}]
     ends: dict[int, int] = {}
-    for i, text in enumerate(texts):
-        if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
-            continue  # not writable as UTF-8
+    for text, label in pairs:
         node = 1
         for char in text:
             after = nodes[node].get(char)
@@ -279,7 +318,7 @@ def from_texts(texts: Iterable[str], labels: Sequence[int] | None = None) -> Cha
                 after = nodes[node][char] = len(nodes)
                 nodes.append({})
             node = after
-        ends.setdefault(node, labels[i] if labels is not None else 1)
+        ends.setdefault(node, label)
     spend(len(nodes))
     return _from_trie(nodes, ends)
 

@@ -31,7 +31,7 @@ BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 MAX_STATES = 50_000
 MAX_WORK = 4_000_000  # state-set members looked at while making sets of positions into states
 MAX_CELLS = 8_000_000  # states x classes
-_MAX_STEPS = 100_000_000  # of a compiled minimisation
+MAX_STEPS = 100_000_000  # of a compiled minimisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,7 +320,7 @@ def _compiled_form(
     new_class, width = np.empty(table.shape[1], np.int32), np.zeros(1, np.int32)
     inputs = (part.ctypes.data for part in (table, old_labels))
     outputs = (part.ctypes.data for part in (made, made_labels, new_class, width))
-    count = lib.canonical(*table.shape, *inputs, start, len(order), order.ctypes.data, _MAX_STEPS, *outputs)
+    count = lib.canonical(*table.shape, *inputs, start, len(order), order.ctypes.data, MAX_STEPS, *outputs)
     if count < 0:
         return None
     return new_class, made[: count * int(width[0])].reshape(count, -1).copy(), made_labels[:count].copy()

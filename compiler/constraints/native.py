@@ -43,6 +43,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "product_read": (None, [_P, _I32, _P, _P, _P]),
     "product_free": (None, [_P]),
     "canonical": (_I32, [_I32, _I32, _P, _P, _I32, _I32, _P, _I64, _P, _P, _P, _P]),
+    "texts_automaton": (_I32, [_I32, _P, ctypes.c_char_p, _P, _I32, _I32, _I64, _P, _P]),
+    "speller_from_pattern": (_I32, [_I32, _I32, _P, _P, _P, _P]),
     "names_new": (_P, [_I32, _P, _P, _P, _P]),
     "names_free": (None, [_P]),
     "machine_new": (_P, [RESOLVE, STEP]),

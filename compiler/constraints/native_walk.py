@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain
 from string import ascii_lowercase, ascii_uppercase
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .token_trie import LongArray, TokenTrie
 
 MAX_DEPTH = 250  # lengths are kept in a byte
-_LEAF_BITS = 32
+LEAF_BITS = 32
 _FAILED = -3
 _NON_ASCII, _INVALID, _WITH_SPACES = 1, 2, 4
 _SPACES = np.array([0x85, 0xA0, 0x1680, 0x180E, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000, 0xFEFF])
@@ -99,6 +99,9 @@ class Described(Protocol):
 
     def step(self, state: int, byte: int) -> int: ...
 
+    def is_text(self, context: int) -> bool:
+        """Whether a context is known to be a `Text`, so that describing it is little work."""
+
 
 def _pointer(values: np.ndarray[Any, Any]) -> int:
     return int(values.ctypes.data)
@@ -147,23 +150,24 @@ def _over(characters: str, flags: int, length: int) -> Closure:
 
 class _Scratch(ctypes.Structure):
     _fields_ = (
-        ("whole", ctypes.c_void_p), ("quoted", ctypes.c_void_p), ("row", ctypes.c_void_p), ("values", ctypes.c_void_p),
+        ("whole", ctypes.c_void_p), ("quoted", ctypes.c_void_p), ("behind", ctypes.c_void_p), ("odd", ctypes.c_void_p),
+        ("max_plain", ctypes.c_int64), ("row", ctypes.c_void_p), ("values", ctypes.c_void_p),
         ("words", ctypes.c_void_p), ("ends", ctypes.c_void_p), ("num_ends", ctypes.c_int32),
     )  # fmt: skip
 
 
 class NativeTrie:
-    """A `TokenTrie` for the walk, whole and cut down to the tokens with a double quote, with scratch space."""
+    """A `TokenTrie` for the walk, whole and cut down to the tokens with a double quote, with scratch space.
 
-    def __init__(self, trie: TokenTrie, lib: ctypes.PyDLL) -> None:
-        parts = [np.ascontiguousarray(a) for a in (trie.bytes, *(a.astype(np.int64) for a in (
-            trie.children, trie.token_starts, trie.tokens)))]  # fmt: skip
-        pointers = [_pointer(a) for a in parts]
-        self.whole: int = lib.trie_new(trie.num_nodes, *pointers, 0, trie.num_words)
-        self.quoted: int = lib.trie_new(trie.num_nodes, *pointers, 1, trie.num_words)
-        weakref.finalize(self, lib.trie_free, self.whole)
-        weakref.finalize(self, lib.trie_free, self.quoted)
+    `behind` holds those with plain text before the first double quote from that on, `odd` the others (`split_at_quotes`).
+    """
+
+    def __init__(self, trie: TokenTrie, behind: TokenTrie, odd: TokenTrie, max_plain: int, lib: ctypes.PyDLL) -> None:
         self.lib = lib
+        self.whole = self._tree(trie, 0, trie.num_words)
+        self.quoted = self._tree(trie, 1, 0)
+        self.behind = self._tree(behind, 0, 0)
+        self.odd = self._tree(odd, 0, 0)
         self.num_words = trie.num_words
         self.words = np.zeros(trie.num_words + 1, np.int64)
         self.values = np.zeros(trie.num_words + 1, np.int32)
@@ -172,6 +176,9 @@ class NativeTrie:
         self._scratch = _Scratch(
             self.whole,
             self.quoted,
+            self.behind,
+            self.odd,
+            max_plain,
             _pointer(self._row),
             _pointer(self.values),
             _pointer(self.words),
@@ -180,6 +187,13 @@ class NativeTrie:
         )
         self.scratch = ctypes.addressof(self._scratch)
         self.lock = threading.RLock()  # for the scratch space: a walk may call back, and another thread come in
+
+    def _tree(self, trie: TokenTrie, quoted: int, num_words: int) -> int:
+        parts = [np.ascontiguousarray(a) for a in (trie.bytes, *(a.astype(np.int64) for a in (
+            trie.children, trie.token_starts, trie.tokens)))]  # fmt: skip
+        made: int = self.lib.trie_new(trie.num_nodes, *map(_pointer, parts), quoted, num_words)
+        weakref.finalize(self, self.lib.trie_free, made)
+        return made
 
     def found(self, count: int) -> tuple[LongArray, MaskRow]:
         """Copies of the first words and values."""
@@ -265,52 +279,94 @@ class NativeNames:
         weakref.finalize(self, lib.names_free, self.handle)
 
 
+class Known(NamedTuple):
+    """Of a context: whether the walk reads it itself, whether the text may end there, and, where most of the vocabulary
+    may come inside a string, its automaton and where its states begin."""
+
+    is_compiled: bool
+    may_end: bool
+    string: ByteDfa | None
+    base: int
+
+    def inside(self, leaf: int) -> int | None:
+        """The state of `string` where it is between two characters and much may come; None elsewhere."""
+        assert self.string is not None
+        leaf -= self.base
+        if leaf < 0:
+            return self.string.start
+        native = self.string.native
+        return leaf if native is not None and not leaf % self.string.width and native.is_wide(leaf) else None
+
+
+_IN_PYTHON = Known(False, True, None, 0)
+_PLAIN = Known(True, False, None, 0)
+_MAY_END = Known(True, True, None, 0)
+
+
 class NativeMachine:
     """The contexts of one automaton as the walk knows them. Not thread-safe; its users hold the index's lock."""
 
     def __init__(self, automaton: Described, lib: ctypes.PyDLL) -> None:
         self.automaton = automaton
         self.lib = lib
-        self._known: set[int] = set()
+        self._known: dict[int, Known] = {}
         self._kept: dict[int, object] = {}  # what the tables point to
         self._names: dict[int, NativeNames] = {}
-        self._python: set[int] = set()
-        self._strings: dict[int, tuple[ByteDfa, int]] = {}  # by context: the automaton, and where its states begin
         self._error: BaseException | None = None
         this = weakref.ref(self)  # no cycle through the callbacks
         self._callbacks = (RESOLVE(partial(_resolve, this)), STEP(partial(_step, this)))
         self.handle: int = lib.machine_new(*self._callbacks)
         weakref.finalize(self, lib.machine_free, self.handle)
 
-    def define(self, context: int) -> None:
-        lib, handle = self.lib, self.handle
-        found = self.automaton.describe(context)
-        self._known.add(context)
+    def look(self, context: int) -> Known:
+        """What a mask has to know of a context before the walk; it is described if it was not."""
+        found = self._known.get(context)
         if found is None:
-            self._python.add(context)
+            self.define(context)
+            found = self._known[context]
+        return found
+
+    def define(self, context: int) -> None:
+        """Describe a context, and the texts that stand behind it: these are read next."""
+        todo = [context]
+        for number in todo:
+            if number not in self._known:
+                found = self.automaton.describe(number)
+                self._known[number] = self._define(number, found)
+                if isinstance(found, Moves):
+                    todo += [t >> LEAF_BITS for t in found.moves.values() if self.automaton.is_text(t >> LEAF_BITS)]
+                elif isinstance(found, Text):
+                    todo.append(found.target >> LEAF_BITS)
+
+    def _define(self, context: int, found: Description | None) -> Known:
+        lib, handle = self.lib, self.handle
+        if found is None:
             lib.define_python(handle, context)
-        elif isinstance(found, Moves):
+            return _IN_PYTHON
+        if isinstance(found, Text):
+            lib.define_text(handle, context, len(found.text), found.text, found.target)
+            return _PLAIN
+        if isinstance(found, Moves):
             targets = array("q", found.moves.values())
             lib.define_moves(handle, context, len(targets), bytes(found.moves), targets.buffer_info()[0])
-        elif isinstance(found, Text):
-            lib.define_text(handle, context, len(found.text), found.text, found.target)
-        elif isinstance(found, Leaf):
+            return _MAY_END
+        if isinstance(found, Leaf):
             outcomes = array("i", [outcome != 0 for outcome in found.outcomes])
             lib.define_leaf(
                 handle, context, found.is_string, self._dfa(found.dfa), len(outcomes), outcomes.buffer_info()[0]
             )
-            if found.is_string or not any(found.outcomes):
-                self._strings[context] = found.dfa, 0
-        elif isinstance(found, Name):
+            free = found.is_string or not any(found.outcomes)
+            return Known(True, not found.is_string, found.dfa if free else None, 0)
+        if isinstance(found, Name):
             allowed = found.allowed.to_bytes(found.allowed.bit_length() // 8 + 1, "little")
             lib.define_name(handle, context, self._tree(found.trie), allowed, len(allowed))
-        else:
-            outcomes = array("i", [outcome != 0 for outcome in found.outcomes])
-            lib.define_open_name(
-                handle, context, self._tree(found.trie), found.base, self._dfa(found.free), len(outcomes),
-                outcomes.buffer_info()[0],
-            )  # fmt: skip
-            self._strings[context] = found.free, found.base
+            return _PLAIN
+        outcomes = array("i", [outcome != 0 for outcome in found.outcomes])
+        lib.define_open_name(
+            handle, context, self._tree(found.trie), found.base, self._dfa(found.free), len(outcomes),
+            outcomes.buffer_info()[0],
+        )  # fmt: skip
+        return Known(True, False, found.free, found.base)
 
     def _dfa(self, dfa: ByteDfa) -> int:
         self._kept[id(dfa)] = dfa
@@ -325,38 +381,16 @@ class NativeMachine:
             names = self._names[id(trie)] = NativeNames(trie, self.lib)
         return names.handle
 
-    def string_at(self, state: int) -> tuple[ByteDfa, int] | None:
-        """Where `state` is between two characters of a string and much may come: its automaton, and the state there."""
-        context = state >> _LEAF_BITS
-        if context not in self._known:
-            self.define(context)
-        found = self._strings.get(context)
-        if found is None:
-            return None
-        dfa, base = found
-        leaf = (state & (1 << _LEAF_BITS) - 1) - base
-        if leaf < 0:
-            return dfa, dfa.start
-        native = dfa.native
-        return (dfa, leaf) if native is not None and not leaf % dfa.width and native.is_wide(leaf) else None
-
-    def is_python(self, state: int) -> bool:
-        """Whether the steps of this state are made one by one in Python."""
-        if state >> _LEAF_BITS not in self._known:
-            self.define(state >> _LEAF_BITS)
-        return state >> _LEAF_BITS in self._python
-
     def mask(
-        self, state: int, trie: NativeTrie, *, ends: bool, quoted: bool = False, known: Closure | None = None
+        self, state: int, trie: NativeTrie, ends: bool, quoted: bool = False, known: Closure | None = None
     ) -> int:
         """Words of the tokens that may come, in the trie's scratch; returns how many.
 
         `ends`: with EOS. `quoted`: only the tokens with a double quote. `known`: tokens in it may be left out.
         """
-        flags = quoted | ends << 1
         at = None if known is None else ctypes.addressof(known)
-        count: int = self.lib.machine_mask(self.handle, trie.scratch, state, flags, at)
-        if self._error is not None:
+        count: int = self.lib.machine_mask(self.handle, trie.scratch, state, quoted | ends << 1, at)
+        if count < 0:
             self._raise()
         return count
 
@@ -422,4 +456,33 @@ def native_trie(trie: TokenTrie) -> NativeTrie | None:
     lib = library()
     if lib is None or trie.max_token_len > MAX_DEPTH or not trie.num_nodes:
         return None
-    return NativeTrie(trie, lib)
+    return NativeTrie(trie, *split_at_quotes(trie), lib)
+
+
+def split_at_quotes(trie: TokenTrie) -> tuple[TokenTrie, TokenTrie, int]:
+    """The tokens with a double quote as two trees, and the most characters before a quote in the first.
+
+    The first has the tokens in which whole characters that stand for themselves in JSON come before the first double
+    quote, each from that quote on; the second has the other tokens, whole.
+    """
+    from ...core.constraint import Vocabulary
+    from .token_trie import TokenTrie
+
+    behind: list[bytes | None] = [None] * trie.vocab_size
+    odd: list[bytes | None] = [None] * trie.vocab_size
+    most = 0
+    for token in trie.tokens.tolist():
+        data = trie.vocabulary.token_bytes[token] or b""
+        head, quote, rest = data.partition(b'"')
+        if not quote:
+            continue
+        try:
+            text = head.decode("utf-8")
+        except UnicodeDecodeError:
+            text = "\\"
+        if "\\" in text or min(text, default=" ") < " ":
+            odd[token] = data
+        else:
+            behind[token] = quote + rest
+            most = max(most, len(text))
+    return TokenTrie(Vocabulary.of(behind, ())), TokenTrie(Vocabulary.of(odd, ())), most

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from ...core.constraint import Vocabulary
 from .char_algebra import ALL, forget_combined
+from .char_dfa import from_regex
 from .native_walk import usual_closures
+from .regex_syntax import parse_regex
+from .schema.names import forget_names
+from .schema.scalars import forget_patterns
 from .schema.string_masks import CUT_TOKENS, cut_tokens
 from .schema.values import standard_leaves
+from .speller import Spelling, forget_spellers, speller_of
 from .spelling import forget_shared_dfas, shared_byte_dfa
 from .token_trie import TokenTrie, trie_of
 from .wide import pin_rows
+
+_USUAL = ("[a-z]*", "[^a]*", ".*", r"\S*", r"\s*")  # what patterns tell apart beyond ASCII
 
 
 def prepare_vocabulary(vocabulary: Vocabulary) -> TokenTrie:
@@ -19,6 +28,10 @@ def prepare_vocabulary(vocabulary: Vocabulary) -> TokenTrie:
         pin_rows(shared_byte_dfa(ALL, "json", keep=True), trie)
         pin_rows(shared_byte_dfa(ALL, "json-plain", keep=True), trie)
         standard_leaves()
+        for pattern in _USUAL:
+            chars = from_regex(parse_regex(pattern, "ecma"))
+            for spelling in get_args(Spelling):
+                speller_of(chars.bounds, chars.classes, spelling)
         if trie.native is not None:
             for closure in usual_closures():
                 trie.pin(closure.key, trie.native.closure_row(closure))
@@ -28,10 +41,13 @@ def prepare_vocabulary(vocabulary: Vocabulary) -> TokenTrie:
 
 
 def forget_shared(vocabulary: Vocabulary) -> None:
-    """Drop what constraints have left for later ones: shared automata, combined languages, rows of `vocabulary`.
+    """Drop what constraints have left for later ones: patterns, automata, combined languages, rows of `vocabulary`.
 
     What `prepare_vocabulary` made stays.
     """
     forget_shared_dfas()
+    forget_spellers()
     forget_combined()
+    forget_patterns()
+    forget_names()
     prepare_vocabulary(vocabulary).forget()

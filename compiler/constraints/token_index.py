@@ -11,7 +11,7 @@ import numpy as np
 
 from .endings import shortest_end
 from .interface import MaskRow
-from .native_walk import NativeMachine, native_machine
+from .native_walk import LEAF_BITS, NativeMachine, native_machine
 from .token_trie import LongArray, TokenTrie
 from .wide import inside_base
 
@@ -166,22 +166,23 @@ class TokenIndex:
             return self._native.explore(state, limit)
 
     def _compute(self, state: int) -> Mask:
-        native = self._native
-        if native is not None and not native.is_python(state):
-            return self._compiled(native, state)
-        return self.compute_in_python(state)
-
-    def _compiled(self, native: NativeMachine, state: int) -> Mask:
         """The mask by the compiled walk: all of it, or what a shared row for the inside of a string leaves out."""
-        trie = self.trie.native
-        assert trie is not None
-        ends = self.automaton.accepting(state)
-        string = native.string_at(state)
-        base, known = (None, None) if string is None else inside_base(*string, self.trie)
-        with trie.lock:
+        native, trie = self._native, self.trie.native
+        if native is None or trie is None:
+            return self.compute_in_python(state)
+        known = native.look(state >> LEAF_BITS)
+        if not known.is_compiled:
+            return self.compute_in_python(state)
+        ends = known.may_end and self.automaton.accepting(state)
+        inside = None if known.string is None else known.inside(state & (1 << LEAF_BITS) - 1)
+        if inside is not None:
+            assert known.string is not None
+            base, closure = inside_base(known.string, inside, self.trie)
             if base is not None:
-                return Mask(base, *trie.found(native.mask(state, trie, ends=ends, quoted=known is None, known=known)))
-            count = native.mask(state, trie, ends=ends)
+                with trie.lock:
+                    return Mask(base, *trie.found(native.mask(state, trie, ends, closure is None, closure)))
+        with trie.lock:
+            count = native.mask(state, trie, ends)
             if count * _SPARSE_SHARE >= self.trie.num_words:
                 return Mask(trie.row_of(count), _NO_WORDS, _NO_VALUES)
             return Mask(None, *trie.found(count))
@@ -312,24 +313,11 @@ class TokenIndex:
 
 def walk(automaton: Automaton, trie: TokenTrie, state: int, node: int = 0, first_only: bool = False) -> list[int]:
     """Ids of the tokens strictly below `node` whose remaining bytes the automaton allows from `state`."""
-    node_byte, child_start = trie.node_byte, trie.child_start
-    token_start, token_ids = trie.token_start, trie.token_ids
+    child_start, token_start, token_ids = trie.child_start, trie.token_start, trie.token_ids
     out: list[int] = []
     todo = [(node, state)]
     while todo:
-        node, state = todo.pop()
-        low, high = child_start[node], child_start[node + 1]
-        if low == high:
-            continue
-        moves = automaton.few_moves(state) if high - low <= _FEW else automaton.moves(state)
-        if moves is None:
-            pairs = [(n, target) for n in range(low, high) if (target := automaton.step(state, node_byte[n])) >= 0]
-        elif high - low < len(moves):
-            pairs = [(n, target) for n in range(low, high) if (target := moves.get(node_byte[n], -1)) >= 0]
-        else:
-            find = node_byte.find
-            pairs = [(n, target) for byte, target in moves.items() if (n := find(byte, low, high)) >= 0]
-        for child, target in pairs:
+        for child, target in readable_children(automaton, trie, *todo.pop()):
             if token_start[child] != token_start[child + 1]:
                 out.extend(token_ids[token_start[child] : token_start[child + 1]])
                 if first_only:
@@ -337,6 +325,21 @@ def walk(automaton: Automaton, trie: TokenTrie, state: int, node: int = 0, first
             if child_start[child] != child_start[child + 1]:
                 todo.append((child, target))
     return out
+
+
+def readable_children(automaton: Automaton, trie: TokenTrie, node: int, state: int) -> list[tuple[int, int]]:
+    """The children of `node` that can be read from `state`, each with the state it leads to."""
+    low, high = trie.child_start[node], trie.child_start[node + 1]
+    if low == high:
+        return []
+    node_byte = trie.node_byte
+    moves = automaton.few_moves(state) if high - low <= _FEW else automaton.moves(state)
+    if moves is None:
+        return [(n, target) for n in range(low, high) if (target := automaton.step(state, node_byte[n])) >= 0]
+    if high - low < len(moves):
+        return [(n, target) for n in range(low, high) if (target := moves.get(node_byte[n], -1)) >= 0]
+    find = node_byte.find
+    return [(n, target) for byte, target in moves.items() if (n := find(byte, low, high)) >= 0]
 
 
 def expand(trie: TokenTrie, nodes: LongArray, states: np.ndarray[Any, Any]) -> tuple[LongArray, np.ndarray[Any, Any]]:

@@ -80,7 +80,7 @@ static void add(Contents *to, Contents more) {
     if (more.length > to->length) to->length = more.length;
 }
 
-/* From the arrays of TokenTrie. `quoted`: only the tokens with a double quote. */
+/* From the arrays of TokenTrie. `quoted`: only the tokens with a double quote. `num_words` 0: not for `closure_row`. */
 Trie *trie_new(i32 n, const u8 *bytes, const i64 *children, const i64 *token_starts, const i64 *tokens, int quoted, i32 num_words) {
     u8 *has_quote = calloc(n, 1), *kept = calloc(n, 1);
     i32 *old = malloc(sizeof(i32) * n), count = 0;
@@ -122,8 +122,10 @@ Trie *trie_new(i32 n, const u8 *bytes, const i64 *children, const i64 *token_sta
         if (has_quote[p] || !quoted)
             for (i64 k = token_starts[p]; k < token_starts[p + 1]; k++) {
                 const Contents *c = &paths[p].so_far;
-                t->low[tokens[k]] = c->ascii.low, t->high[tokens[k]] = c->ascii.high;
-                t->flags[tokens[k]] = c->flags, t->lengths[tokens[k]] = c->length;
+                if (num_words) {
+                    t->low[tokens[k]] = c->ascii.low, t->high[tokens[k]] = c->ascii.high;
+                    t->flags[tokens[k]] = c->flags, t->lengths[tokens[k]] = c->length;
+                }
                 t->tokens[t->num_tokens++] = (i32)tokens[k];
                 add(&t->contents[i], paths[p].so_far);
             }
@@ -177,17 +179,19 @@ typedef struct {
     i32 *stamps, stamp;                           /* [S] which search has seen a state */
     Closure *closures; /* [S] texts that can be read from a state */
     u8 *known;         /* [S] whether its closure is there */
+    u8 *alike;         /* [S] as asked by `is_alike`; 0: not yet */
 } Dfa;
 
 Dfa *dfa_new(i32 num_states, i32 num_classes, i32 width, const i32 *table, const i32 *delta, const i32 *labels,
              const u8 *live, const i32 *wide, i32 num_wide, const i32 *spaces, i32 num_spaces) {
     Dfa *d = malloc(sizeof *d);
     *d = (Dfa){num_classes, width, num_states, num_wide, num_spaces, table, delta, labels, wide, spaces, live,
-               calloc(num_states, sizeof(i32)), 0, calloc(num_states, sizeof(Closure)), calloc(num_states, 1)};
+               calloc(num_states, sizeof(i32)), 0, calloc(num_states, sizeof(Closure)), calloc(num_states, 1),
+               calloc(num_states, 1)};
     return d;
 }
 
-void dfa_free(Dfa *d) { free(d->closures), free(d->known), free(d->stamps), free(d); }
+void dfa_free(Dfa *d) { free(d->closures), free(d->known), free(d->alike), free(d->stamps), free(d); }
 
 /* How many characters of the classes in `in` can be read from s, whatever they are; a lower bound where many states
    would have to be looked at. */
@@ -213,7 +217,25 @@ static i32 reach(Dfa *d, i32 s, const u8 *in) {
     return UNBOUNDED;
 }
 
-/* The same for all classes. */
+/* Whether texts of up to `length` characters, whatever they are, can be read from s and all get the label of s. */
+static int is_alike(Dfa *d, i32 s, i32 length) {
+    if (d->alike[s]) return d->alike[s] == 1;
+    i32 C = d->num_classes, todo[MAX_LOOKED_AT], count = 1, level = 0, alike = C > 1;
+    d->stamps[s] = ++d->stamp;
+    todo[0] = s;
+    for (i32 depth = 0; alike && depth < length && level < count; depth++)
+        for (i32 end = count; alike && level < end; level++)
+            for (i32 x = 1; alike && x < C; x++) {
+                i32 t = d->delta[(i64)todo[level] * C + x];
+                if (t && d->stamps[t] == d->stamp) continue;
+                alike = t && d->labels[t] == d->labels[s] && count < MAX_LOOKED_AT;
+                if (alike) d->stamps[t] = d->stamp, todo[count++] = t;
+            }
+    d->alike[s] = alike ? 1 : 2;
+    return alike;
+}
+
+/* `reach` for all classes. */
 i32 dfa_freedom(Dfa *d, i32 s) {
     u8 *in = malloc(d->num_classes);
     memset(in, 1, d->num_classes);
@@ -383,7 +405,8 @@ void define_moves(Machine *m, i64 number, i32 count, const u8 *bytes, const i64 
     Context *c = fresh(m, number, MOVES);
     c->length = count;
     c->targets = copied(targets, sizeof(i64) * count);
-    c->bytes = calloc(512, 1);
+    c->bytes = calloc(512 + count, 1); /* by byte; then the bytes themselves */
+    memcpy(c->bytes + 512, bytes, count);
     for (i32 i = 0; i < count; i++) { /* two bytes each: 256 moves do not fit one */
         c->bytes[2 * bytes[i]] = (u8)((i + 1) & 255);
         c->bytes[2 * bytes[i] + 1] = (u8)((i + 1) >> 8);
@@ -569,9 +592,12 @@ static inline const Closure *closure_at(const Machine *m, i64 state) {
     return leaf < 0 || leaf % c->dfa->width ? 0 : closure_of(c->dfa, (i32)(leaf / c->dfa->width));
 }
 
-/* Where masks are put together: `row` is zero between calls. */
+/* Where masks are put together: `row` is zero between calls. Tokens with a double quote are in `quoted`; those with plain
+   text before the first, of at most `max_plain` characters, are also in `behind`, from that quote on, and the others in
+   `odd`. */
 typedef struct {
-    Trie *whole, *quoted;
+    Trie *whole, *quoted, *behind, *odd;
+    i64 max_plain;
     i32 *row, *values;
     i64 *words;
     const i32 *ends;
@@ -594,23 +620,53 @@ static i32 gather(const Scratch *at, i32 count) {
     return count;
 }
 
-/* The words of the tokens that can be read from `state`, but for some of those in `known` (NULL: none).
-   Returns the number of words, or FAILED. */
-i32 machine_mask(Machine *m, const Scratch *at, i64 state, int flags, const Closure *known) {
-    const Trie *t = flags & QUOTED ? at->quoted : at->whole;
-    i32 count = 0, top = 1;
+/* Whether plain texts, whatever they are, make no difference to what follows the end of the string at `state`. */
+static int is_free(const Machine *m, i64 state, i32 max_plain) {
+    const Context *c = &m->contexts[state >> 32];
+    i64 leaf = state & 0xFFFFFFFFll;
+    if (c->kind == OPEN_NAME) leaf -= c->base;
+    else if (c->kind != STRING) return 0;
+    return leaf >= 0 && leaf % c->dfa->width == 0 && is_alike(c->dfa, (i32)(leaf / c->dfa->width), max_plain);
+}
+
+#define FEW 12
+
+/* The bytes that may come at `state` and maybe a few others, where there are at most FEW and that is known; else NULL. */
+static const u8 *few_bytes(Machine *m, i64 state, i32 *count) {
+    i64 number = state >> 32, leaf = state & 0xFFFFFFFFll;
+    if (number >= m->num_contexts) return 0;
+    const Context *c = &m->contexts[number];
+    if (c->kind == TEXT) {
+        *count = 1;
+        return c->bytes + leaf;
+    }
+    if (c->kind == MOVES && c->length <= FEW) {
+        *count = c->length;
+        return c->bytes + 512;
+    }
+    if (c->kind == NAME && c->names->end[leaf] < 0 && c->names->first[leaf + 1] - c->names->first[leaf] <= FEW) {
+        *count = c->names->first[leaf + 1] - c->names->first[leaf];
+        return c->names->byte + c->names->first[leaf];
+    }
+    return 0;
+}
+
+/* Adds the words of the tokens of `t` that can be read from `state`, but for some of those in `known` (NULL: none).
+   Returns the number of words so far, or FAILED. */
+static i32 walk(Machine *m, const Scratch *at, const Trie *t, i64 state, const Closure *known, i32 count) {
+    i32 top = 1;
     t->nodes[0] = 0, t->states[0] = state;
     while (top) {
         i32 node = t->nodes[--top];
         state = t->states[top];
-        i32 i = t->children[node], last = t->children[node + 1];
-        if (state >> 32 < m->num_contexts && m->contexts[state >> 32].kind == TEXT) { /* one byte: look for it */
-            const Context *c = &m->contexts[state >> 32];
-            const u8 *found = memchr(t->bytes + i, c->bytes[state & 0xFFFFFFFFll], last - i);
-            i = found ? (i32)(found - t->bytes) : last;
-            last = found ? i + 1 : last;
-        }
-        for (; i < last; i++) {
+        i32 i = t->children[node] - 1, last = t->children[node + 1], few = FEW;
+        const u8 *bytes = last - i > FEW ? few_bytes(m, state, &few) : 0;
+        while (bytes ? few-- > 0 : ++i < last) {
+            if (bytes) { /* so few may come that they are looked for */
+                const u8 *found = memchr(t->bytes + t->children[node], *bytes++, last - t->children[node]);
+                if (!found) continue;
+                i = (i32)(found - t->bytes);
+            }
             if (known && covers(known, &t->contents[i])) continue;
             i64 after = step(m, state, t->bytes[i]);
             if (after == DEAD) continue;
@@ -632,6 +688,20 @@ i32 machine_mask(Machine *m, const Scratch *at, i64 state, int flags, const Clos
             t->nodes[top] = i, t->states[top++] = after;
         }
     }
+    return count;
+}
+
+/* The words of the tokens that can be read from `state`, but for some of those in `known` (NULL: none).
+   Returns the number of words, or FAILED. */
+i32 machine_mask(Machine *m, const Scratch *at, i64 state, int flags, const Closure *known) {
+    i32 count = 0;
+    if (flags & QUOTED && at->behind && is_free(m, state, (i32)at->max_plain)) {
+        count = walk(m, at, at->behind, state, 0, count);
+        if (count >= 0) count = walk(m, at, at->odd, state, 0, count);
+    } else {
+        count = walk(m, at, flags & QUOTED ? at->quoted : at->whole, state, known, count);
+    }
+    if (count < 0) return FAILED;
     for (i32 k = 0; flags & WITH_ENDS && k < at->num_ends; k++) {
         i32 word = at->ends[k] >> 5;
         if (!at->row[word]) at->words[count++] = word;

@@ -36,7 +36,7 @@ class Terminal:
         live = (chars.delta[chars.accept] != 0).any(axis=0)
         return frozenset(
             byte
-            for byte, entry in speller.rows[0].items()
+            for byte, entry in speller.row(0).items()
             if (live[~entry] if entry < 0 else bool((speller.reach[entry] & live).any()))
         )
 

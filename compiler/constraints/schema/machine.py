@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..native_walk import Description, Leaf, Moves, Name, Text
-from ..spelling import QUOTE
+from ..speller import QUOTE
 from ..token_index import Mask
 from ..token_trie import TokenTrie
 from .distinct import canonical_of_text
@@ -361,6 +361,9 @@ class SchemaMachine:
             return frame[1].described() if frame[2] is None else None
         return None if kind is Kind.ITEM else Moves(self.moves(context << SHIFT))
 
+    def is_text(self, context: int) -> bool:
+        return self._frames[context][0] is Kind.TEXT
+
     def leave(self, context: int, outcome: int) -> int:
         """The state behind a text that ends with a label, or behind a declared name."""
         frame, parent = self._frames[context], self._parents[context]
@@ -399,7 +402,12 @@ class SchemaMachine:
             return self._item_step((*item[:2], None), self._parents[outer], QUOTE, after)
 
         exact = partial(self._reads, state) if text[2] is not None or item is not None else None
-        return string_mask(self, text[1], leaf_state, behind, exact, trie)
+        return string_mask(self, text[1], leaf_state, behind, exact, self._compares, trie)
+
+    def _compares(self, state: int) -> bool:
+        """Whether the text at `state` is recorded, to be compared with other items or names."""
+        frame = self._frames[state >> SHIFT]
+        return frame[0] is Kind.ITEM or (frame[0] is Kind.STRING and frame[2] is not None)
 
     def _reads(self, state: int, data: bytes) -> bool:
         for byte in data:

@@ -128,6 +128,11 @@ def _restricted(chars: CharDfa, allowed: tuple[bool, ...], without: tuple[str, .
     return product(kept, from_texts(without), lambda x, y: 0 if y else x, need_a=True) if without else kept
 
 
+def forget_names() -> None:
+    """Drop the sets of names that are kept."""
+    _restricted.cache_clear()
+
+
 class NameReader:
     """Reads any name without an automaton of its own: along the tree of declared names, else as free text.
 

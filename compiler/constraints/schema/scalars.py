@@ -99,4 +99,9 @@ def _search(pattern: str) -> CharDfa:
     return from_regex(cat([ANY_TEXT, tree, ANY_TEXT]))
 
 
-__all__ = ["numbers", "pattern_language", "strings"]
+def forget_patterns() -> None:
+    """Drop the languages of patterns that are kept."""
+    _search.cache_clear()
+
+
+__all__ = ["forget_patterns", "numbers", "pattern_language", "strings"]

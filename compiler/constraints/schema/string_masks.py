@@ -16,7 +16,7 @@ import numpy as np
 from ....core.constraint import Vocabulary
 from ..interface import MaskRow
 from ..spelling import WIDE, ByteDfa
-from ..token_index import Mask, walk
+from ..token_index import Mask, readable_children, walk
 from ..token_trie import LongArray, TokenTrie
 from ..wide import counting_dfa, is_chain
 
@@ -171,19 +171,26 @@ def string_mask(
     state: int,
     behind: Callable[[int], int],
     reads: Callable[[bytes], bool] | None,
+    compares: Callable[[int], bool],
     trie: TokenTrie,
 ) -> Mask:
-    """The mask in `state` of a string. `behind(outcome)` is the machine's state after the closing quote.
+    """The mask in `state` of a string. `behind(outcome)` is the machine's state after the closing quote, where this
+    string's text is taken to be like no other.
 
-    `reads` is set where later text may depend on this string's: it decides tokens that go as far as that one by one.
+    `reads` is set where later text may depend on this string's, which can only shut more out: it decides tokens one by
+    one that go as far as that, through states of which `compares` is true.
     """
     cut = cut_tokens(trie)
     found = reader.heads(state, trie)
     allowed: dict[int, tuple[int, ...]] = {}
+    doubtful: dict[int, frozenset[int]] = {}
     for label in {*found.distinct, *found.changed.values()} - {0}:
         after = behind(reader.outcomes[label]) if reader.outcomes[label] else -1
-        pieces = [0, *sorted(walk(machine, cut.piece_trie, after))] if after >= 0 else []
-        allowed[label] = tuple(p for p in pieces if reads is None or not cut.is_far[p])
+        if reads is None:
+            pieces = [0, *sorted(walk(machine, cut.piece_trie, after))] if after >= 0 else []
+        else:
+            pieces, doubtful[label] = _pieces_behind(machine, cut, after, compares)
+        allowed[label] = tuple(pieces)
     row = reader.row(state, trie).copy()
     for label in found.distinct:
         words, values = _packed(found, label, allowed[label], cut)
@@ -194,12 +201,32 @@ def string_mask(
                 row[token >> 5] |= _BIT[token & 31]
             elif (old := int(found.labels[head])) and piece in allowed[old]:
                 row[token >> 5] &= ~_BIT[token & 31]
-    if reads is not None:
+    if any(doubtful.values()):
+        assert reads is not None
         token_bytes = trie.vocabulary.token_bytes
-        for _, token, head in cut.far:
-            if found.changed.get(head, found.labels[head]) and reads(token_bytes[token] or b""):
+        for piece, token, head in cut.far:
+            label = found.changed.get(head, int(found.labels[head]))
+            if label and piece in doubtful[label] and reads(token_bytes[token] or b""):
                 row[token >> 5] |= _BIT[token & 31]
     return Mask(row, _NO_WORDS, row[:0])
+
+
+def _pieces_behind(
+    machine: SchemaMachine, cut: CutTokens, after: int, compares: Callable[[int], bool]
+) -> tuple[list[int], frozenset[int]]:
+    """The pieces that may come after `after`, and, apart from these, the far ones that would on the way be compared."""
+    trie = cut.piece_trie
+    pieces = [0] if after >= 0 else []
+    doubtful: list[int] = []
+    todo = [(0, after, compares(after))] if after >= 0 else []
+    while todo:
+        node, state, compared = todo.pop()
+        for child, target in readable_children(machine, trie, node, state):
+            is_compared = compared or compares(target)
+            for p in trie.token_ids[trie.token_start[child] : trie.token_start[child + 1]]:
+                (doubtful if is_compared and cut.is_far[p] else pieces).append(p)
+            todo.append((child, target, is_compared))
+    return sorted(pieces), frozenset(doubtful)
 
 
 def _packed(found: HeadLabels, label: int, pieces: tuple[int, ...], cut: CutTokens) -> tuple[LongArray, MaskRow]:

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from ..char_algebra import difference, from_texts, tag, union
 from ..char_dfa import CharDfa
-from ..spelling import Spelling, shared_byte_dfa
+from ..speller import Spelling
+from ..spelling import shared_byte_dfa
 from .names import NameTrie, OpenNames
 from .numbers import ALL_NUMBERS, INTEGERS, NO_NUMBERS, spelled
 from .plans import ArrayPlan, ArrayTrack, ObjectPlan, ObjectTrack, Want
