@@ -26,7 +26,8 @@ from typing import Any
 from .nfa import Atom, CharTest, LiveStates, Unsupported, build_nfa
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_FIRST_WINDOW = 256
+_FIRST_WINDOW = 32  # characters at the end of a text that are looked at first; then eight times as many
+_LOOK_BACK = 256  # how far before them a place is looked for at which every text is split
 _MAX_CLOSED_TRIES = 16
 
 
@@ -393,7 +394,7 @@ class CutFinder:
         """The last place at or before `pos` at which every text is split; 0 if none is near."""
         if self._pairs is not None:
             return 0
-        for place in range(pos, max(pos - _FIRST_WINDOW, 0), -1):
+        for place in range(pos, max(pos - _LOOK_BACK, 0), -1):
             if self._is_hard(text, place):
                 return place
         return 0
