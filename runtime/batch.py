@@ -11,6 +11,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
     from .media.features import MediaRows
@@ -47,6 +49,10 @@ class ForwardBatch:
     `tree_parents`: for tree-masked requests (a trie of choices, a draft tree) an int64 tensor [extend_len] per request,
     giving for each new row its parent row within the request's new rows (-1: the prefix); a row sees the prefix, its
     ancestors and itself. None for ordinary causal requests.
+
+    `last_keys`: for requests with rows that see what comes after them (those of a picture which is seen as a whole) an
+    int64 array [extend_len] on the host, giving for each new row the index of the last key that it sees, within the
+    request's new rows; a sliding window cuts below as ever. None for requests whose rows end with themselves.
     """
 
     mode: ForwardMode
@@ -64,6 +70,7 @@ class ForwardBatch:
     groups: tuple[PrefixGroup, ...] = ()
     tree_parents: tuple[Tensor | None, ...] | None = None
     media: MediaRows | None = None  # what it takes from pictures
+    last_keys: tuple[npt.NDArray[np.int64] | None, ...] | None = None
     scratch: dict[str, object] = field(default_factory=dict)  # an attention backend's metadata for this forward
 
     @property

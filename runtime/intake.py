@@ -17,6 +17,7 @@ from ..core.sampling import MAX_TOP_LOGPROBS
 from ..core.text.stops import stop_set
 from ..kernels.token_bitmask import mask_words
 from .media.picture import Placed
+from .media.seams import continued, taken_back
 from .memory.prefix_cache import Namespace
 from .output import OutputText, needs_text
 from .request import Request, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ..core.request import GenRequest, LogprobWish, MediaRef
     from ..core.text.tokenizer import Tokenizer
     from .media.library import MediaLibrary
+    from .media.picture import Picture
     from .request import IdArray
 
 MAX_LOGPROB_IDS = 1024
@@ -184,14 +186,23 @@ class Intake:
         text = ""
         for number, segment in enumerate(source.segments):
             if segment.media is not None:
-                ids += self._encode(text, number)
-                text = ""
-                ids += self._place(segment.media, number, len(ids), placed)
+                picture = self._picture(segment.media, number, len(placed))
+                what = picture.processed
+                if not text and what.text_before:
+                    text = taken_back(ids, self.tokenizer)
+                ids += self._encode(text + what.text_before, number)
+                placed.append(Placed(picture, len(ids) + len(what.before)))
+                ids += picture.ids
+                text = what.text_after
             if segment.ids:
-                ids += self._encode(text, number)
-                text = ""
                 self._check_ids(segment.ids, f"segments[{number}].ids")
-                ids += segment.ids
+                own = segment.ids
+                if text and placed and text == placed[-1].picture.processed.text_after:
+                    ids += continued(text, own, self.tokenizer)
+                else:
+                    ids += self._encode(text, number)
+                    ids += own
+                text = ""
             text += segment.text
             if len(ids) > self.context_length:
                 break  # refused below, without tokenising the rest
@@ -200,18 +211,16 @@ class Intake:
             raise RequestError("the prompt is empty: there is nothing to continue", field="segments")
         return np.array(ids, dtype=np.int32)
 
-    def _place(self, ref: MediaRef, number: int, at: int, placed: list[Placed]) -> list[int]:
-        """The ids of a picture that stands at position `at`."""
+    def _picture(self, ref: MediaRef, number: int, num_before: int) -> Picture:
+        """The picture of a segment, before which the prompt has `num_before`."""
         field = f"segments[{number}].media"
         if self.media is None:
             raise RequestError(f"the model takes no {ref.kind}s, only text", field=field)
         try:
-            self.media.check_count(len(placed) + 1)
-            picture = self.media.picture(ref)
+            self.media.check_count(num_before + 1)
+            return self.media.picture(ref)
         except RequestError as error:
             raise RequestError(error.message, field=field) from None
-        placed.append(Placed(picture, at + len(picture.processed.before)))
-        return picture.ids
 
     def _encode(self, text: str, number: int) -> list[int]:
         if not text:

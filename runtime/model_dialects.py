@@ -94,6 +94,8 @@ DIALECTS: dict[str, Dialect] = {
     "qwen3": Dialect(layer_kinds=_qwen),
     "qwen2_vl": _QWEN_VL,
     "qwen2_vl_text": _QWEN_VL,
+    "qwen2_5_vl": _QWEN_VL,
+    "qwen2_5_vl_text": _QWEN_VL,
     "qwen2_moe": Dialect(layer_kinds=_qwen_moe),
     "qwen3_moe": Dialect(names={"num_experts": "num_local_experts"}, layer_kinds=_qwen3_moe),
     "phi3": Dialect(
@@ -184,6 +186,14 @@ NESTED_DEFAULTS: dict[str, Mapping[str, Any]] = {
     "mistral": {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8,
+    },
+    "qwen2": {
+        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
+    },
+    "gemma3_text": {
+        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4,
     },
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ IntArray = npt.NDArray[np.int64]
 class Span:
     """Rows of one request: `num_rows` from row `first_row` of the batch on, the first of index `first_index`.
 
-    They may see the keys of indices [start, end).
+    They may see the keys of indices [start, end). `last_keys` are the rows' own last ones; None: themselves.
     """
 
     request: int
@@ -46,6 +46,7 @@ class Span:
     start: int
     end: int
     parents: tuple[int, ...] | None = None
+    last_keys: IntArray | None = None
 
     @property
     def num_keys(self) -> int:
@@ -127,11 +128,15 @@ class Planner:
         """Plain rows; many of them in blocks, each with the keys that some row of it sees."""
         whole = self.bidirectional or (prefix == 0 and self.window is None)
         block = num_rows if whole else QUERY_BLOCK
+        last_keys = None if self.fb.last_keys is None else self.fb.last_keys[request]
         for begin in range(0, num_rows, max(1, block)):
             rows = min(block, num_rows - begin)
             first = prefix + begin
             end = prefix + num_rows if whole else first + rows
-            yield Span(request, row + begin, rows, first, self._start(own_start, first), end)
+            own = None if last_keys is None else last_keys[begin : begin + rows]
+            if own is not None:
+                end = max(end, int(own.max()) + 1)
+            yield Span(request, row + begin, rows, first, self._start(own_start, first), end, None, own)
 
     def _start(self, own_start: int, first_index: int) -> int:
         return own_start if self.window is None else max(0, first_index - self.window + 1)
@@ -170,7 +175,8 @@ class Planner:
     def _is_fresh(self, span: Span) -> bool:
         """Whether the rows' keys are just the new rows, so that nothing need be gathered."""
         fits = self.window is None or span.end <= self.window
-        return span.parents is None and span.first_index == 0 and span.end == span.num_rows and fits
+        is_plain = span.parents is None and span.last_keys is None
+        return is_plain and span.first_index == 0 and span.end == span.num_rows and fits
 
     def _mask(self, bucket: list[Span], num_rows: int, keys: IntArray) -> Tensor | None:
         """[n, 1, L, S] additive, or None when every row sees every key."""
@@ -188,7 +194,7 @@ class Planner:
             first = np.array([s.first_index for s in bucket])[:, None, None]
             last = first + np.array([s.num_rows - 1 for s in bucket])[:, None, None]
             index = np.minimum(first + np.arange(num_rows)[:, None], last)
-            sees = key <= index
+            sees = key <= (index if all(s.last_keys is None for s in bucket) else _last_keys(bucket, index))
             if self.window is not None:
                 sees &= key > index - self.window
         if sees.all():
@@ -217,6 +223,16 @@ class Planner:
 
     def _tensor(self, values: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(self.device)
+
+
+def _last_keys(bucket: list[Span], index: IntArray) -> IntArray:
+    """[n, L, 1] the last key of each row; `index` are the rows' own."""
+    found = index.copy()
+    for i, span in enumerate(bucket):
+        if span.last_keys is not None:
+            found[i, : span.num_rows, 0] = span.last_keys
+            found[i, span.num_rows :, 0] = span.last_keys[-1]
+    return found
 
 
 def shared_spans(fb: ForwardBatch, among: Sequence[bool] | None = None) -> list[list[Span]]:

@@ -49,7 +49,8 @@ class Span:
     """`num_rows` rows of one sequence, the first of index `first_index`: rows `first_row`, ... of the batch.
 
     `slots` are the pool slots of the sequence's keys by index, `blocks` the numbers of the key blocks that some row may
-    see, `count` how many rows it is padded to.
+    see, `count` how many rows it is padded to. `last_keys` [num_rows] are the last keys that the rows see; None: their
+    own.
     """
 
     slots: npt.NDArray[np.int32]
@@ -58,6 +59,7 @@ class Span:
     first_row: int
     blocks: range
     count: int
+    last_keys: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True)
@@ -151,16 +153,20 @@ class TorchDeterministicBackend(AttentionBackend):
     def _spans(
         self, fb: ForwardBatch, window: int | None, bidirectional: bool, counts: tuple[int, ...]
     ) -> Iterator[Span]:
-        for slots, row, num_rows, index in self._runs(fb):
+        for slots, row, num_rows, index, last_keys in self._runs(fb):
             for start, end, count in pieces(num_rows, counts):
                 first, last = index + start, index + end - 1
-                seen = len(slots) if bidirectional else last + 1
+                own = None if last_keys is None else last_keys[start:end]
+                seen = len(slots) if bidirectional else last + 1 if own is None else int(own.max()) + 1
                 from_key = 0 if window is None else max(0, first - window + 1)
                 blocks = range(from_key // BLOCK_KEYS, (seen - 1) // BLOCK_KEYS + 1)
-                yield Span(slots, first, end - start, row + start, blocks, count)
+                yield Span(slots, first, end - start, row + start, blocks, count, own)
 
-    def _runs(self, fb: ForwardBatch) -> Iterator[tuple[npt.NDArray[np.int32], int, int, int]]:
-        """(slots of the keys, first batch row, number of rows, index of the first) of each run of plain rows."""
+    def _runs(
+        self, fb: ForwardBatch
+    ) -> Iterator[tuple[npt.NDArray[np.int32], int, int, int, npt.NDArray[np.int64] | None]]:
+        """(slots of the keys, first batch row, number of rows, index of the first, last keys where they are not the
+        rows' own) of each run of plain rows."""
         table = self.req_to_token.host
         row = 0
         for b, (prefix, num_rows) in enumerate(zip(fb.prefix_lens_cpu, fb.extend_lens_cpu, strict=True)):
@@ -169,10 +175,10 @@ class TorchDeterministicBackend(AttentionBackend):
             chain, parents = (num_rows, ()) if tree is None else trees.split_chain(tree.tolist())
             end = prefix + chain
             if chain:
-                yield slots[:end], row, chain, prefix
+                yield slots[:end], row, chain, prefix, None if fb.last_keys is None else fb.last_keys[b]
             for i in range(len(parents)):
                 path = np.array(trees.path(parents, i))
-                yield np.concatenate([slots[:end], slots[end + path]]), row + chain + i, 1, end + len(path) - 1
+                yield np.concatenate([slots[:end], slots[end + path]]), row + chain + i, 1, end + len(path) - 1, None
             row += num_rows
 
 
@@ -196,9 +202,10 @@ def _bundle(
     slots = np.zeros((size, BLOCK_KEYS), dtype=np.int64)
     slots[:num_pairs] = _blocks_of(spans)[(np.cumsum(num_blocks) - num_blocks)[span_of[:num_pairs]] + step_of]
     key = (first_key[:, None] + np.arange(BLOCK_KEYS))[:, None, :]
-    index = (np.array([span.first_index for span in spans])[:, None] + np.arange(count))[span_of][:, :, None]
+    own = np.array([span.first_index for span in spans])[:, None] + np.arange(count)
+    index, last_key = own[span_of][:, :, None], _last_keys(spans, own)[span_of][:, :, None]
     ends = np.array([len(span.slots) for span in spans])[span_of][:, None, None]
-    sees = np.broadcast_to(key < ends, (size, count, BLOCK_KEYS)) if bidirectional else key <= index
+    sees = np.broadcast_to(key < ends, (size, count, BLOCK_KEYS)) if bidirectional else key <= last_key
     if window is not None:
         sees = sees & (key > index - window)
     bars = np.where(sees, np.float32(0), np.float32(BARRED))[:, None, None]
@@ -207,6 +214,17 @@ def _bundle(
     rows = (first_row + np.minimum(np.arange(count), last)).reshape(-1)
     rows_, spans_, slots_, bars_ = (torch.from_numpy(values).to(device) for values in (rows, span_of, slots, bars))
     return Bundle(count, steps, parts, rows_, spans_, slots_, bars_)
+
+
+def _last_keys(spans: list[Span], index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """[n, count] the last key of each row; `index` are the rows' own."""
+    if all(span.last_keys is None for span in spans):
+        return index
+    found = index.copy()
+    for i, span in enumerate(spans):
+        if span.last_keys is not None:
+            found[i, : span.num_rows] = span.last_keys
+    return found
 
 
 def _blocks_of(spans: list[Span]) -> npt.NDArray[np.int32]:

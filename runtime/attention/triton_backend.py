@@ -68,7 +68,7 @@ class _Decodes:
 
 @dataclass(slots=True)
 class _Extends:
-    """Requests with a run of new rows, or with a tree of them."""
+    """Requests with a run of new rows, or with rows that see what masks say: a tree's, or a whole picture's."""
 
     rows: Tensor  # all [n]
     row_starts: Tensor
@@ -77,8 +77,9 @@ class _Extends:
     prefix_lens: Tensor
     max_rows: int
     max_prefix: int
-    sees: Tensor | None = None  # [T, W] int32, for trees
+    sees: Tensor | None = None  # [T, W] int32, for masks
     depths: Tensor | None = None  # [T]
+    causal: bool = True  # no row sees what comes after it
 
 
 @dataclass(slots=True)
@@ -155,7 +156,7 @@ class TritonBackend(AttentionBackend):
             self._extend.extend_into(
                 outs, lses, q, k, v, keys, values, self.req_to_token.device, x.rows, x.row_starts, x.num_rows,
                 x.prefix_starts, x.prefix_lens, layer.scaling, layer.logit_cap, layer.sliding_window,
-                layer.attn_type is AttentionType.DECODER, x.max_rows, x.sees, x.depths,
+                x.causal and layer.attn_type is AttentionType.DECODER, x.max_rows, x.sees, x.depths,
             )  # fmt: skip
         if splits > 1:
             self._merge.merge_into(out, outs, lses, None, lse)
@@ -259,16 +260,19 @@ def _shared(fb: ForwardBatch, is_decode: Sequence[bool], chosen: Sequence[int]) 
 
 
 def _extends(fb: ForwardBatch, is_decode: Sequence[bool]) -> list[_Extends]:
-    """The requests with runs of rows, and those with trees."""
+    """The requests with runs of rows, those with trees, and those with pictures that are seen as a whole."""
     runs: list[int] = []
     branching: list[int] = []
+    seeing: list[int] = []
     for b, decode in enumerate(is_decode):
         if not decode and fb.extend_lens_cpu[b]:
-            (branching if _tree_of(fb, b) else runs).append(b)
+            looks_ahead = fb.last_keys is not None and fb.last_keys[b] is not None
+            (seeing if looks_ahead else branching if _tree_of(fb, b) else runs).append(b)
     result = [_runs(fb, runs)] if runs else []
-    if branching:
-        work = _runs(fb, branching)
-        work.sees, work.depths = _trees(fb, branching)
+    for chosen in filter(None, (branching, seeing)):
+        work = _runs(fb, chosen)
+        work.sees, work.depths = _masks(fb, chosen)
+        work.causal = chosen is branching
         result.append(work)
     return result
 
@@ -289,16 +293,22 @@ def _runs(fb: ForwardBatch, chosen: Sequence[int]) -> _Extends:
     )
 
 
-def _trees(fb: ForwardBatch, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _masks(fb: ForwardBatch, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Packed masks [T, W] and depths [T] of the rows of these requests; rows of others are left at 0."""
     words = mask_words(max(fb.extend_lens_cpu[b] for b in chosen))
     sees = np.zeros((fb.num_rows, 4 * words), dtype=np.uint8)
     depths = np.zeros(fb.num_rows, dtype=np.int64)
     ends = np.cumsum(fb.extend_lens_cpu)
     for b in chosen:
-        parents = _tree_of(fb, b)
+        parents = _tree_of(fb, b) or list(range(-1, fb.extend_lens_cpu[b] - 1))
         mine = slice(int(ends[b]) - len(parents), int(ends[b]))
-        packed = np.packbits(trees.ancestors(parents), axis=1, bitorder="little")
+        seen = trees.ancestors(parents)
+        last_keys = None if fb.last_keys is None else fb.last_keys[b]
+        if last_keys is not None:
+            index = fb.prefix_lens_cpu[b] + np.arange(len(parents))
+            ahead = last_keys > index
+            seen[ahead] |= index <= last_keys[ahead, None]
+        packed = np.packbits(seen, axis=1, bitorder="little")
         sees[mine, : packed.shape[1]] = packed
         depths[mine] = trees.depths(parents)
     device = fb.input_ids.device

@@ -13,6 +13,7 @@ from ..models.vision.base import VisionLM
 from ..transfer import to_device
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
     from ..batch import ForwardBatch
@@ -80,6 +81,7 @@ class FeatureCache:
                     parts.append(self.of(placed.picture)[start - placed.start : end - placed.start])
             first += extend.num_rows
         positions = self._positions(batch) if self.model.is_spatial else None
+        fb.last_keys = _last_keys(batch)
         if rows:
             fb.media = MediaRows(to_device(np.concatenate(rows), self.device), torch.cat(parts), positions)
         elif positions is not None:
@@ -96,6 +98,24 @@ class FeatureCache:
             rope = extend.seq.request.rope
             parts.append(rope.of(own) if rope is not None else np.broadcast_to(own, (3, len(own))))
         return to_device(np.concatenate(parts, axis=1), self.device)
+
+
+def _last_keys(batch: Batch) -> tuple[npt.NDArray[np.int64] | None, ...] | None:
+    """`ForwardBatch.last_keys`: the rows of a picture that is seen as a whole see its last one."""
+    found: list[npt.NDArray[np.int64] | None] = [None] * len(batch.decodes)
+    for extend in batch.extends:
+        last = None
+        for placed in extend.seq.request.media:
+            start = max(extend.start, placed.start)
+            if not placed.picture.processed.is_whole or start >= min(extend.end, placed.end):
+                continue
+            if placed.end > extend.end:
+                raise RuntimeError(f"a piece that ends at {extend.end} cuts the picture of {placed.start}:{placed.end}")
+            if last is None:
+                last = np.arange(extend.start, extend.start + extend.num_rows, dtype=np.int64)
+            last[start - extend.start : placed.end - extend.start] = placed.end - 1
+        found.append(last)
+    return tuple(found) if any(last is not None for last in found) else None
 
 
 def _own_positions(extend: Extend) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:

@@ -22,6 +22,10 @@ class Processed:
     `pixels` are the encoder's inputs by name, on the CPU. In the prompt stand the ids `before`, `num_features` places
     for what the encoder gives, and the ids `after`. `grid` is (frames, rows, columns) of the features, where the
     model's positions follow it; `frame_step` how far apart frames stand in them.
+
+    `text_before` and `text_after` are text that comes with the picture: it is tokenised together with what stands next
+    to it. `is_whole`: the rows of its places see each other, those that come later too. Then no forward may end inside
+    it, and something must stand after it.
     """
 
     pixels: dict[str, Tensor]
@@ -30,6 +34,13 @@ class Processed:
     after: tuple[int, ...] = ()
     grid: tuple[int, int, int] | None = None
     frame_step: float = 1.0
+    text_before: str = ""
+    text_after: str = ""
+    is_whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_whole and not self.after:
+            raise ValueError("a picture that is seen as a whole needs an id after it")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +56,7 @@ class Picture:
 
     @property
     def ids(self) -> list[int]:
-        """What stands in the prompt."""
+        """What stands in the prompt, between `text_before` and `text_after`."""
         what = self.processed
         return [*what.before, *([self.id] * what.num_features), *what.after]
 

@@ -194,7 +194,7 @@ class Scheduler:
             if remaining > 1 and (rows > MERGE_ROWS or remaining > budget):
                 trie, end = None, end - 1  # the prompt first; its last token runs with the trie
         if self._chunked:
-            end = min(end, start + budget)
+            end = _uncut(request, start, min(end, start + budget))
         if seq.jump_forward == "step" and seq.forced_runs:
             end = min(end, max(start + 1, seq.prompt_len + seq.forced_runs[-1][0]))
         logprobs_from = end
@@ -560,6 +560,18 @@ class Scheduler:
             raise EngineError(f"{len(lost)} sequences are unfinished, {len(queued)} are queued or running")
         if not self.requests and (len(self._computing) or self.memory.num_leases > other_leases):
             raise EngineError("nothing runs, but memory or prefixes are still held")
+
+
+def _uncut(request: Request, start: int, end: int) -> int:
+    """`end`, but not inside a picture whose rows see each other: before it, or behind it where it comes first.
+
+    So a forward may have a picture's rows more than its budget. A piece may *begin* inside such a picture: what is
+    cached of it was computed with all of it.
+    """
+    for placed in request.media:
+        if placed.picture.processed.is_whole and placed.start < end < placed.end:
+            return placed.start if placed.start > start else placed.end
+    return end
 
 
 def _expendable(seq: Sequence) -> tuple[int, int, int, int]:

@@ -16,7 +16,7 @@ from dslc.core.request import GenRequest, LogprobWish, Segment
 from dslc.core.sampling import SamplingParams
 
 torch.set_num_threads(1)
-FAMILIES = ["llava", "llava_next", "qwen2_vl"]
+FAMILIES = ["gemma3", "llava", "llava_next", "qwen2_vl"]
 OPTIONS: dict[str, Any] = {"max_total_tokens": 4096, "max_running_requests": 16, "random_seed": 0}
 NUM = 8
 
@@ -140,7 +140,7 @@ def test_the_same_picture_is_cached_and_another_one_never_shared(path, engine):
     again = run(engine, [a])[0]
     other = run(engine, [b])[0]
     assert again.num_cached_tokens == again.num_prompt_tokens - 1 and first.num_cached_tokens == 0
-    assert other.num_cached_tokens <= 1  # a marker before the picture may be shared
+    assert other.num_cached_tokens <= 3  # line breaks and a marker before the picture may be shared
     assert ids_of([other])[0] == expected(path, b)
     assert engine.counters().encoded_media == 2
 

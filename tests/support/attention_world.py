@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from support.batches import Slots, make_batch
 
@@ -44,10 +45,18 @@ class World:
         self.kv[seq] = [x[:shared_len] for x in self.kv[share]] if share else [torch.empty(0)] * 3
         return seq
 
-    def run(self, work, groups=(), parents=None):
-        """Append the given numbers of rows to the sequences; returns (got, expected)."""
+    def run(self, work, groups=(), parents=None, blocks=None):
+        """Append the given numbers of rows to the sequences; returns (got, expected).
+
+        `blocks[b]`: the (start, end) of runs of indices whose rows see each other.
+        """
         layer = self.layer
         fb = make_batch(self.slots, [(seq, [0] * n) for seq, n in work], groups=groups, parents=parents)
+        if blocks is not None:
+            fb.last_keys = tuple(
+                _last_keys(prefix, n, own) if own else None
+                for prefix, n, own in zip(fb.prefix_lens_cpu, fb.extend_lens_cpu, blocks, strict=True)
+            )
         q = torch.randn(fb.num_rows, layer.num_heads, layer.head_dim, generator=self.rng) * 2
         k, v = (torch.randn(fb.num_rows, layer.num_kv_heads, layer.head_dim, generator=self.rng) for _ in range(2))
         with torch.inference_mode():
@@ -71,6 +80,9 @@ class World:
                     sees = torch.zeros(prefix + n, dtype=torch.bool)
                     sees[:prefix] = True
                     sees[[prefix + j for j in trees.path(tree, i)]] = True
+                for start, end in blocks[b] or () if blocks else ():
+                    if start <= prefix + i < end:
+                        sees[max(start, 0) : end] = True
                 if layer.attn_type is AttentionType.ENCODER_ONLY:
                     sees = torch.ones_like(sees)
                 if layer.sliding_window is not None:
@@ -88,6 +100,13 @@ class World:
                 scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
             out.append(scores.softmax(0) @ values[:, kv_head])
         return torch.cat(out)
+
+
+def _last_keys(prefix, num_rows, blocks):
+    found = np.arange(prefix, prefix + num_rows)
+    for start, end in blocks:
+        found[max(0, start - prefix) : max(0, end - prefix)] = end - 1
+    return found
 
 
 def check(pair):

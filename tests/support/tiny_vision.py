@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from support.tiny_models import SPECIAL_TOKENS, VOCAB_SIZE, _root, tiny_tokenizer
 
 IMAGE_ID = SPECIAL_TOKENS.index("<|endoftext|>")  # what stands for a picture in transformers' ids; no text has it
 VISION_START_ID, VISION_END_ID, VIDEO_ID = 1, 3, 2
+SOFT_ID = VOCAB_SIZE  # Gemma 3's, whose IMAGE_ID stands before a picture
 TEXT = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": None,
@@ -75,7 +76,67 @@ def _qwen2_vl(**overrides: Any) -> tuple[Any, Any]:
     return t.Qwen2VLForConditionalGeneration(config), processor
 
 
-_MAKERS = {"llava": _llava, "qwen2_vl": _qwen2_vl, "llava_next": _llava_next}
+def _qwen2_5_vl(**overrides: Any) -> tuple[Any, Any]:
+    """Windows of 2 x 2 cells, of 8 x 8 pixels each; the second block sees whole frames."""
+    import transformers as t
+
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+    config = t.Qwen2_5_VLConfig(
+        text_config={**TEXT, "rope_parameters": rope},
+        vision_config={
+            "depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
+            "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16,
+            "fullatt_block_indexes": [1], "tokens_per_second": 2,
+        },
+        image_token_id=IMAGE_ID, video_token_id=VIDEO_ID, vision_start_token_id=VISION_START_ID,
+        vision_end_token_id=VISION_END_ID, **overrides,
+    )  # fmt: skip
+    processor = t.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 256, "longest_edge": 1536}, patch_size=4, temporal_patch_size=2, merge_size=2
+    )
+    return t.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _llava_onevision(**overrides: Any) -> tuple[Any, Any]:
+    import transformers as t
+
+    vision = t.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=4,
+        vision_use_head=False,
+    )  # fmt: skip
+    sizes = [[28, 56], [56, 28], [56, 56], [84, 28], [84, 56]]
+    fields = {"vision_aspect_ratio": "anyres_max_2", "image_grid_pinpoints": sizes, **overrides}
+    config = t.LlavaOnevisionConfig(
+        vision_config=vision, text_config=t.Qwen2Config(**TEXT), image_token_index=IMAGE_ID,
+        video_token_index=VIDEO_ID, **fields,
+    )  # fmt: skip
+    processor = t.LlavaOnevisionImageProcessorPil(
+        size={"height": 28, "width": 28}, image_grid_pinpoints=sizes, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return t.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def _gemma3(**overrides: Any) -> tuple[Any, Any]:
+    import transformers as t
+
+    vision = t.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=4,
+        vision_use_head=False,
+    )  # fmt: skip
+    layers = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    text = {**TEXT, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 12, **layers}
+    config = t.Gemma3Config(
+        vision_config=vision, text_config=t.Gemma3TextConfig(**text), mm_tokens_per_image=16,
+        boi_token_index=IMAGE_ID, eoi_token_index=VISION_START_ID, image_token_index=SOFT_ID, **overrides,
+    )  # fmt: skip
+    processor = t.Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    return t.Gemma3ForConditionalGeneration(config), processor
+
+
+_MAKERS = {
+    "gemma3": _gemma3, "llava": _llava, "qwen2_vl": _qwen2_vl, "llava_next": _llava_next, "qwen2_5_vl": _qwen2_5_vl,
+    "llava_onevision": _llava_onevision,
+}  # fmt: skip
 
 
 @cache
@@ -126,14 +187,25 @@ def vision_inputs(path: Path, parts: list[Any]) -> dict[str, Any]:
 
     model, processor = vision_reference(path)
     kind = model.config.model_type
+    if kind == "gemma3":
+        return _gemma3_inputs(processor, parts)
     ids: list[int] = []
     pixels: dict[str, list[Any]] = {}
     for part in parts:
         if isinstance(part, str):
             ids += tiny_tokenizer()(part, add_special_tokens=False)["input_ids"]
             continue
-        if isinstance(part, np.ndarray):
-            patches, grid = _video_patches(processor, part)
+        if isinstance(part, (np.ndarray, Film)):
+            frames = np.asarray(part)
+            if kind == "llava_onevision":
+                values = [processor(_as_picture(frame), return_tensors="pt")["pixel_values"][0, 0] for frame in frames]
+                pixels.setdefault("pixel_values_videos", []).append(torch.stack(values)[None])
+                ids += [VIDEO_ID] * (len(frames) * 16 + 1)  # 7 x 7 patches become 4 x 4
+                continue
+            patches, grid = _video_patches(processor, frames)
+            if kind == "qwen2_5_vl":
+                seconds = 2 / part.fps if isinstance(part, Film) else 1.0
+                pixels.setdefault("second_per_grid_ts", []).append(torch.tensor([seconds]))
             pixels.setdefault("pixel_values_videos", []).append(patches)
             pixels.setdefault("video_grid_thw", []).append(grid)
             num = int(grid.prod()) // processor.merge_size**2
@@ -145,7 +217,7 @@ def vision_inputs(path: Path, parts: list[Any]) -> dict[str, Any]:
         if kind == "qwen2_vl" or kind == "qwen2_5_vl":
             num = int(made["image_grid_thw"][0].prod()) // processor.merge_size**2
             ids += [VISION_START_ID, *[IMAGE_ID] * num, VISION_END_ID]
-        elif kind == "llava_next":
+        elif kind in ("llava_next", "llava_onevision"):
             with torch.inference_mode():
                 found = model.model.get_image_features(**made).pooler_output
             ids += [IMAGE_ID] * sum(len(features) for features in found)
@@ -156,6 +228,45 @@ def vision_inputs(path: Path, parts: list[Any]) -> dict[str, Any]:
     if pixels and kind.startswith("qwen2"):
         inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
     return inputs
+
+
+def _gemma3_inputs(processor: Any, parts: list[Any]) -> dict[str, Any]:
+    """As its processor in transformers: two line breaks on both sides of a picture are of the text there."""
+    import torch
+
+    def tokens(text: str) -> list[int]:
+        found: list[int] = tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    ids: list[int] = []
+    text, pixels = "", []
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+            continue
+        pixels.append(processor(part, return_tensors="pt")["pixel_values"])
+        ids += [*tokens(text + "\n\n"), IMAGE_ID, *[SOFT_ID] * 16, VISION_START_ID]
+        text = "\n\n"
+    inputs = {"input_ids": torch.tensor([ids + tokens(text)])}
+    if pixels:
+        inputs.update(pixel_values=torch.cat(pixels), token_type_ids=(inputs["input_ids"] == SOFT_ID).long())
+    return inputs
+
+
+class Film(NamedTuple):
+    """Frames uint8 [F, H, W, 3], `fps` of them a second."""
+
+    frames: Any
+    fps: float
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.frames
+
+
+def _as_picture(frame: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(frame)
 
 
 def _stacked(values: list[Any]) -> Any:
@@ -209,8 +320,7 @@ def vision_greedy(path: Path, parts: list[Any], num_tokens: int) -> tuple[list[i
             margin = min(margin, float(best.values[0] - best.values[1]))
             ids.append(int(best.indices[0]))
             inputs["input_ids"] = torch.cat([inputs["input_ids"], best.indices[None, :1]], dim=1)
-            if "mm_token_type_ids" in inputs:
-                inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
+            _renew_kinds(inputs)
     return ids, margin
 
 
@@ -222,8 +332,7 @@ def vision_logprobs(path: Path, parts: list[Any], ids: list[int]) -> list[float]
     inputs = vision_inputs(path, parts)
     num_prompt = inputs["input_ids"].shape[1]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
+    _renew_kinds(inputs)
     with torch.inference_mode():
         logprobs = model(**inputs, use_cache=False).logits[0].log_softmax(-1)
     return [float(logprobs[num_prompt - 1 + i, token_id]) for i, token_id in enumerate(ids)]
@@ -232,3 +341,10 @@ def vision_logprobs(path: Path, parts: list[Any], ids: list[int]) -> list[float]
 def _kinds(ids: Any) -> Any:
     """0 for text, 1 for pictures, 2 for videos, as transformers wants to be told."""
     return (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()
+
+
+def _renew_kinds(inputs: dict[str, Any]) -> None:
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
+    if "token_type_ids" in inputs:
+        inputs["token_type_ids"] = (inputs["input_ids"] == SOFT_ID).long()
