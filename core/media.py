@@ -11,12 +11,14 @@ import binascii
 import hashlib
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ConfigError, RequestError
+from .film import decode_film, film_format
 from .request import MediaRef
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     Frames = npt.NDArray[np.uint8]
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")  # of the frames in a folder
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none that starts another program to be read
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}  # in a program's text
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
@@ -36,14 +39,15 @@ class MediaLimits:
 
     `max_bytes`: of one file as it is stored. `max_pixels`: of one picture, or of all chosen frames of a video, once
     decoded; read from the header, before anything is decoded. `max_count`: pictures and videos of one prompt.
-    `max_frames`: of a video that is read (`num_frames` of them are kept). `allow_urls`: False, True (public addresses
-    only), or the names of the hosts that may be asked. `url_timeout_s`: seconds for one download.
+    `max_frames` and `max_seconds`: of a video that is read (`num_frames` of its frames are kept). `allow_urls`: False,
+    True (public addresses only), or the names of the hosts that may be asked. `url_timeout_s`: seconds of a download.
     """
 
     max_bytes: int = 32 << 20
     max_pixels: int = 64_000_000
     max_count: int = 64
-    max_frames: int = 4096
+    max_frames: int = 20_000
+    max_seconds: float = 600.0
     allow_urls: bool | tuple[str, ...] = False
     url_timeout_s: float = 10.0
 
@@ -56,10 +60,10 @@ class MediaLimits:
         hosts = self.allow_urls
         if not isinstance(hosts, bool) and not (isinstance(hosts, tuple) and all(isinstance(h, str) for h in hosts)):
             raise ConfigError(f"must be True, False or a tuple of host names, not {hosts!r}", field="allow_urls")
-        if isinstance(self.url_timeout_s, bool) or not self.url_timeout_s > 0:
-            raise ConfigError(
-                f"must be a positive number of seconds, not {self.url_timeout_s!r}", field="url_timeout_s"
-            )
+        for name in ("max_seconds", "url_timeout_s"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"must be a positive number of seconds, not {value!r}", field=name)
 
 
 _limits = MediaLimits()
@@ -105,18 +109,25 @@ def image_ref(source: Any) -> MediaRef:
 def video_ref(source: Any, num_frames: int) -> MediaRef:
     """The video as a value: `num_frames` of its frames, evenly spread (all, where it has fewer).
 
-    `source` is a path, URL or bytes of a GIF, an animated WebP or PNG, a multi-page TIFF or an `.npy` of uint8
-    [F, H, W, 3]; or a list of frames, each as `image_ref` takes it; or an array. Film formats (mp4, webm, ...) are
-    refused: decode them first. Raises RequestError.
+    `source` is a path, URL or bytes of a film (mp4, webm, ...; needs PyAV), a GIF, an animated WebP or PNG, a
+    multi-page TIFF or an `.npy` of uint8 [F, H, W, 3]; or the path of a folder of pictures, in the order of the numbers
+    in their names; or a list of frames, each as `image_ref` takes it; or an array. Raises RequestError.
     """
     if type(num_frames) is not int or num_frames < 1:
         raise RequestError(f"must be a positive integer, not {num_frames!r}", field="num_frames")
     if isinstance(source, MediaRef):
         return source
-    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+    if isinstance(source, (str, os.PathLike)) and (folder := _folder(source)) is not None:
+        frames = _listed(folder, num_frames)
+    elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         data = _named(source, "video") if isinstance(source, (str, os.PathLike)) else bytes(source)
         _check_bytes(data, "video")
-        frames = _npy(data) if data.startswith(b"\x93NUMPY") else _animation(data, num_frames)
+        if data.startswith(b"\x93NUMPY"):
+            frames = _npy(data)
+        elif film_format(data) is not None:
+            frames = decode_film(data, num_frames, _limits, frame_indices)
+        else:
+            frames = _animation(data, num_frames)
     elif isinstance(source, Sequence):
         frames = _listed(source, num_frames)
     else:
@@ -125,12 +136,10 @@ def video_ref(source: Any, num_frames: int) -> MediaRef:
 
 
 def frame_indices(num_all: int, num_frames: int) -> list[int]:
-    """Which frames are used: the first, the last, and evenly spread ones between; all where there are fewer."""
-    if num_frames >= num_all:
-        return list(range(num_all))
-    if num_frames == 1:
-        return [0]
-    return [round(i * (num_all - 1) / (num_frames - 1)) for i in range(num_frames)]
+    """Which frames are used: the first of each of `num_frames` equal parts, as in transformers; all where there are
+    fewer."""
+    num_frames = min(num_frames, num_all)
+    return [i * num_all // num_frames for i in range(num_frames)]
 
 
 def decode_image(ref: MediaRef) -> Any:
@@ -142,6 +151,17 @@ def decode_image(ref: MediaRef) -> Any:
         return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, IndexError) as error:
         raise RequestError(f"the picture is damaged: {error}", field="image") from None
+
+
+def image_size(path: str) -> tuple[int, int] | None:
+    """(height, width) of a picture on disk, as it will be seen, from its header; None where that cannot be read."""
+    try:
+        image = _open(_named(path, "image"), "image")
+        turned = image.getexif().get(0x0112, 1) >= 5  # the camera lay on its side
+    except (RequestError, OSError, ValueError, SyntaxError, IndexError):
+        return None
+    height, width = int(image.height), int(image.width)
+    return (width, height) if turned else (height, width)
 
 
 def decode_frames(ref: MediaRef) -> Frames:
@@ -282,17 +302,11 @@ def _animation(data: bytes, num_frames: int) -> Frames:
     """The chosen frames of a picture that moves."""
     import numpy as np
 
-    if data[4:8] == b"ftyp" or data.startswith((b"\x1aE\xdf\xa3", b"OggS", b"FLV")) or data[8:12] == b"AVI ":
-        raise RequestError(
-            "is a film, which nothing here decodes; give its frames (a list or an array), an .npy, a GIF or an "
-            "animated WebP",
-            field="video",
-        )
     image = _open(data, "video")
     try:
         num_all = int(getattr(image, "n_frames", 1))
         if num_all > _limits.max_frames:
-            raise RequestError(f"has {num_all} frames, more than max_frames={_limits.max_frames}", field="video")
+            raise _too_many_frames(num_all)
         chosen = frame_indices(num_all, num_frames)
         num_pixels = image.width * image.height * len(chosen)
         if num_pixels > _limits.max_pixels:
@@ -306,12 +320,41 @@ def _animation(data: bytes, num_frames: int) -> Frames:
     return np.stack(frames)
 
 
+def _too_many_frames(num: int) -> RequestError:
+    return RequestError(
+        f"has {num} frames, more than max_frames={_limits.max_frames}; dslc.media_limits(max_frames=...) allows more",
+        field="video",
+    )
+
+
+def _folder(source: str | os.PathLike[str]) -> list[Path] | None:
+    """The pictures of a folder, by the numbers in their names; None if it is none."""
+    if len(os.fspath(source)) > 4096:  # pictures may come as text
+        return None
+    try:
+        path = Path(source).expanduser()
+        if not path.is_dir():
+            return None
+        found = [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES]
+    except (OSError, ValueError, RuntimeError):
+        return None
+    if not found:
+        raise RequestError(f"the folder {str(path)!r} has no pictures ({', '.join(SUFFIXES)})", field="video")
+
+    def key(entry: Path) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", entry.name)]
+
+    return sorted(found, key=key)
+
+
 def _listed(source: Sequence[Any], num_frames: int) -> Frames:
     """The chosen ones of a list of frames."""
     import numpy as np
 
     if not source:
         raise RequestError("has no frames", field="video")
+    if len(source) > _limits.max_frames:
+        raise _too_many_frames(len(source))
     chosen = [source[number] for number in frame_indices(len(source), num_frames)]
     frames = [np.asarray(decode_image(image_ref(frame))) for frame in chosen]
     if len({frame.shape for frame in frames}) > 1:

@@ -5,6 +5,7 @@ Everything that can be wrong about them is refused when they are built, with the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,7 +85,7 @@ class MediaExpr(Expression):
 
     def __init__(self, kind: Any, source: Any, options: tuple[tuple[str, Any], ...], where: SourceLoc | None) -> None:
         self.kind = kind
-        self.source = source
+        self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
         self.options = options
         self.where = where
 
@@ -133,7 +134,8 @@ def image(source: Any) -> Expression:
 
 @traceable
 def video(path: Any, num_frames: int) -> Expression:
-    """Append a video of which `num_frames` frames are used: a GIF, an animated WebP, an .npy, or a list of frames."""
+    """Append a video of which `num_frames` frames are used, evenly spread: a film (mp4, webm, ...), a GIF, an animated
+    WebP, an .npy, a folder of pictures, or a list of frames."""
     return MediaExpr("video", path, (("num_frames", num_frames),), caller())
 
 
