@@ -117,7 +117,7 @@ class Unset:
 
 
 def _unpack(value: Any, count: int) -> tuple[Any, ...]:
-    items = tuple(value)
+    items = tuple(iter(value))  # `tuple(value)` would ask an object of the user's for its length too
     if len(items) != count:
         what = "too many values" if len(items) > count else "not enough values"
         raise ValueError(f"{what} to unpack (expected {count}, got {len(items)})")

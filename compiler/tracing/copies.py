@@ -9,8 +9,8 @@ from typing import Any
 from ...core.errors import SourceLoc
 from .hooks import Hooks
 from .host import HostTable
-from .purity import reachable_mutables
-from .rewrite import HOOKS, rewrite
+from .purity import HOOKS, reachable_mutables
+from .rewrite import rewrite
 
 
 class Copies:

@@ -16,16 +16,15 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .foreign import BINARY, CONTEXT, ITERATION, TRUTH, UNARY, asked_by, attribute, is_foreign, is_foreign_call, operate
 from .items import FUNCTIONS as ITERATING
 from .items import items_of, over_items
 from .loops import Carried, LoopDriver, unpacked
-from .purity import is_pure, is_users_function, mutates
+from .purity import HOOKS, TRACEABLE, calls_back, is_pure, is_users_function, mutates
 from .symbols import METHODS, Symbol
 
 if TYPE_CHECKING:
     from .tracer import PathTracer
-
-TRACEABLE = "__dslc_traceable__"  # set to True on our own functions, and on classes whose methods are ours
 
 # Calls of one symbolic argument that have an Expr of their own.
 _UNARY: dict[Any, str] = {
@@ -67,6 +66,13 @@ class Hooks:
         may_have_items = (type(function) is type or function is len) and function in ITERATING
         if may_have_items and any(items_of(arg) is not None for arg in args):
             return over_items(tracer, function, args, kwargs)
+        if (args or kwargs) and is_pure(function):
+            if function is getattr and len(args) == 2 and isinstance(args[1], str):
+                return self.getattr(*args)
+            if is_foreign_call(tracer, function, args, kwargs):
+                return operate(tracer, function, args, kwargs)
+            if calls_back(function) and any(map(is_users, [*args, *kwargs.values()])):
+                return self._with_users_functions(function, args, kwargs)
         if any(_holds_symbol(arg) for arg in args) or any(_holds_symbol(arg) for arg in kwargs.values()):
             return self._symbolic_call(function, args, kwargs)
         if is_users_function(function):
@@ -84,7 +90,8 @@ class Hooks:
     def method(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """`owner.name(*args, **kwargs)`."""
         if not isinstance(owner, Symbol):
-            return self.call(getattr(owner, name), *args, **kwargs)
+            found = attribute(self.tracer, owner, name)
+            return self.call(getattr(owner, name) if found is None else found[0], *args, **kwargs)
         self.tracer.tick()
         if name in METHODS and not kwargs:
             return getattr(owner, name)(*args)
@@ -94,7 +101,45 @@ class Hooks:
         """`owner.name`."""
         if isinstance(owner, Symbol):
             return self.tracer.expr("attr", owner, name)
-        return self.tracer.note_read(owner, name, getattr(owner, name))
+        found = attribute(self.tracer, owner, name)
+        return found[0] if found is not None else self.tracer.note_read(owner, name, getattr(owner, name))
+
+    def binary(self, name: str, left: Any, right: Any) -> Any:
+        """`left + right`, `left < right` and the like."""
+        function = BINARY[name]
+        asked = asked_by(function)
+        if is_foreign(self.tracer, left, asked) or is_foreign(self.tracer, right, asked):
+            return operate(self.tracer, function, (left, right))
+        return function(left, right)
+
+    def unary(self, name: str, value: Any) -> Any:
+        """`-value` and the like."""
+        function = UNARY[name]
+        if is_foreign(self.tracer, value, asked_by(function)):
+            return operate(self.tracer, function, (value,))
+        return function(value)
+
+    def test(self, value: Any) -> Any:
+        """What an `if` or `assert` asks."""
+        return operate(self.tracer, bool, (value,)) if is_foreign(self.tracer, value, TRUTH) else value
+
+    def operand(self, value: Any) -> Any:
+        """A value of `and` and `or`, whose truth is asked for and which may be their result."""
+        if is_foreign(self.tracer, value, TRUTH):
+            return Symbol(self.tracer, self.tracer.handed(value))
+        return value
+
+    def compared(self, value: Any) -> Any:
+        """A value in a chain of comparisons."""
+        if is_foreign(self.tracer, value, asked_by(operator.lt)):
+            return Symbol(self.tracer, self.tracer.handed(value))
+        return value
+
+    def manager(self, value: Any) -> Any:
+        """What a `with` enters."""
+        if is_foreign(self.tracer, value, CONTEXT):
+            self.tracer.break_here(f"a `with` over a {type(value).__name__}")
+        return value
 
     @contextlib.contextmanager
     def guarded(self, caught: Callable[[], tuple[Any, ...]]) -> Iterator[None]:
@@ -147,6 +192,19 @@ class Hooks:
             return found[0]
         symbol = tracer.whole(recipe, first, self._free_values)
         return symbol if symbol is not None else copy(first)
+
+    def _with_users_functions(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A call of one of Python's own functions that calls the user's, which are followed; else the run calls it."""
+
+        def hooked(value: Any) -> Any:
+            return (lambda *args, **kwargs: self.call(value, *args, **kwargs)) if is_users(value) else value
+
+        def compute() -> Any:
+            made = function(*map(hooked, args), **{name: hooked(value) for name, value in kwargs.items()})
+            return iter(list(made)) if isinstance(made, (map, filter)) else made
+
+        found = self.tracer.attempt(compute)
+        return self.tracer.note_made(found[0]) if found is not None else self.tracer.host_call(function, args, kwargs)
 
     def _symbolic_call(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         tracer = self.tracer
@@ -244,6 +302,10 @@ class Hooks:
             return value
         if type(value) in _PLAIN and not conversion and type(spec) is str:
             return format(value, spec)
+        if is_foreign_call(self.tracer, _CONVERSIONS.get(conversion, format), (value,), {}):
+            if conversion:
+                return operate(self.tracer, _CONVERSIONS[conversion], (value,))
+            return operate(self.tracer, format, (value, spec))
         if not _holds_symbol(value) and not isinstance(spec, Symbol):
             if conversion:
                 value = _CONVERSIONS[conversion](value)
@@ -258,6 +320,8 @@ class Hooks:
 
     def mod(self, left: Any, right: Any) -> Any:
         """`left % right`: arithmetic, or a format string with `%s` and `%d` only where symbols are involved."""
+        if is_foreign_call(self.tracer, BINARY["Mod"], (left, right), {}):
+            return operate(self.tracer, BINARY["Mod"], (left, right))
         if isinstance(left, Symbol) or (isinstance(right, Symbol) and not isinstance(left, str)):
             return self.tracer.expr("mod", left, right)
         if not isinstance(left, str) or not _holds_symbol(right):
@@ -277,6 +341,8 @@ class Hooks:
 
     def contains(self, item: Any, container: Any) -> Any:
         """`item in container`."""
+        if is_foreign_call(self.tracer, operator.contains, (container, item), {}):
+            return operate(self.tracer, operator.contains, (container, item))
         if isinstance(container, Symbol) or isinstance(item, Symbol):
             if isinstance(container, (set, frozenset, dict)):
                 container = sorted(container, key=repr)
@@ -293,7 +359,9 @@ class Hooks:
 
     def negate(self, value: Any) -> Any:
         """`not value`."""
-        return self.tracer.expr("not", value) if isinstance(value, Symbol) else not value
+        if isinstance(value, Symbol):
+            return self.tracer.expr("not", value)
+        return operate(self.tracer, operator.not_, (value,)) if is_foreign(self.tracer, value, TRUTH) else not value
 
     def condition(self, value: Any) -> Any:
         """The test of a `while`: counts rounds, so that a loop without ops cannot run for ever."""
@@ -302,7 +370,11 @@ class Hooks:
 
     def for_loop(self, values: Any, variables: tuple[Any, ...], width: int, num_own: int) -> LoopDriver:
         """What a `for` goes over; `variables` are those that it sets, the first `num_own` of them with each item."""
-        return self._driver(variables, width).over(values, num_own)
+        return self._driver(variables, width).over(self._gone_over(values), num_own)
+
+    def _gone_over(self, values: Any) -> Any:
+        """What is iterated over: an object of the process is by the run."""
+        return Symbol(self.tracer, self.tracer.handed(values)) if is_foreign(self.tracer, values, ITERATION) else values
 
     def while_loop(self, variables: tuple[Any, ...]) -> LoopDriver:
         """A `while`; `variables` are those that it sets."""
@@ -313,10 +385,12 @@ class Hooks:
 
     def unpack(self, value: Any, width: int) -> Any:
         """What is taken apart into several names."""
+        value = self._gone_over(value)
         return unpacked(value, width) if isinstance(value, Symbol) else value
 
     def iterate(self, values: Any) -> Any:
         """What a comprehension goes over: Python data is unrolled."""
+        values = self._gone_over(values)
         if isinstance(values, Symbol):
             self.tracer.break_here("a loop over a value that is not known yet")
         return self._counted(values)
@@ -328,6 +402,8 @@ class Hooks:
 
     def getitem(self, container: Any, key: Any) -> Any:
         """`container[key]`."""
+        if type(container) is not Symbol and is_foreign(self.tracer, container, asked_by(operator.getitem)):
+            return operate(self.tracer, operator.getitem, (container, key))
         if _holds_symbol(key) and not isinstance(container, Symbol) and not is_traceable(type(container)):
             if isinstance(container, str):
                 if isinstance(key, slice):
@@ -417,6 +493,15 @@ def _classes(kinds: Any) -> Iterator[type[BaseException]]:
             yield from _classes(kind)
     elif isinstance(kinds, type):
         yield kinds
+
+
+def is_users(value: Any) -> bool:
+    """Whether this is a function, method or class of the user's own, and not one that is written in a copy."""
+    if isinstance(value, types.MethodType):
+        value = value.__func__
+    if is_traceable(value) or HOOKS in getattr(value, "__globals__", ()):
+        return False
+    return not is_pure(value) if isinstance(value, type) else is_users_function(value)
 
 
 def _collected(found: Any) -> Any:

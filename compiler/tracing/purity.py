@@ -10,6 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+HOOKS = "__dslc_hooks__"  # the name of the hooks in the globals of a rewritten copy
+TRACEABLE = "__dslc_traceable__"  # set to True on our own functions, and on classes whose methods are ours
+
 _PURE_BUILTINS = frozenset(
     getattr(builtins, name)
     for name in (
@@ -24,6 +27,8 @@ _PURE_MODULES = frozenset(
     "difflib "
     "base64 binascii hashlib _hashlib types typing builtins keyword bisect _bisect heapq _heapq".split()
 )
+_CALLING = frozenset({"sorted", "min", "max", "iter", "reduce", "sub", "subn"})
+_VALUE_MODULES = frozenset("abc datetime uuid pathlib zoneinfo collections.abc contextlib".split())
 _MUTATORS = frozenset(
     "append extend insert pop remove clear sort reverse update setdefault popitem add discard appendleft extendleft "
     "popleft rotate difference_update intersection_update symmetric_difference_update __setitem__ __delitem__ "
@@ -55,6 +60,21 @@ def is_pure(function: Any) -> bool:
             return False  # print, open, input, exec ...: the pure ones are listed above
         return module in _PURE_MODULES
     return isinstance(function, types.FunctionType) and function.__module__ in _PURE_MODULES
+
+
+def is_pure_module(name: Any) -> bool:
+    """Whether the classes of a module do nothing but compute: Python's own."""
+    return name in _PURE_MODULES or name in _VALUE_MODULES
+
+
+def calls_back(function: Any) -> bool:
+    """Whether a pure function calls functions among its arguments."""
+    if isinstance(function, type):
+        return function in (map, filter) or function.__module__ == "itertools"
+    name, module = getattr(function, "__name__", ""), getattr(function, "__module__", None)
+    if getattr(function, "__self__", None) is not None and module != "builtins":
+        return name in ("sort", "sub", "subn")
+    return name in _CALLING or module in ("heapq", "_heapq", "bisect", "_bisect", "_functools", "itertools")
 
 
 def mutates(function: Any) -> bool:
@@ -102,4 +122,6 @@ def reachable_mutables(roots: list[Any], limit: int = 20_000) -> dict[int, Any]:
         elif hasattr(value, "__dict__") and id(value) not in found:
             found[id(value)] = value
             todo.extend(vars(value).values())
+        elif not isinstance(value, (complex, range, slice, types.BuiltinFunctionType)):
+            found[id(value)] = value  # a deque, an iterator, an object with slots: what is in it is not gone through
     return found

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from ...core.errors import SourceLoc, TraceError
 from .hooks import Recipe
+from .purity import HOOKS
 from .source import statements
 
-HOOKS = "__dslc_hooks__"
 _FACTORY = "__dslc_factory__"
 _RECIPES = "__dslc_recipes__"
 _OVER = "__dslc_over__"
@@ -301,28 +301,70 @@ class _Rewriter(ast.NodeTransformer):
         return self._hook("fstring", node, *parts)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        is_any = _may_be_any(node.left) or _may_be_any(node.right)
         self.generic_visit(node)
         if isinstance(node.op, ast.Mod):
             return self._hook("mod", node, node.left, node.right)
+        return self._binary(node, node.op, node.left, node.right) if is_any else node
+
+    def _binary(self, node: ast.expr, op: ast.AST, left: ast.expr, right: ast.expr) -> ast.expr:
+        """An operation that the class of an operand may define: on an object of the process, the run makes it."""
+        return self._hook("binary", node, ast.copy_location(ast.Constant(value=type(op).__name__), node), left, right)
+
+    def _test(self, node: ast.expr) -> ast.expr:
+        """What is asked whether it holds, visited."""
+        test: ast.expr = self.visit(node)
+        return self._hook("test", node, test) if _may_be_any(node) else test
+
+    def _with_test(self, node: Any) -> Any:
+        test, node.test = node.test, ast.copy_location(ast.Constant(value=None), node.test)
+        self.generic_visit(node)
+        node.test = self._test(test)
+        return node
+
+    visit_If = visit_IfExp = visit_Assert = _with_test
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        kinds = [_may_be_any(value) for value in node.values]
+        self.generic_visit(node)
+        node.values = [
+            self._hook("operand", value, value) if is_any else value
+            for value, is_any in zip(node.values, kinds, strict=True)
+        ]
+        return node
+
+    def visit_With(self, node: ast.With) -> ast.stmt:
+        are_any = [_may_be_any(item.context_expr) for item in node.items]
+        self.generic_visit(node)
+        for item, is_any in zip(node.items, are_any, strict=True):
+            entered = item.context_expr
+            item.context_expr = self._hook("manager", entered, entered) if is_any else entered
         return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        is_any = _may_be_any(node.left) or any(map(_may_be_any, node.comparators))
         self.generic_visit(node)
-        if len(node.ops) != 1:
-            return node  # a chain goes through the values' own operators
+        if len(node.ops) != 1:  # a chain goes through the values' own operators
+            node.left = self._hook("compared", node, node.left) if is_any else node.left
+            node.comparators = [self._hook("compared", v, v) for v in node.comparators] if is_any else node.comparators
+            return node
         op, left, right = node.ops[0], node.left, node.comparators[0]
         if isinstance(op, (ast.In, ast.NotIn)):
             return self._negated(self._hook("contains", node, left, right), isinstance(op, ast.NotIn))
         if isinstance(op, (ast.Is, ast.IsNot)) and isinstance(right, ast.Constant) and right.value is None:
             return self._negated(self._hook("is_none", node, left), isinstance(op, ast.IsNot))
-        return node
+        return self._binary(node, op, left, right) if is_any and not isinstance(op, (ast.Is, ast.IsNot)) else node
 
     def _negated(self, call: ast.Call, negate: bool) -> ast.expr:
         return self._hook("negate", call, call) if negate else call
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        is_any = _may_be_any(node.operand)
         self.generic_visit(node)
-        return self._hook("negate", node, node.operand) if isinstance(node.op, ast.Not) else node
+        if isinstance(node.op, ast.Not):
+            return self._hook("negate", node, node.operand)
+        name = ast.copy_location(ast.Constant(value=type(node.op).__name__), node)
+        return self._hook("unary", node, name, node.operand) if is_any else node
 
     # -- loops: `LoopDriver` goes round, and tells what the variables are in the body and behind the loop
 
@@ -357,8 +399,8 @@ class _Rewriter(ast.NodeTransformer):
         name = self._loop_name()
         driver = self._hook("while_loop", node, self._carried(names, node))
         is_endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
-        again = self.visit(copying.deepcopy(node.test))
-        test = self._lambda([], self.visit(node.test), node)
+        again = self._test(copying.deepcopy(node.test))
+        test = self._lambda([], self._test(node.test), node)
         self.loops.append(name)
         body = self._block(node.body)
         self.loops.pop()
@@ -477,6 +519,11 @@ class _Rewriter(ast.NodeTransformer):
     def _store(self, target: ast.Subscript | ast.Attribute, value: ast.expr) -> ast.expr:
         name = "setitem" if isinstance(target, ast.Subscript) else "setattr"
         return self._hook(name, target, target.value, _key_of(target), value)
+
+
+def _may_be_any(node: ast.expr) -> bool:
+    """Whether an expression may be an object of the process: operators and calls give values of the program."""
+    return isinstance(node, (ast.Name, ast.Attribute, ast.Subscript))
 
 
 _CHANGERS = frozenset(

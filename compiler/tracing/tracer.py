@@ -42,8 +42,8 @@ from .hooks import Recipe
 from .host import is_immutable, mentions_language
 from .language import holds_language, is_language, may_catch_failures, stand_in
 from .loops import LoopDriver, Retrace, copies_of
-from .purity import reachable_mutables
-from .rewrite import HOOKS, CannotRewrite, NoSource
+from .purity import HOOKS, is_pure_module, reachable_mutables
+from .rewrite import CannotRewrite, NoSource
 from .symbols import Symbol, operand
 
 MAX_PATHS = 256
@@ -415,6 +415,15 @@ class PathTracer:
             return ""  # they say where they are from
         return self._copies.names.get(id(value), "")
 
+    def handed(self, value: Any) -> Ref:
+        """An object of the process as a value of the program. Breaks where there can be none."""
+        try:
+            made = self.host_operand(value)
+        except TypeError as error:
+            self.break_here(str(error))
+        assert isinstance(made, Ref)
+        return made
+
     def is_shared(self, value: Any) -> bool:
         """Whether this is a container that the copy has made, and may still hold."""
         return isinstance(value, (list, dict, set)) and not self.is_captured(value) and id(value) not in self._fresh
@@ -457,6 +466,7 @@ class PathTracer:
         """Remember what an attribute of an object of the process was: with another value the trace is another one."""
         is_data = not callable(value) and not isinstance(value, types.ModuleType)
         is_of_process = isinstance(owner, (types.ModuleType, type)) or self.is_captured(owner)
+        is_of_process |= not is_pure_module(type(owner).__module__)
         if is_data and is_of_process and not is_language(owner):
             self._copies.reads[id(owner), name] = (owner, name, value)
         return value

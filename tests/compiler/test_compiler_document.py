@@ -54,18 +54,25 @@ def command(line, folder):
     return "".join(lines)
 
 
-def stages(folder):
-    """(pass, text after it) in order; the traced program first."""
+def stages(folder, changed):
+    """(pass, text after it) in order; the traced program first. `changed`: "old => new" in the program's source."""
+    name, source = "triage.py", (folder / "triage.py").read_text()
+    if changed:
+        old, new = (part.replace("\\n", "\n") for part in changed.split(" => "))
+        assert source.count(old) == 1, changed
+        name = "changed.py"
+        (folder / name).write_text(source.replace(old, new))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert cli.main(["compile", "triage.py", "--print-after-all"]) == 0
+        assert cli.main(["compile", name, "--print-after-all"]) == 0
     found = re.split(r"^# after (\S+)\n", err.getvalue(), flags=re.MULTILINE)[1:]
     return [("", out.getvalue()), *((name, text[:-1]) for name, text in zip(found[::2], found[1::2], strict=True))]
 
 
-def difference(name, folder):
-    """The lines that a pass changed, with one around them."""
-    known = stages(folder)
+def difference(argument, folder):
+    """The lines that a pass changed, with one around them; "pass | old => new" after a change of the program."""
+    name, _, changed = argument.partition(" | ")
+    known = stages(folder, changed)
     number = next(i for i, (found, _) in enumerate(known) if found == name)
     before, after = (known[i][1].splitlines(keepends=True) for i in (number - 1, number))
     return "".join(list(difflib.unified_diff(before, after, n=1))[2:])
@@ -111,6 +118,14 @@ def test_every_dump_is_what_the_compiler_says(page, folder):
     assert not wrong, "docs/compiler.md is not what the compiler says (DSLC_WRITE_DOCS=1 writes it):\n" + "\n".join(
         wrong
     )
+
+
+def test_every_program_pass_that_changes_something_has_its_dump(page):
+    from dslc.compiler.passes.base import ProgramPass
+    from dslc.compiler.pipeline import PASSES
+
+    dumps = {found.group(2).partition(" | ")[0] for found in BLOCK.finditer(page) if found.group(1) == "pass"}
+    assert dumps == {item.name for item in PASSES if isinstance(item, ProgramPass)} - {"verify", "constraint-cache"}
 
 
 def test_every_pass_is_walked_through(page):

@@ -1,5 +1,7 @@
 """Programs that are not whole: their bodies run with the trace as look-ahead, which serves them and changes nothing."""
 
+import decimal
+
 import pytest
 from support.random_sources import make_source
 from support.scripted import ScriptedBackend
@@ -7,21 +9,11 @@ from support.scripted import ScriptedBackend
 import dslc
 from dslc.compiler.ahead import LookAhead
 from dslc.lang.followed import FollowedExecutor
-from dslc.lang.hub import Hub, Task
+from dslc.lang.hub import Hub
 from dslc.lang.options import run_options
 from dslc.lang.state import ProgramState
 
-
-class Flags:
-    """Its length is computed anew each time: no guard of the trace sees that it has changed."""
-
-    loud = False
-
-    def __len__(self):
-        return int(self.loud)
-
-
-FLAGS = Flags()
+USUAL = decimal.getcontext().prec
 CHOICES = ["bug", "billing", "other"]
 
 
@@ -41,9 +33,9 @@ def broken(s, ticket):
 
 @dslc.function
 def capricious(s, ticket):
-    """What it appends depends on what no guard holds."""
+    """What it appends depends on what no guard holds: the state of one of Python's own modules."""
     s += "You sort tickets.\n" + ticket
-    if len(FLAGS):
+    if decimal.getcontext().prec != USUAL:
         s += "!"
     s += "\nKind:" + dslc.select("kind", CHOICES)
     exec("", {})
@@ -75,7 +67,7 @@ def test_an_op_that_was_not_foretold_is_counted_and_changes_nothing(monkeypatch)
     capricious.compile()
     assert shown(capricious) == shown(capricious, compiled=False)
     assert (capricious.num_looked_ahead, capricious.num_lost_ahead) == (1, 0)
-    monkeypatch.setattr(FLAGS, "loud", True)
+    monkeypatch.setattr(decimal.getcontext(), "prec", USUAL + 1)
     found = shown(capricious)
     assert found == shown(capricious, compiled=False)
     assert "it crashes!" in found[0]
@@ -127,9 +119,9 @@ def test_no_random_program_leaves_its_trace(first, tmp_path):
         hub = Hub(backend)
         executor = FollowedExecutor(hub, "program", run_options({"seed": 1}, None))
         executor.ahead = LookAhead(traced, function.plan(backend.tokenizer), lambda: lost.append(1))  # noqa: B023
-        ended = Task(executor, lambda: function.body(ProgramState(executor), **arguments))  # noqa: B023
+        body = lambda: function.body(ProgramState(executor), **arguments)  # noqa: B023, E731
         try:
-            hub.run_here(ended)
+            hub.run_here(executor, body)
         except dslc.DslcError:
             continue
         assert not lost, path.read_text()
