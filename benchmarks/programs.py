@@ -46,6 +46,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from baselines import SeparateChoices, in_program_order  # noqa: E402
 from workloads import Workload, workloads  # noqa: E402
 
+WAYS = ("dslc", "no compiler", "op by op", "branches together", "bare")
 SLOW = ("bare", "transformers")  # run once, in batches only
 QUICK = ("few-shot choice", "JSON extraction", "branch-solve-merge judge", "document QA")
 COUNTS = ("requests", "prompt_tokens", "prefilled_tokens", "generated_tokens", "forced_tokens", "forwards", "rows")
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: processor time of the process")
     parser.add_argument("--no-bare", action="store_true", help="leave out the way without cache and batching")
+    parser.add_argument("--way", action="append", default=[], choices=WAYS[1:], help="only `dslc` and this; repeatable")
     parser.add_argument("--transformers", action="store_true", help="transformers' generate as a further way")
     parser.add_argument("--account", action="store_true", help="compare the account with the counters too")
     parser.add_argument("--json", type=Path)
@@ -260,8 +262,8 @@ def main() -> None:
 
 
 def run_all(options: argparse.Namespace, model: str) -> None:
-    names = ("dslc", "no compiler", "op by op", "branches together", "bare")
-    made = ways(model, (names[:-1] if options.no_bare else names) + ("transformers",) * options.transformers)
+    names = ("dslc", *options.way) if options.way else WAYS[:-1] if options.no_bare else WAYS
+    made = ways(model, names + ("transformers",) * options.transformers)
     print(f"python {platform.python_version()}, torch {torch.__version__}, dslc {dslc.__version__}, "
           f"{torch.get_num_threads()} threads, {options.clock} clock, {options.pairs} pairs, {options.rows} rows, "
           f"model {options.model}, {made[0].engine.worker.device}, {time.strftime('%Y-%m-%d')}\n")  # fmt: skip
