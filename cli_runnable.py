@@ -46,6 +46,7 @@ class Runnable:
             if tools is not None:
                 raise CliError("--tools goes with a plan: a Python file has its functions with it")
             return cls(function=one_function(target))
+        from .compiler.ir import Opaque, walk
         from .compiler.plan import Plan
 
         try:
@@ -55,7 +56,8 @@ class Runnable:
         except DslcError as error:
             raise CliError(f"{path}: {error.message}") from None
         if not plan.is_whole:
-            raise CliError(f"{path}: the plan has a break, so it needs its Python body: run the Python file")
+            reason = next((f": {op.where}: {op.reason}" for op in walk(plan.program.body) if isinstance(op, Opaque)), "")
+            raise CliError(f"{path}: the plan has a break, so it needs its Python body: run the Python file{reason}")
         hosts = host_objects(tools) if tools is not None else {}
         missing = [name for name in host_names(plan.program) if name not in hosts]
         if missing:

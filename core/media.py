@@ -230,12 +230,19 @@ def _named(source: str | os.PathLike[str], field: str) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
-        if len(text) >= 64 and text[:1] in "iV/RSTUQ0":  # SGLang takes a picture as bare base64
-            data = _base64(text, field)
-            if data.startswith((*_MAGIC, b"\x93NUMPY")):
-                return data
+        if len(text) >= 64 and text[:1] in "iV/RSTUQ0" and (data := _bare_base64(text, field)) is not None:
+            return data
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{text[:200]!r} cannot be read: {reason}", field=field) from None
+
+
+def _bare_base64(text: str, field: str) -> bytes | None:
+    """The picture that a text is, as SGLang takes them; None if it is none (a long path, most likely)."""
+    try:
+        data = base64.b64decode(text[:64], validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return _base64(text, field) if data.startswith((*_MAGIC, b"\x93NUMPY")) else None
 
 
 def _base64(text: str, field: str) -> bytes:

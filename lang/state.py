@@ -137,7 +137,9 @@ class ProgramState:
         source, options = expr.source, expr.options
         if self.sink.is_tracing:
             if not isinstance(source, (str, Symbol)):
-                self.sink.opaque(f"a {expr.kind} that is not given by its path", expr.where)
+                what = "an image" if expr.kind == "image" else "a video"
+                advice = "a plan holds no pictures: give it as an argument, or by its path"
+                self.sink.opaque(f"{what} that is not given by its path ({advice})", expr.where)
             source, options = operand(source), tuple([(name, operand(value)) for name, value in options])
         self.sink.emit(Media(kind=expr.kind, source=source, options=options, stream=self.stream, where=expr.where))
 

@@ -213,6 +213,7 @@ BROKEN: list[tuple[Any, str]] = [
     (b"<svg/>", "no picture in a known format"),
     (b"%!PS-Adobe", "no picture in a known format"),
     ("no/such/file.png", "cannot be read: No such file"),
+    ("/no/such/folder" * 8 + "/file.png", "cannot be read: No such file"),  # may be, but is no base64
     ("ftp://example.org/x.png", "only http and https"),
     ("file:///etc/hostname", "only http and https"),
     ("http://example.org/x.png", "URLs are off"),
