@@ -74,11 +74,13 @@ class Instant:
 
     def __init__(self) -> None:
         self.tokenizer = OneId()
+        self.counts_threads = False  # in batches only: asking costs as much as making the result
         self.max_threads = 0
         self._outputs = (Output(0, ANSWER, (10,), (10,), "", FinishReason("stop")),)
 
     def submit(self, requests: Sequence[Any], sink: Callable[[Any], None]) -> None:
-        self.max_threads = max(self.max_threads, threading.active_count())
+        if self.counts_threads:
+            self.max_threads = max(self.max_threads, threading.active_count())
         for request in requests:
             if request.score is None:
                 sink(new_finished(request.id, self._outputs, 5, 0, 1, 0.0, 0.0, 0.0))
@@ -123,10 +125,12 @@ def load_peer(folder: Path) -> Any:
     base: Any = importlib.import_module("sglang.lang.backend.base_backend")
 
     class PeerInstant(base.BaseBackend):  # type: ignore[misc]
+        counts_threads = False
         max_threads = 0
 
         def generate(self, s: Any, sampling_params: Any) -> Any:
-            self.max_threads = max(self.max_threads, threading.active_count())
+            if self.counts_threads:
+                self.max_threads = max(self.max_threads, threading.active_count())
             return ANSWER, {"id": "0", "prompt_tokens": 5, "completion_tokens": 1}
 
         def select(self, s: Any, choices: list[str], temperature: float, choices_method: Any) -> Any:
@@ -262,7 +266,7 @@ def price_batches(
     threads: dict[str, int] = {}
     for turn in range(repeat + 1):
         for mode, (backend, run) in runs.items():
-            backend.max_threads, least = 0, float("inf")
+            backend.counts_threads, backend.max_threads, least = True, 0, float("inf")
             for _ in range(3):
                 gc.collect()
                 began = clock()

@@ -19,7 +19,7 @@ from ..core.errors import Aborted
 from ..core.events import Event
 from . import threads
 from .common import CommonGens
-from .hub import Hub, Task, _InFlight
+from .hub import Hub, InFlight, Task
 from .takeover import Hands
 
 LINGER_S = 0.05  # how long an idle carrier waits for more work
@@ -83,6 +83,7 @@ class CarrierHub(Hub):
 
     def __init__(self, backend: Backend, driver: Driver) -> None:
         super().__init__(backend)
+        self._open()
         self._driver = driver
         self.hands = Hands(MAX_CALLS)
         self._changed = threading.Condition()
@@ -179,7 +180,7 @@ class CarrierHub(Hub):
     def _driver_failed(self, error: BaseException) -> None:
         self.post(lambda: self._fail_all(error))
 
-    def _forget(self, request_id: str) -> _InFlight | None:
+    def _forget(self, request_id: str) -> InFlight | None:
         known = super()._forget(request_id)
         if not self._in_flight:
             self._driver.release(self)

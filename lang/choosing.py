@@ -11,22 +11,23 @@ from ..core.events import Finished
 from ..core.request import GenRequest
 from ..core.sampling import SamplingParams
 from .choices import choices_method
-from .generate import new_request, origin, prompt, request_id, seconds_left, send
+from .generate import new_request, origin, prompt, request_id, seconds_left, seed_of, send
 from .stream import Step, Stream
 from .turns import turns
 
 if TYPE_CHECKING:
     from .executor import Executor
+    from .gens import SelectExpr
 
 METHODS = ("token_length_normalized", "greedy_token_selection")  # what a constrained choice may stand in for
 
 
-def choose(executor: Executor, stream: Stream, step: Step, choices: tuple[str, ...]) -> None:
+def choose(executor: Executor, stream: Stream, step: Step, choices: tuple[str, ...], number: int) -> None:
     """Send a select as a generation of one of the choices; the stream waits for its result.
 
     Raises RequestError for a method that needs log-probs of every choice.
     """
-    op: Select = step.op
+    op: Select | SelectExpr = step.op
     able = executor.backend.capabilities
     method = choices_method(op.method).name
     if method not in METHODS:
@@ -38,15 +39,15 @@ def choose(executor: Executor, stream: Stream, step: Step, choices: tuple[str, .
     stream.num_requests += 1
     temperature: Any = op.temperature
     request = new_request(
-        request_id(executor, stream),
+        request_id(executor),
         prompt(executor, stream),
         sampling=SamplingParams(
             temperature=temperature,
             max_new_tokens=max(len(choice.encode()) for choice in choices),
-            seed=executor.options.seed_of(executor.instance, stream.path, stream.num_requests),
+            seed=seed_of(executor, stream),
         ),
         timeout_s=seconds_left(executor),
-        origin=origin(executor, stream, op.out.id),
+        origin=origin(executor, stream, number),
         messages=turns(executor, stream) if able.chat else (),
         choices=choices,
     )

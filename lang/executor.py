@@ -31,7 +31,8 @@ from .generate import generate
 from .options import RunOptions
 from .quick import maker
 from .reasoning_format import REASONING_SUFFIX
-from .stream import GONE, Slot, Step, Stream
+from .score import select
+from .stream import GONE, NO_CHANGES, Slot, Step, Stream
 from .unordered import arranged
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ..compiler.plan import Plan, SelectFacts
     from ..core.request import Hints
     from .feed import Feed
-    from .gens import GenExpr
+    from .gens import GenExpr, SelectExpr
     from .hub import Hub
     from .types import TypeSpec
 
@@ -57,8 +58,8 @@ class Executor:
 
     __slots__ = (
         "_delivered", "_next_ref", "_next_stream", "_num_unordered", "backend", "failure", "feed", "hosts", "hub",
-        "instance", "is_finished", "journal", "num_generated_tokens", "num_in_flight", "num_spec_tokens", "options",
-        "orders", "outputs", "plan", "ret_value", "root", "slots", "streams", "title", "tokenizer", "types",
+        "instance", "is_finished", "is_plain", "journal", "num_generated_tokens", "num_in_flight", "num_spec_tokens",
+        "options", "orders", "outputs", "plan", "ret_value", "root", "slots", "streams", "title", "tokenizer", "types",
     )  # fmt: skip
     is_tracing = False
 
@@ -80,6 +81,8 @@ class Executor:
         self.ret_value: Any = None
         self.failure: BaseException | None = None
         self.is_finished = False
+        # No request asks for more than a text: no readers outside, no bounds, no log-probs, no chat turns, no ahead.
+        self.is_plain = options.is_plain and not self.backend.capabilities.chat
         self.num_in_flight = 0
         self.num_generated_tokens = 0
         self.num_spec_tokens: int | None = None  # how many tokens a call asks for that may serve several gens
@@ -108,14 +111,22 @@ class Executor:
         if stream.is_joined or stream.error is not None or self.is_finished:
             self._refuse(stream, op.where)
         kind = type(op)
-        if kind is Gen and len(stream.queue) >= MAX_AHEAD:
-            self.sync(op.stream, op.where)
         step = Step(rules.rule_of(op), op)
         if kind is Gen or kind is Select:
-            step.slot = self.slots[op.out.id] = Slot()  # type: ignore[union-attr]
-            if op.var is not None:  # type: ignore[union-attr]
-                step.slot.spec = self.types.get(op.var) if kind is Gen else None  # type: ignore[union-attr]
-                self._set_variable(stream, op.var, step.slot)  # type: ignore[union-attr]
+            if len(stream.queue) >= MAX_AHEAD and self.hub.may_suspend:
+                self.sync(op.stream, op.where)
+            step.slot = slot = self.slots[op.out.id] = Slot()  # type: ignore[union-attr]
+            var: str | None = op.var  # type: ignore[union-attr]
+            if var is not None:
+                if kind is Gen and self.types is not NOTHING:
+                    slot.spec = self.types.get(var)
+                if self.feed is None and stream.changes is None:
+                    stream.variables[var] = slot
+                else:
+                    self._set_variable(stream, var, slot)
+            if not needs and resolve is None:
+                self.push(stream, step)
+                return
         elif isinstance(op, Set):
             value = op.value
             self._set_variable(stream, op.var, Slot(list(value) if isinstance(value, tuple) else value, is_done=True))
@@ -162,6 +173,22 @@ class Executor:
                 slot.beside = Slot()
                 self._set_variable(stream, f"{expr.var}{REASONING_SUFFIX}", slot.beside)
         self.push(stream, Step(generate, expr, slot, self._next_ref))
+        self._next_ref += 1
+
+    def append_select(self, number: int, expr: SelectExpr) -> None:
+        """`emit` of the Select of an expression, without the op."""
+        stream = self.streams[number]
+        if stream.is_joined or stream.error is not None or self.is_finished:
+            self._refuse(stream, expr.where)
+        if len(stream.queue) >= MAX_AHEAD and self.hub.may_suspend:
+            self.sync(number, expr.where)
+        slot = Slot()
+        if expr.var is not None:
+            if self.feed is None and stream.changes is None:
+                stream.variables[expr.var] = slot
+            else:
+                self._set_variable(stream, expr.var, slot)
+        self.push(stream, Step(select, expr, slot, self._next_ref))
         self._next_ref += 1
 
     def enter(self, op: Role | Scope) -> None:
@@ -242,9 +269,9 @@ class Executor:
 
     # -- what the compiler knows
 
-    def facts_of(self, op: Select) -> SelectFacts | None:
-        """What the plan has prepared for a select."""
-        return self.plan.select(op.out) if self.plan is not None else None
+    def facts_of(self, number: int) -> SelectFacts | None:
+        """What the plan has prepared for the select whose value has this number."""
+        return self.plan.select(Ref(number)) if self.plan is not None else None
 
     def hints_of(self, number: int) -> Hints | None:
         """What the plan says of the future of the generation or choice whose value has this number."""
@@ -372,7 +399,9 @@ class Executor:
 
     def _set_variable(self, stream: Stream, var: str, slot: Slot) -> None:
         stream.variables[var] = slot
-        if stream.changes is not None:
+        if stream.changes is NO_CHANGES:
+            stream.changes = {var}
+        elif stream.changes is not None:
             stream.changes.add(var)
         if self.feed is not None and stream is self.root:
             slot.watch(lambda: self._publish(var, slot))
@@ -387,6 +416,12 @@ class Executor:
     def stream_to(self, feed: Feed) -> None:
         """From now on (before anything has happened) tell readers outside what the program produces."""
         self.feed = self.root.feed = feed
+        self.is_plain = False
+
+    def speculate(self, num_tokens: int | None) -> None:
+        """From now on each call asks for at least so many tokens, for the gens that follow."""
+        self.num_spec_tokens = num_tokens
+        self.is_plain = self.is_plain and num_tokens is None
 
     def set_variable(self, number: int, var: str, slot: Slot, where: SourceLoc | None) -> None:
         """The variable is from here on what the slot holds, or will hold."""
@@ -396,16 +431,11 @@ class Executor:
         self._set_variable(stream, var, slot)
 
     def _new_branches(self, stream: Stream, op: Fork | Copy) -> tuple[Stream, ...]:
-        made: list[Stream] = []
-        for number in op.streams if isinstance(op, Fork) else (op.target,):
-            branch = Stream(number, f"{stream.path}.{stream.num_branches}", is_started=False)
-            stream.num_branches += 1
-            branch.variables = stream.variables.copy()
-            branch.changes = set()
-            branch.regions = stream.regions
-            self.streams[number] = branch
-            made.append(branch)
-        branches = tuple(made)
+        numbers = op.streams if isinstance(op, Fork) else (op.target,)
+        first = stream.num_branches
+        branches = tuple([Stream(number, f"{stream.path}.{first + i}", stream) for i, number in enumerate(numbers)])
+        stream.num_branches += len(branches)
+        self.streams.update(zip(numbers, branches, strict=True))
         if isinstance(op, Fork):
             for branch in branches:
                 branch.siblings = branches
@@ -422,9 +452,9 @@ class Executor:
         gathered: list[tuple[Slot, tuple[Slot, ...]]] = []
         for branch in branches:
             branch.is_joined = True
-        if op.mode == "gather_variable":
-            set_by = [(branch.variables, branch.changes or ()) for branch in branches]
-            names = dict.fromkeys([name for known, own in set_by if own for name in known if name in own])
+        set_by = [(branch.variables, branch.changes) for branch in branches if branch.changes]
+        if set_by and op.mode == "gather_variable":
+            names = dict.fromkeys([name for known, own in set_by for name in known if name in own])
             for name in names:
                 slots = tuple([known[name] for known, own in set_by if name in own])
                 slot = Slot()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.ahead import LookAhead
-from ..compiler.ir import AnyOp, Role, Scope, Select
+from ..compiler.ir import AnyOp, Role, Scope
 from ..core.errors import SourceLoc
 from .executor import Executor
 from .stream import Slot
@@ -14,7 +14,7 @@ from .stream import Slot
 if TYPE_CHECKING:
     from ..compiler.plan import SelectFacts
     from ..core.request import Hints
-    from .gens import GenExpr
+    from .gens import GenExpr, SelectExpr
 
 
 class FollowedExecutor(Executor):
@@ -34,6 +34,11 @@ class FollowedExecutor(Executor):
             self.ahead = None
         super().append_gen(number, expr)
 
+    def append_select(self, number: int, expr: SelectExpr) -> None:
+        if self.ahead is not None and not self.ahead.op(expr.op(number, self._next_ref)):
+            self.ahead = None
+        super().append_select(number, expr)
+
     def emit(self, op: AnyOp, needs: Sequence[Slot] = (), resolve: Callable[[], AnyOp] | None = None) -> None:
         if self.ahead is not None and not self.ahead.op(op):
             self.ahead = None
@@ -49,8 +54,8 @@ class FollowedExecutor(Executor):
             self.ahead = None
         super().leave(op)
 
-    def facts_of(self, op: Select) -> SelectFacts | None:
-        return self.ahead.select(op.out.id) if self.ahead is not None else None
+    def facts_of(self, number: int) -> SelectFacts | None:
+        return self.ahead.select(number) if self.ahead is not None else None
 
     def hints_of(self, number: int) -> Hints | None:
         return self.ahead.hints(number) if self.ahead is not None else None

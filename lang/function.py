@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = ParamSpec("P")
+# Options of `run` that most calls leave out.
+_GIVEN = (
+    "stream", "use_thread", "seed", "timeout", "token_budget", "history", "compile_options", "outputs", "orders",
+)  # fmt: skip
+_NONE_GIVEN = (None,) * len(_GIVEN)
 GeneratorStyle = bool | Literal["unordered"]
 
 
@@ -304,11 +309,13 @@ class Function:
         variables that will be read: what no other can observe need not run. `orders` replays those of another run's
         `state.orders()`. Raises what failed, at its line.
         """
-        named = {
-            "backend": backend, "stream": stream or None, "use_thread": None if use_thread else False, "seed": seed,
-            "timeout": timeout, "token_budget": token_budget, "history": history, "compiled": compiled,
-            "compile_options": compile_options, "outputs": outputs, "orders": orders,
-        }  # fmt: skip
+        named: dict[str, Any] = {"backend": backend, "compiled": compiled}
+        rest = (
+            stream or None, None if use_thread else False, seed, timeout, token_budget, history, compile_options,
+            outputs, orders,
+        )  # fmt: skip
+        if rest != _NONE_GIVEN:
+            named.update(zip(_GIVEN, rest, strict=True))
         own, others = self._split(options, named)
         arguments = self.arguments(args, own)
         try:
@@ -445,8 +452,9 @@ class Function:
         names = self.signature.names_set
         for name, value in options.items():
             (others if name in RUN_NAMES and name not in names else own)[name] = value
-        for name in [name for name, value in named.items() if value is not None]:
-            (others if name not in names else own)[name] = named[name]
+        for name, value in named.items():
+            if value is not None:
+                (others if name not in names else own)[name] = value
         return own, others
 
 

@@ -30,19 +30,27 @@ if TYPE_CHECKING:
 
 
 new_request = maker(GenRequest)
+_new_plain = maker(GenRequest, ("id", "segments", "sampling", "origin"))
 new_origin = maker(Origin)
 
 
 def generate(executor: Executor, stream: Stream, step: Step) -> None:
     """Send the request of a gen; the stream waits for its result."""
     op: Gen | GenExpr[Any] = step.op
-    number: int = op.out.id if isinstance(op, Gen) else step.extra
-    slot = step.slot
-    assert slot is not None
+    is_op = op.__class__ is Gen
+    number: int = op.out.id if is_op else step.extra  # type: ignore[union-attr]
     stream.num_requests += 1
     options = executor.options
+    sampling = options.merged(op.sampling, seed_of(executor, stream))
+    is_plain = executor.is_plain and op.constraint is None and op.logprobs is None and sampling.n == 1
+    if is_plain and (is_op or op.reasoning is None) and sampling.token_healing is None:  # type: ignore[union-attr]
+        segments = prompt(executor, stream)
+        origin = new_origin(executor.title, number, executor.instance, stream.path)
+        plain = _new_plain(request_id(executor), segments, sampling, origin)
+        stream.busy, stream.request_id = step.slot, plain.id
+        executor.hub.send(executor, plain, partial(_ended_plainly, executor, stream, step))
+        return
     is_told = executor.feed is not None and stream is executor.root
-    sampling = options.merged(op.sampling, options.seed_of(executor.instance, stream.path, stream.num_requests))
     if options.token_budget is not None:
         sampling, is_capped = _capped(executor, sampling, options.token_budget)
     if executor.num_spec_tokens is not None and _may_speculate(executor, op, sampling):
@@ -54,7 +62,7 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         healed = _give_back(executor, stream, op, sampling.token_healing)
         reasoning, constraint = _markers(executor, op), _constraint(executor, op)
     request = new_request(
-        request_id(executor, stream),
+        request_id(executor),
         prompt(executor, stream),
         sampling=sampling,
         healed=healed,
@@ -76,6 +84,14 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     send(executor, stream, request, step, finished, told.add if told is not None else None)
 
 
+def seed_of(executor: Executor, stream: Stream) -> int:
+    """The seed of the stream's last request, where neither the gen nor the run gives one."""
+    number, seeds = stream.num_requests, stream.seeds
+    if seeds[0] != number >> 3:
+        seeds = stream.seeds = executor.options.seeds_of(executor.instance, stream.path, number >> 3)
+    return seeds[(number & 7) + 1] >> 1
+
+
 def _may_speculate(executor: Executor, op: Gen | GenExpr[Any], sampling: SamplingParams) -> bool:
     """Whether a gen may take its text from a call that writes on, or make such a call."""
     is_plain = op.constraint is None and op.logprobs is None and executor.options.logprobs is None
@@ -86,7 +102,7 @@ def _speculate(executor: Executor, stream: Stream, step: Step, sampling: Samplin
     """Take the text of a gen from what the last call wrote, or make a call that writes on for the next gens too."""
     assert executor.num_spec_tokens is not None
     request = new_request(
-        request_id(executor, stream),
+        request_id(executor),
         (),
         sampling=replace(sampling, stop=(), max_new_tokens=max(sampling.max_new_tokens, executor.num_spec_tokens)),
         token_texts=True,
@@ -108,7 +124,7 @@ def _speculate(executor: Executor, stream: Stream, step: Step, sampling: Samplin
             _generated(executor, stream, step, request, None, own)
             return
         stream.ahead = None  # where its text ends cannot be told from this call: it gets one of its own
-        again = replace(request, id=request_id(executor, stream), sampling=sampling, token_texts=False)
+        again = replace(request, id=request_id(executor), sampling=sampling, token_texts=False)
         send(executor, stream, again, step, partial(_generated, executor, stream, step, again, None))
 
     send(executor, stream, request, step, written)
@@ -153,14 +169,14 @@ def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:
         stream.begin(executor.tokenizer, stream.open_role is not None)
     if stream.run:
         close_run(executor, stream)
-    return tuple(stream.segments)
+    return stream.settled()
 
 
-def request_id(executor: Executor, stream: Stream) -> str:
-    """A name that no other request of this process has."""
+def request_id(executor: Executor) -> str:
+    """A name that no other request of this process has (its origin says where it comes from)."""
     hub = executor.hub
     hub.num_requests += 1
-    return f"{hub.name}-{hub.num_requests}-{executor.instance}-{stream.path}"
+    return f"{hub.name}-{hub.num_requests}"
 
 
 def origin(executor: Executor, stream: Stream, number: int) -> Origin:
@@ -277,15 +293,6 @@ def _generated(
     assert slot is not None
     first = event.outputs[0]
     reasoning = _reasoning(step.op)
-    if told is None and reasoning is None and len(event.outputs) == 1 and request.sampling.n == 1:
-        executor.num_generated_tokens += first.num_tokens
-        if executor.tokenizer is not None:
-            stream.append_generated(first.kept_ids, first.kept_tail, first.text, healed=request.healed)
-        else:
-            stream.append_generated((), first.text, first.text)
-        stream.mark(first.text, slot)
-        slot.set(first.text, meta.OutputMeta(request, event, first, executor.tokenizer))
-        return
     for output in event.outputs:
         executor.num_generated_tokens += output.num_tokens
     texts = [output.text for output in event.outputs]
@@ -300,7 +307,10 @@ def _generated(
     stream.mark(texts[0], slot)
     if told is not None:
         told.end(event, thoughts[0], texts[0])
-    infos: list[Any] = [meta.OutputMeta(request, event, output, executor.tokenizer) for output in event.outputs]
+    tokenizer = executor.tokenizer
+    infos: list[Any] = [
+        meta.OutputMeta(request.id, request.logprobs, event, output, tokenizer) for output in event.outputs
+    ]
     is_one = request.sampling.n == 1
     if slot.beside is not None:
         slot.beside.set(thoughts[0] if is_one else thoughts)
@@ -321,6 +331,32 @@ def send(
     stream.busy = slot
     stream.request_id = request.id
     executor.hub.send(executor, request, partial(_ended, executor, stream, slot, step, finished), progress)
+
+
+def _ended_plainly(executor: Executor, stream: Stream, step: Step, event: Finished | Failed) -> None:
+    """The last event of a gen that asks for one text and nothing besides."""
+    slot = step.slot
+    assert slot is not None
+    if isinstance(event, Failed) or stream.busy is not slot:
+        _ended(executor, stream, slot, step, None, event)
+        return
+    stream.busy = None
+    stream.request_id = ""
+    try:
+        output = event.outputs[0]
+        text = output.text
+        executor.num_generated_tokens += len(output.token_ids) or output.num_text_tokens
+        if executor.tokenizer is not None:
+            stream.append_generated(output.kept_ids, output.kept_tail, text)
+        else:
+            stream.append_generated((), text, text)
+        stream.mark(text, slot)
+        slot.set(text, meta.OutputMeta(event.request_id, None, event, output, executor.tokenizer))
+    except Exception as error:
+        executor.fail_stream(stream, placed(error, step.where), slot)
+        return
+    if stream.queue and stream.busy is None:
+        executor.advance(stream)
 
 
 def _ended(executor: Executor, stream: Stream, slot: Slot, step: Step, finished: Any, event: Finished | Failed) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from ..compiler.ir import ConstraintSpec
+from ..compiler.ir import ConstraintSpec, Ref, Select
 from ..compiler.tracing.symbols import Symbol
 from ..core.constraint import Constraint
 from ..core.errors import ProgramError, RequestError, SourceLoc
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 FIELD_NAMES = {written: field for field, written in GEN_NAMES.items()}
 
 
@@ -122,8 +124,44 @@ class SelectExpr(Expression):
         self.temperature = temperature
         self.where = where
 
+    def op(self, stream: int, number: int) -> Select:
+        """The op on a stream; `number` is that of its value."""
+        return Select(
+            out=Ref(number), var=self.var, choices=self.choices, method=self.method, temperature=self.temperature,
+            stream=stream, where=self.where,
+        )  # fmt: skip
+
     def append_to(self, state: ProgramState) -> None:
         state.emit_select(self)
+
+
+_MAX_KNOWN = 4096
+
+
+def _remembered(function: F) -> F:
+    """The function, whose results are values: a line that asks for the same again gets what it got before."""
+    # By line and arguments: the result, which keeps its line alive and so that line's id its own, and their classes.
+    known: dict[Any, tuple[Any, list[type[Any]]]] = {}
+
+    @wraps(function)
+    def remembering(*args: Any, **options: Any) -> Any:
+        where = caller()
+        key = (id(where), args, *options.items())
+        try:
+            found = known.get(key)
+        except TypeError:  # a list, a dict or a Symbol among them: not hashable
+            return function(*args, **options)
+        classes = [*map(type, args), *map(type, options.values())]
+        if found is not None and found[1] == classes:  # 1, 1.0 and True are equal
+            return found[0]
+        made = function(*args, **options)
+        if made.__class__ is GenExpr and made.where is where:
+            if len(known) >= _MAX_KNOWN:
+                known.clear()
+            known[key] = (made, classes)
+        return made
+
+    return remembering  # type: ignore[return-value]
 
 
 @overload
@@ -165,7 +203,8 @@ def gen(
     constraint: Constraint | None = None,
     **options: Unpack[LaterNames],
 ) -> GenExpr[str]: ...
-@traceable  # type: ignore[misc]  # the second place has two names: SGLang's, and none for a type
+@_remembered  # type: ignore[misc]  # the second place has two names: SGLang's, and none for a type
+@traceable
 def gen(
     name: str | None = None,
     second: Any = None,
@@ -275,11 +314,8 @@ GEN_OPTIONS = (
 )  # fmt: skip
 CONSTRAINT_OPTIONS = ("constraint", "type", "tools", "dtype", "regex", "json_schema", "grammar", "ebnf")
 _NOT_SAMPLING = frozenset({*LOGPROB_NAMES, *CONSTRAINT_OPTIONS, "choices", "choices_method"})
-_MAX_KNOWN = 4096
-_known: dict[Any, tuple[tuple[tuple[int, Any], ...], GenOptions]] = {}
-
-
-_known_selects: dict[Any, str] = {}  # (choices, temperature, method) that were checked -> the method's name
+_known: dict[Any, tuple[tuple[tuple[int, Any], ...], GenOptions]] = {}  # what was asked for, whatever the name
+_known_selects: dict[Any, SelectExpr] = {}  # by line, name, temperature, method and choices
 
 
 def _gen_options(given: dict[str, Any], where: SourceLoc | None) -> GenOptions:
@@ -340,23 +376,30 @@ def select(
     softmax(score / temperature). Raises RequestError for no, empty or duplicate choices.
     """
     where = caller()
-    _check_name(name, where)
-    return _select(name, choices, temperature, choices_method, where)
+    if choices.__class__ is not list and choices.__class__ is not tuple:
+        return _select(name, choices, temperature, choices_method, where)
+    key = (id(where), name, temperature, choices_method, *choices)
+    try:
+        known = _known_selects.get(key)
+    except TypeError:  # a Symbol among them
+        return _select(name, choices, temperature, choices_method, where)
+    if known is not None:
+        for choice in choices:
+            if choice.__class__ is not str:  # it may be equal to one
+                break
+        else:
+            return known
+    made = _select(name, choices, temperature, choices_method, where)
+    if isinstance(choices_method, (str, NoneType)) and {choice.__class__ for choice in made.choices} == {str}:
+        if len(_known_selects) >= _MAX_KNOWN:
+            _known_selects.clear()
+        _known_selects[key] = made
+    return made
 
 
 def _select(name: str | None, choices: Any, temperature: Any, method: Any, where: SourceLoc | None) -> SelectExpr:
-    if choices.__class__ is list or choices.__class__ is tuple:
-        choices = tuple(choices)
-        try:
-            known = _known_selects.get((choices, temperature, method))
-        except TypeError:  # a Symbol among them
-            known = None
-        if known is not None:
-            for choice in choices:
-                if choice.__class__ is not str:  # it may be equal to one
-                    break
-            else:
-                return SelectExpr(name, choices, known, temperature, where)
+    """A select, checked."""
+    _check_name(name, where)
     if not isinstance(choices, Symbol):
         if isinstance(choices, str) or not isinstance(choices, Iterable):
             raise RequestError(f"must be a list of strings, not {choices!r}", field="choices", where=where)
@@ -375,11 +418,6 @@ def _select(name: str | None, choices: Any, temperature: Any, method: Any, where
         find_method(method_name)
     except RequestError as error:
         raise error.at(where) from None
-    is_plain = not isinstance(choices, Symbol) and not isinstance(temperature, Symbol)
-    if is_plain and isinstance(method, (str, NoneType)) and {choice.__class__ for choice in choices} == {str}:
-        if len(_known_selects) >= _MAX_KNOWN:
-            _known_selects.clear()
-        _known_selects[choices, temperature, method] = method_name
     return SelectExpr(name, choices, method_name, temperature, where)
 
 

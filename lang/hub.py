@@ -18,8 +18,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import greenlet
 
@@ -72,15 +72,8 @@ class Task:
         self.is_ended = False
 
 
-class _InFlight(NamedTuple):
-    """A request that has no last event yet."""
-
-    executor: Executor
-    done: Done
-    progress: Callable[[Tokens], None] | None
-
-
-_new_in_flight = partial(tuple.__new__, _InFlight)
+# A request that has no last event yet: whose it is, who hears of its end, who of its tokens.
+InFlight = tuple["Executor", Done, "Callable[[Tokens], None] | None"]
 _WANTED = frozenset({Finished, Failed, Tokens})
 
 
@@ -107,6 +100,9 @@ class Hub:
     is_wary = False  # code of the user's that was thought to be quick has kept a thread
     held_since: float | None = None  # when the body that runs was resumed
     hands: Hands | None = None  # who makes calls that may block; None: the hub's own thread
+    # What only hubs of tasks need; see `_open`.
+    _calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # never filled
+    _tasks: dict[Executor, Task] = MappingProxyType({})  # type: ignore[assignment]
     _unstarted: Iterator[Task] = _NO_TASKS
     _num_started = 0
     _num_away = 0  # calls that are being made elsewhere
@@ -118,14 +114,17 @@ class Hub:
         self.tokenizer = backend.tokenizer if backend.capabilities.token_ids else None
         self.name = f"{_PROCESS[0]}-{next(_NAMES)}"
         self._outbox: list[GenRequest] = []
-        self._in_flight: dict[str, _InFlight] = {}
+        self._in_flight: dict[str, InFlight] = {}
         self._inbox: deque[Event] = deque()
+
+    def _open(self) -> None:
+        """Before the first task: a hub that its caller drives for a single program needs none of these."""
         self._nested: deque[Task] = deque()
         self._ready: deque[Task] = deque()  # suspended, and what they wait for is there
         self._ended: deque[Task] = deque()
         self._suspended: set[Task] = set()
-        self._tasks: dict[Executor, Task] = {}
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._tasks = {}
+        self._calls = queue.SimpleQueue()
 
     # -- what executors ask
 
@@ -141,7 +140,7 @@ class Hub:
             request = _with_hints(request, executor.hints_of(request.origin.op))
         if self.common is None or not self.common.joins(request):
             self._outbox.append(request)
-        self._in_flight[request.id] = _new_in_flight((executor, done, progress))
+        self._in_flight[request.id] = (executor, done, progress)
         executor.num_in_flight += 1
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -251,20 +250,20 @@ class Hub:
             return None
         return hub if greenlet.getcurrent() is hub._current.greenlet else None
 
-    def run_here(self, task: Task) -> None:
-        """Run one task in the caller's own greenlet; when this returns it has ended."""
-        executor = task.executor
+    def run_here(self, executor: Executor, body: Callable[[], Any]) -> None:
+        """Run one program in the caller's own greenlet; when this returns it has ended."""
+        result, failure = None, None
         try:
-            task.result = task.body()
+            result = body()
         except Exception as error:
-            task.error = error
+            failure = error
             executor.crash(error)
         except BaseException:
             executor.crash(Aborted(f"the program {executor.title!r} was interrupted"))
             raise
         if executor.num_in_flight:
             self.block(executor.rest(), None)
-        self._finish(task)
+        executor.finish(failure, result)
 
     def run_nested(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """`run` for a program of this hub: it is suspended while they run beside the others."""
@@ -298,6 +297,7 @@ class Hub:
 
         On leaving early (a closed iterator, an interrupt) everything in flight is aborted.
         """
+        self._open()
         self._unstarted = iter(tasks)
         try:
             while True:
@@ -417,28 +417,28 @@ class Hub:
     def _path_from(self, request: GenRequest) -> float:
         """Tokens that are to be generated from this request on, along the longest path."""
         known = self._in_flight.get(request.id)
-        return known.executor.path_from(request.origin.op) if known is not None and request.origin is not None else 0.0
+        return known[0].path_from(request.origin.op) if known is not None and request.origin is not None else 0.0
 
     def _deliver(self) -> None:
         """Pass on what has come in."""
-        inbox, in_flight = self._inbox, self._in_flight
+        inbox = self._inbox
         while inbox:
             event = inbox.popleft()
+            if type(event) is Tokens:
+                known = self._in_flight.get(event.request_id)
+                if known is not None and known[2] is not None:
+                    known[2](event)
+                continue
             if self.common is not None and isinstance(event, (Finished, Failed)):
                 inbox.extendleft(reversed(self.common.results(event)))
-            if type(event) is Tokens:
-                known = in_flight.get(event.request_id)
-                if known is not None and known.progress is not None:
-                    known.progress(event)
-                continue
             known = self._forget(event.request_id)
             if known is None:
                 continue
+            executor, done, _ = known
             if self.pressure is not None and isinstance(event, Finished):
-                self.pressure.computed(known.executor, event)
-            known.done(event)  # type: ignore[arg-type]
-            task = self._tasks.get(known.executor)
-            if task is not None:
+                self.pressure.computed(executor, event)
+            done(event)  # type: ignore[arg-type]
+            if not executor.num_in_flight and (task := self._tasks.get(executor)) is not None:
                 self._settle(task)
 
     def _receive(self, event: Event) -> None:
@@ -471,10 +471,10 @@ class Hub:
     def _has_result(self) -> bool:
         return bool(self._inbox) or not self._calls.empty()
 
-    def _forget(self, request_id: str) -> _InFlight | None:
+    def _forget(self, request_id: str) -> InFlight | None:
         known = self._in_flight.pop(request_id, None)
         if known is not None:
-            known.executor.num_in_flight -= 1
+            known[0].num_in_flight -= 1
         return known
 
     def _drive(self, slot: Slot, where: SourceLoc | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import CodeType
+from types import CodeType, FrameType
 
 from ..core.errors import SourceLoc
 
@@ -12,23 +12,28 @@ _OURS = frozenset(
     f"{_PACKAGE}.{name}" if name else _PACKAGE for name in ("", "lang", "compiler", "compiler.tracing", "core")
 )
 _MAX_KNOWN = 16384
-# By (code object, line): holding the code keeps its id from being used again.
+# Of calls outside of this package, by (code object, instruction): finding the line of an instruction is slow in a long
+# function. Holding the code keeps its id from being used again.
 _known: dict[tuple[int, int], tuple[CodeType, SourceLoc]] = {}
 
 
 def caller() -> SourceLoc | None:
     """The place of the call that led into this package; None where there is no Python frame outside."""
-    frame = sys._getframe(1)
-    while frame.f_globals.get("__package__") in _OURS or frame.f_globals.get("__name__") == "contextlib":
-        following = frame.f_back
-        if following is None:
-            return None
-        frame = following
-    code, line = frame.f_code, frame.f_lineno
-    key = (id(code), line)
-    found = _known.get(key)
-    if found is None:
-        if len(_known) >= _MAX_KNOWN:
-            _known.clear()
-        found = _known[key] = (code, SourceLoc(code.co_filename, line, code.co_name))
-    return found[1]
+    frame = sys._getframe(1).f_back  # the first is that of who asks, and ours
+    while frame is not None:
+        found = _known.get((id(frame.f_code), frame.f_lasti))
+        if found is not None:
+            return found[1]
+        if frame.f_globals.get("__package__") not in _OURS and frame.f_globals.get("__name__") != "contextlib":
+            return _note(frame)
+        frame = frame.f_back
+    return None
+
+
+def _note(frame: FrameType) -> SourceLoc:
+    if len(_known) >= _MAX_KNOWN:
+        _known.clear()
+    code = frame.f_code
+    place = SourceLoc(code.co_filename, frame.f_lineno, code.co_name)
+    _known[id(code), frame.f_lasti] = (code, place)
+    return place

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.events import Finished, Output, TokenLogprob, Tokens
-from ..core.request import GenRequest
+from ..core.request import GenRequest, LogprobWish
 from ..core.text.tokenizer import Tokenizer
 from .choices import ChoicesDecision
 
@@ -16,9 +16,11 @@ class OutputMeta:
 
     __slots__ = ("event", "id", "logprobs", "output", "tokenizer")
 
-    def __init__(self, request: GenRequest, event: Finished, output: Output, tokenizer: Tokenizer | None) -> None:
-        self.id = request.id
-        self.logprobs = request.logprobs
+    def __init__(
+        self, id: str, logprobs: LogprobWish | None, event: Finished, output: Output, tokenizer: Tokenizer | None
+    ) -> None:
+        self.id = id
+        self.logprobs = logprobs
         self.event = event
         self.output = output
         self.tokenizer = tokenizer
@@ -100,7 +102,6 @@ def _pairs(
 
 
 def of_choices(
-    request_id: str,
     event: Finished,
     choices: Sequence[str],
     sequences: Sequence[Sequence[int]],
@@ -109,7 +110,7 @@ def of_choices(
 ) -> dict[str, Any]:
     """The meta info of a select: the method's own numbers, and the log-prob of every token of every choice."""
     info: dict[str, Any] = {
-        "id": request_id,
+        "id": event.request_id,
         "prompt_tokens": event.num_prompt_tokens,
         "cached_tokens": event.num_cached_tokens,
         "choices": list(choices),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ History = Literal["append", "render"]
 
 _with_seed = copier(SamplingParams, "seed")
 _MAX_KNOWN = 1024
+_EIGHT = struct.Struct("<8Q")  # a blake2b digest
 _SEEDS = random.Random()  # of runs without a seed of their own; begun by the operating system
 os.register_at_fork(after_in_child=_SEEDS.seed)
 
@@ -45,6 +47,11 @@ class RunOptions:
         """Whether the run may take only so long, or so many tokens."""
         return self.deadline is not None or self.token_budget is not None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the run asks for nothing besides the texts: no bounds, no log-probs."""
+        return self.logprobs is None and self.deadline is None and self.token_budget is None
+
     def merged(self, overrides: Overrides, seed: int) -> SamplingParams:
         """The run's defaults with a gen's own options over them; `seed` where neither gives one.
 
@@ -58,13 +65,12 @@ class RunOptions:
                 self._merged[overrides] = known
         return known if known.seed is not None else _with_seed(known, seed)
 
-    def seed_of(self, instance: int, path: str, occurrence: int) -> int:
-        """The seed of one request: a hash of (run seed, batch index, stream path, occurrence in that stream).
+    def seeds_of(self, instance: int, path: str, block: int) -> tuple[int, ...]:
+        """`block`, then the seeds of 8 requests in order: one hash of (run seed, batch index, stream path, which 8).
 
-        So it depends on the program alone, never on the order in which requests are sent.
+        So a request's seed depends on the program alone, never on the order in which requests are sent.
         """
-        text = f"{self.seed}/{instance}/{path}/{occurrence}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+        return block, *_EIGHT.unpack(hashlib.blake2b(f"{self.seed}/{instance}/{path}/{block}".encode()).digest())
 
 
 _new_options = maker(RunOptions)

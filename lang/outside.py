@@ -12,7 +12,7 @@ from .feed import Chunk, Feed
 if TYPE_CHECKING:
     from .carrier import CarrierHub
     from .executor import Executor
-    from .gens import GenExpr
+    from .gens import GenExpr, SelectExpr
     from .hub import Task
 
 
@@ -142,3 +142,6 @@ class Outside:
 
     def call(self, body: Callable[..., Any], state: Any, args: Any, kwargs: Any) -> Any:
         self._refuse(None)
+    def append_select(self, stream: int, expr: SelectExpr) -> None:
+        self._refuse(expr.where)
+

@@ -7,17 +7,27 @@ allows between classes of one layout. Nothing is checked or converted: for value
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def maker(cls: type[T]) -> Callable[..., T]:
-    """`cls(...)` for a frozen dataclass with slots, without `__post_init__`; a field's factory is no default here."""
+def maker(cls: type[T], only: Sequence[str] = ()) -> Callable[..., T]:
+    """`cls(...)` for a frozen dataclass with slots, without `__post_init__`; a field's factory is no default here.
+
+    With `only`, these fields are the parameters, in this order, and all others have their defaults.
+    """
     defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}  # type: ignore[arg-type]
     names = _names(cls)
+    if only:
+        if missing := [name for name in (*only, *names) if name not in names or name not in {*only, *defaults}]:
+            raise TypeError(f"{cls.__name__} cannot be made without {missing[0]!r}, or has no such field")
+        constants = {f"default_{name}": defaults[name] for name in names if name not in only}
+        return _function(
+            cls, ", ".join(only), {name: name if name in only else f"default_{name}" for name in names}, constants
+        )
     first = [name for name in names if name not in defaults]
     parameters = [*first, *(f"{name}=defaults[{name!r}]" for name in names if name in defaults)]
     return _function(cls, ", ".join(parameters), {name: name for name in names}, {"defaults": defaults})

@@ -137,11 +137,6 @@ def enter_role(executor: Executor, stream: Stream, step: Step) -> None:
         stream.append_text(prefix)
         stream.open_role = OpenRole(op, stream.text_len, suffix)
         return
-    if executor.backend.capabilities.chat:
-        prefix, suffix = plain_turn(op.role)
-        stream.append_text(prefix)
-        stream.open_role = OpenRole(op, stream.text_len, suffix)
-        return
     template = _template(executor, op)
     if executor.options.history == "render" and (stream.is_rendered or template.fragments(stream.roles) is None):
         stream.is_rendered = True
@@ -208,10 +203,10 @@ def messages(stream: Stream) -> list[dict[str, Any]]:
 
 
 def _fork(executor: Executor, stream: Stream, step: Step) -> None:
+    stream.branch_off(step.extra)
     for branch in step.extra:
-        stream.branch_off(branch)
-    for branch in step.extra:
-        executor.advance(branch)
+        if branch.queue:
+            executor.advance(branch)
 
 
 def _join(executor: Executor, stream: Stream, step: Step) -> None:

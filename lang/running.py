@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import functools
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .function import Function
 
 
+_FEW = frozenset({"backend", "compiled"})  # options that most runs have, or none
 MAX_CARRIERS = 64  # threads of a batch whose bodies may block, unless num_threads says otherwise
 
 
@@ -57,16 +58,20 @@ class Running:
     @classmethod
     def of(cls, function: Function, options: Mapping[str, Any], where: SourceLoc | None) -> Running:
         """From the run's options, named as in `Function.run`. Raises what is wrong with them at the user's line."""
-        rest = dict(options)
-        if rest.get("stream") and function.is_async:
-            raise ArgumentError(f"{function.__name__} is async: it cannot run with stream=True", where=where)
-        backend = rest.pop("backend", None)
-        compiled, compile_options = rest.pop("compiled", None), rest.pop("compile_options", None)
-        orders, outputs = rest.pop("orders", None), checked_outputs(rest.pop("outputs", None), where)
-        outputs = function.outputs if outputs is None else outputs
+        backend, compiled = options.get("backend"), options.get("compiled")
+        compile_options = orders = recording = None
+        outputs = function.outputs
+        rest = {}
+        if not options.keys() <= _FEW:
+            rest = {name: value for name, value in options.items() if name not in _FEW}
+            if rest.get("stream") and function.is_async:
+                raise ArgumentError(f"{function.__name__} is async: it cannot run with stream=True", where=where)
+            compile_options, orders = rest.pop("compile_options", None), rest.pop("orders", None)
+            given = checked_outputs(rest.pop("outputs", None), where)
+            outputs = function.outputs if given is None else given
+            recording = rest.pop("record", None)
         if outputs is not None:
             compile_options = replace(compile_options or CompileOptions(), outputs=outputs)
-        recording = rest.pop("record", None)
         run = run_options(rest, where)
         target = recorded(backend if backend is not None else default_backend(), recording)
         if isinstance(target, Keeper):
@@ -84,7 +89,13 @@ class Running:
         return self.plan if self.plan is not None else self.ahead
 
     def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None) -> Task:
-        """One instance: its plan walked, or its body run. `orders`: of order-free parts, as the schedule has them."""
+        """One instance, as a task of this hub. `orders`: of order-free parts, as the schedule has them."""
+        return Task(*self.made(hub, arguments, instance, orders))
+
+    def made(
+        self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None
+    ) -> tuple[Executor, Callable[[], Any]]:
+        """The executor of one instance, and what runs it: its plan walked, or its body."""
         plan = self.plan
         executor = Executor(hub, self.function.__name__, self.options, instance, plan)
         if self.ahead is not None:
@@ -95,7 +106,7 @@ class Running:
         if orders:
             executor.orders = orders
         if self.backend.capabilities.speculating:
-            executor.num_spec_tokens = self.function.num_api_spec_tokens
+            executor.speculate(self.function.num_api_spec_tokens)
         if isinstance(self.backend, Keeper):
             executor.journal = self.backend.begun(self.function, instance, arguments)
         if self.outputs is not None:
@@ -103,21 +114,23 @@ class Running:
         if plan is not None:
             executor.types, executor.hosts = self.function.types, self.function.hosts
             may_block = bool(executor.hosts) and self.may_block
-            return Task(executor, lambda: walk_plan(executor, plan, arguments, may_block))
-        return Task(executor, lambda: self.function.body(ProgramState(executor), **arguments))
+            return executor, lambda: walk_plan(executor, plan, arguments, may_block)
+        return executor, lambda: self.function.body(ProgramState(executor), **arguments)
 
     def run(self, arguments: dict[str, Any]) -> ProgramState:
         """Run to the end; raises what failed."""
         nested = Hub.here(self.backend)
         hub = nested or Hub(self.backend)
-        task = self.task(hub, arguments)
-        self.refuse_overflow()
-        if self.known is not None and nested is None:
-            together.prepare_one(hub, self.known, self.disabled)
-        hub.run_here(task)
-        if task.executor.failure is not None:
-            raise task.executor.failure
-        return ProgramState(task.executor)
+        executor, body = self.made(hub, arguments)
+        if self.plan is not None:
+            self.refuse_overflow()
+        known = self.known
+        if known is not None and nested is None:
+            together.prepare_one(hub, known, self.disabled)
+        hub.run_here(executor, body)
+        if executor.failure is not None:
+            raise executor.failure
+        return ProgramState(executor)
 
     def stream(self, arguments: dict[str, Any]) -> ProgramState:
         """Start in a carrier; the state is read while the program runs."""

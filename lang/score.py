@@ -22,25 +22,29 @@ from . import meta
 from .checks import check_choices
 from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
 from .choosing import choose
-from .generate import new_request, origin, request_id, seconds_left, send
+from .generate import new_origin, request_id, seconds_left, seed_of, send
+from .quick import maker
 from .steps import check_text, warn_of_specials
 from .stream import Step, Stream, new_segment
 
 if TYPE_CHECKING:
     from ..core.text.tokenizer import Tokenizer
     from .executor import Executor
+    from .gens import SelectExpr
 
 Scores = Sequence[Sequence[float]]
 _NO_SAMPLING = SamplingParams()
+_new_score = maker(GenRequest, ("id", "segments", "sampling", "score", "timeout_s", "origin"))
 
 
 def select(executor: Executor, stream: Stream, step: Step) -> None:
     """Send the scoring request of a select; the stream waits for its result."""
-    op: Select = step.op
+    op: Select | SelectExpr = step.op
+    number: int = op.out.id if isinstance(op, Select) else step.extra
     tokenizer = executor.tokenizer
     able = executor.backend.capabilities
     if able.choosing and not able.scoring:
-        choose(executor, stream, step, _choices(op))
+        choose(executor, stream, step, _choices(op), number)
         return
     if not able.scoring or tokenizer is None:
         raise RequestError(f"the backend {able.name!r} cannot score choices", field="choices")
@@ -49,18 +53,20 @@ def select(executor: Executor, stream: Stream, step: Step) -> None:
     if not stream.segments:
         stream.begin(tokenizer, stream.open_role is not None)
     stream.num_requests += 1
-    scored = _scored(executor, tokenizer, stream, op, choices)
-    fixed = (*stream.segments, scored.shared) if scored.shared is not None else tuple(stream.segments)
+    scored = _scored(executor, tokenizer, stream, number, choices)
+    fixed = stream.settled() if scored.shared is None else (*stream.settled(), scored.shared)
     if not fixed:
         raise RequestError("there must be some text before a select", field="choices")
-    request = _request(executor, stream, op, fixed, scored.trie)
-    decide = partial(_decide, executor, stream, step, request, method, choices)
+    request = _request(executor, stream, number, fixed, scored.trie)
     if not method.needs_unconditional:
-        send(executor, stream, request, step, partial(decide, None))
+        send(executor, stream, request, step, partial(_decide, executor, stream, step, method, scored, choices, None))
         return
 
     def compare(event: Finished) -> None:
-        _score_alone(executor, stream, step, scored.trie, lambda alone: decide(alone, event))
+        def decide(alone: Scores) -> None:
+            _decide(executor, stream, step, method, scored, choices, alone, event)
+
+        _score_alone(executor, stream, step, number, scored.trie, decide)
 
     send(executor, stream, request, step, compare)
 
@@ -69,23 +75,26 @@ def _decide(
     executor: Executor,
     stream: Stream,
     step: Step,
-    request: GenRequest,
     method: ChoicesSamplingMethod,
+    scored: _Scored,
     choices: tuple[str, ...],
     alone: Scores | None,
     event: Finished,
 ) -> None:
     """The scores are there: take the choice. `alone`: those without the prompt, where the method wants them."""
-    assert request.score is not None and step.slot is not None
-    sequences = request.score.sequences
+    slot = step.slot
+    assert slot is not None
+    sequences = scored.trie.sequences
     decision = method(choices=choices, logprobs=event.scores, token_ids=sequences, unconditional=alone)
-    chosen = _draw(executor, stream, step.op, choices, decision)
+    chosen = decision.decision
+    if step.op.temperature >= 1e-6:
+        chosen = _draw(executor, stream, step.op.temperature, choices, decision)
     stream.append_text(chosen)
-    stream.mark(chosen, step.slot)
-    step.slot.set(chosen, partial(meta.of_choices, request.id, event, choices, sequences, decision, alone))
+    stream.mark(chosen, slot)
+    slot.set(chosen, partial(meta.of_choices, event, choices, sequences, decision, alone))
 
 
-def _choices(op: Select) -> tuple[str, ...]:
+def _choices(op: Select | SelectExpr) -> tuple[str, ...]:
     """The choices of the op, checked."""
     choices: Any = op.choices
     if not isinstance(choices, tuple):
@@ -120,14 +129,14 @@ def _known_of(tokenizer: Tokenizer) -> dict[Any, _Scored]:
     return known
 
 
-def _scored(executor: Executor, tokenizer: Tokenizer, stream: Stream, op: Select, choices: tuple[str, ...]) -> _Scored:
+def _scored(executor: Executor, tokenizer: Tokenizer, stream: Stream, number: int, choices: tuple[str, ...]) -> _Scored:
     """The tokens of the choices. What no choice can change of the text before them is settled in the stream."""
     tail = _settle(executor, tokenizer, stream)
     known = _known_of(tokenizer)
     found = known.get((tail, choices))
     if found is None:
         sequences: tuple[tuple[int, ...], ...] = ()
-        facts = executor.facts_of(op)
+        facts = executor.facts_of(number)
         if facts is not None and facts.tail == tail:
             sequences = facts.sequences
         sequences = sequences or tuple([tuple(tokenizer.encode(tail + choice)) for choice in choices])
@@ -172,21 +181,19 @@ def _shared(tokenizer: Tokenizer, tail: str, sequences: Sequence[Sequence[int]])
     return count
 
 
-def _request(executor: Executor, stream: Stream, op: Select, fixed: tuple[Segment, ...], trie: ScoreTrie) -> GenRequest:
-    return new_request(
-        request_id(executor, stream),
-        fixed,
-        sampling=_NO_SAMPLING,
-        score=trie,
-        timeout_s=seconds_left(executor),
-        origin=origin(executor, stream, op.out.id),
-    )
+def _request(
+    executor: Executor, stream: Stream, number: int, fixed: tuple[Segment, ...], trie: ScoreTrie
+) -> GenRequest:
+    left = seconds_left(executor) if executor.options.is_bounded else None
+    where_from = new_origin(executor.title, number, executor.instance, stream.path)
+    return _new_score(request_id(executor), fixed, _NO_SAMPLING, trie, left, where_from)
 
 
 def _score_alone(
     executor: Executor,
     stream: Stream,
     step: Step,
+    number: int,
     trie: ScoreTrie,
     then: Callable[[Scores], None],
 ) -> None:
@@ -198,19 +205,17 @@ def _score_alone(
         raise RequestError(
             "this method needs a BOS or end-of-text token to score choices without a prompt", field="choices_method"
         )
-    request = _request(executor, stream, step.op, (Segment(ids=(start,)),), trie)
+    request = _request(executor, stream, number, (Segment(ids=(start,)),), trie)
     send(executor, stream, request, step, lambda event: then(event.scores))
 
 
-def _draw(executor: Executor, stream: Stream, op: Select, choices: Sequence[str], decision: ChoicesDecision) -> str:
-    """The decision; above temperature 0 a draw from softmax(score / temperature) with the stream's seed."""
-    temperature: Any = op.temperature
-    if temperature < 1e-6:
-        return decision.decision
+def _draw(
+    executor: Executor, stream: Stream, temperature: float, choices: Sequence[str], decision: ChoicesDecision
+) -> str:
+    """A draw from softmax(score / temperature) with the stream's seed."""
     best = max(decision.scores)
     weights = [math.exp((score - best) / temperature) for score in decision.scores]
-    seed = executor.options.seed_of(executor.instance, stream.path, stream.num_requests)
-    point = seed / 2.0**63 * sum(weights)
+    point = seed_of(executor, stream) / 2.0**63 * sum(weights)
     for choice, weight in zip(choices, weights, strict=True):
         point -= weight
         if point < 0:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 JoinMode = Literal["gather_variable", "concate_and_append"]
 
 
-new_text, new_gen, new_select = maker(Text), maker(Gen), maker(Select)
+new_text, new_gen = maker(Text), maker(Gen)
 
 
 class TracedTypes:
@@ -77,8 +77,8 @@ class ProgramState:
             sink.append_text(self.stream, other, caller())
         elif other.__class__ is GenExpr and not sink.is_tracing:
             sink.append_gen(self.stream, other)
-        elif other.__class__ is SelectExpr:
-            self.emit_select(other)
+        elif other.__class__ is SelectExpr and not sink.is_tracing:
+            sink.append_select(self.stream, other)
         else:
             self.append(other)
         return self
@@ -118,13 +118,13 @@ class ProgramState:
 
     def emit_select(self, expr: SelectExpr) -> None:
         """Emit the op of a select expression."""
-        choices, temperature = expr.choices, expr.temperature
-        if self.sink.is_tracing:
-            choices, temperature = operand(choices), operand(temperature)
+        if not self.sink.is_tracing:
+            self.sink.append_select(self.stream, expr)  # type: ignore[attr-defined]
+            return
         self.sink.emit(
-            new_select(
-                out=self.sink.new_ref(), var=expr.var, choices=choices, method=expr.method,
-                temperature=temperature, stream=self.stream, where=expr.where,
+            Select(
+                out=self.sink.new_ref(), var=expr.var, choices=operand(expr.choices), method=expr.method,
+                temperature=operand(expr.temperature), stream=self.stream, where=expr.where,
             )
         )  # fmt: skip
 

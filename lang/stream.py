@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import chain, groupby
 from typing import Any
 
 from ..compiler.ir import Role, Scope
@@ -26,6 +27,25 @@ from .types import TypeSpec
 Run = list[tuple[str, SourceLoc | None]]
 new_segment = maker(Segment)
 GONE: Any = ()  # in place of what a finished stream does not need any more
+NO_CHANGES: Any = frozenset()  # of a branch: a set is made for the first
+NO_SEEDS: tuple[int, ...] = (-1,)
+MAX_SEGMENTS = 64  # of a stream, before neighbours are joined
+
+
+def joined(segments: list[Segment]) -> list[Segment]:
+    """The same prompt in fewer segments: neighbours that are token ids, or text, become one. A prompt is copied for
+    every request, so that a stream of many generations would cost the square of their number."""
+    made: list[Segment] = []
+    for is_media, run in groupby(segments, lambda segment: segment.media is not None):
+        if is_media:
+            made += run
+            continue
+        for is_text, alike in groupby(run, lambda segment: bool(segment.text)):
+            if is_text:
+                made.append(Segment(text="".join([segment.text for segment in alike])))
+            else:
+                made.append(new_segment(tuple(chain.from_iterable([segment.ids for segment in alike]))))
+    return made
 
 
 class Slot:
@@ -53,7 +73,9 @@ class Slot:
         if not self.is_done:
             self.value = value
             self.meta = meta
-            self._done()
+            self.is_done = True
+            if self.watchers is not None:
+                self._done()
 
     def fail(self, error: BaseException) -> None:
         """Say that there will be no value."""
@@ -147,18 +169,19 @@ class Stream:
     __slots__ = (
         "ahead", "branches", "busy", "changes", "error", "feed", "first_message", "fixed", "id", "is_joined",
         "is_rendered", "is_started", "last_mark", "log", "messages", "num_branches", "num_requests", "open_role",
-        "path", "pieces", "queue", "regions", "request_id", "roles", "run", "scopes", "segments", "siblings",
+        "path", "pieces", "queue", "regions", "request_id", "roles", "run", "scopes", "seeds", "segments", "siblings",
         "text_len", "variables",
     )  # fmt: skip
 
-    def __init__(self, id: int, path: str, is_started: bool = True) -> None:
+    def __init__(self, id: int, path: str, parent: Stream | None = None) -> None:
+        """A stream; a branch of `parent` begins when `branch_off` has been called for it."""
         self.id = id
         self.path = path
         # Settled prompt, the run that is not tokenised yet (with the user's lines), and the whole text in pieces.
-        self.segments: list[Segment] = []
-        self.run: Run = []
+        self.segments: list[Segment] = GONE if parent is not None else []
+        self.run: Run = GONE if parent is not None else []
         self.fixed = 0  # characters of the run up to the end of its last template text, which is never given back
-        self.pieces: list[str] = []
+        self.pieces: list[str] = GONE if parent is not None else []
         self.text_len = 0
         self.ahead: Ahead | None = None  # what a call wrote that may serve the next gens too
         self.last_mark: Slot | None = None  # what was generated last
@@ -172,19 +195,20 @@ class Stream:
         self.is_rendered = False  # the template writes all turns anew at each (history="render")
         self.scopes: tuple[tuple[Scope, int], ...] = ()
         # Variables and open regions, as of the last op emitted.
-        self.variables: dict[str, Slot] = {}
-        self.changes: set[str] | None = None  # variables that a branch set itself
-        self.regions: tuple[Role | Scope, ...] = ()
+        self.variables: dict[str, Slot] = {} if parent is None else parent.variables.copy()
+        self.changes: set[str] | None = None if parent is None else NO_CHANGES  # variables that a branch set itself
+        self.regions: tuple[Role | Scope, ...] = () if parent is None else parent.regions
         self.branches: tuple[Stream, ...] = ()
         self.siblings: tuple[Stream, ...] = ()  # the branches of the same fork, this one included
         # What is still to do.
         self.queue: deque[Step] = GONE  # made for the first step that has to wait
         self.busy: Slot | None = None  # the generation that must end before the next step
         self.request_id = ""  # of that generation
-        self.is_started = is_started  # a branch starts when its fork is reached
+        self.is_started = parent is None  # a branch starts when its fork is reached
         self.is_joined = False
         self.error: BaseException | None = None
         self.num_requests = 0
+        self.seeds = NO_SEEDS  # of the requests around the last one; see RunOptions.seeds_of
         self.num_branches = 0
 
     @property
@@ -241,6 +265,13 @@ class Stream:
         self.text_len += len(text)
         if self.feed is not None:
             self.feed.add_text(text)
+
+    def settled(self) -> tuple[Segment, ...]:
+        """The prompt so far, without the run that is not tokenised yet."""
+        segments = self.segments
+        if len(segments) > MAX_SEGMENTS:
+            segments = self.segments = joined(segments)
+        return tuple(segments)
 
     def begin(self, tokenizer: Tokenizer | None, in_template: bool) -> None:
         """Before the first content: a BOS where the tokenizer adds one and no chat template writes it."""
@@ -352,24 +383,27 @@ class Stream:
 
     # -- branches and failure
 
-    def branch_off(self, stream: Stream) -> None:
-        """Make `stream` begin as a copy of this one."""
-        stream.segments = self.segments.copy()
-        if self.run:
-            stream.run = [(self.pending, None)]
+    def branch_off(self, streams: tuple[Stream, ...]) -> None:
+        """Make each of the streams begin as a copy of this one."""
+        run = [(self.pending, None)] if self.run else []
+        pieces = [self.text()] if self.pieces else []
+        num_messages = len(self.messages)
+        role = self.open_role
+        for stream in streams:
+            stream.segments = self.segments.copy()
+            stream.run = run.copy()  # type: ignore[assignment]
             stream.fixed = self.fixed
-        if self.pieces:
-            stream.pieces = [self.text()]
-        stream.text_len = self.text_len
-        stream.last_mark = self.last_mark
-        stream.messages = self.messages
-        stream.first_message = len(self.messages)
-        stream.roles = self.roles
-        stream.is_rendered = self.is_rendered
-        stream.log = []
-        if self.open_role is not None:
-            stream.open_role = OpenRole(self.open_role.op, self.open_role.text_start, self.open_role.suffix)
-        stream.is_started = True
+            stream.pieces = pieces.copy()
+            stream.text_len = self.text_len
+            stream.last_mark = self.last_mark
+            stream.messages = self.messages
+            stream.first_message = num_messages
+            stream.roles = self.roles
+            stream.is_rendered = self.is_rendered
+            stream.log = []
+            if role is not None:
+                stream.open_role = OpenRole(role.op, role.text_start, role.suffix)
+            stream.is_started = True
 
     def fail(self, error: BaseException) -> list[Stream]:
         """Stop here: what this stream was still to produce fails. Returns the streams that can never start now."""
@@ -393,4 +427,5 @@ class Stream:
         self.segments = self.run = GONE
         self.log = self.changes = None
         self.siblings = self.branches = ()
+        self.seeds = NO_SEEDS
         self.ahead = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from ..compiler.expressions import STATEFUL, Outcome, Unset, evaluate
@@ -165,8 +164,11 @@ class _Walker:
         self.emit_resolved(op, (op.source, op.options), resolve)
 
     def gen(self, op: Gen) -> None:
+        if _constant.get(id(op)) is op:
+            self.executor.emit(op)
+            return
         source = op.constraint.source if op.constraint is not None else None
-        if _is_constant((op.sampling, source)):
+        if _note_constant(op, (op.sampling, source)):
             self.executor.emit(op)
             return
 
@@ -181,7 +183,7 @@ class _Walker:
         self.emit_resolved(op, (op.sampling, source), resolve)
 
     def select(self, op: Select) -> None:
-        if _is_constant((op.choices, op.temperature)):
+        if _constant.get(id(op)) is op or _note_constant(op, (op.choices, op.temperature)):
             self.executor.emit(op)
             return
 
@@ -446,9 +448,18 @@ def _refs(operand: Any) -> Iterator[Ref]:
             yield from _refs(item)
 
 
-@lru_cache(4096)
-def _is_constant(operand: Any) -> bool:
-    return next(_refs(operand), None) is None
+_MAX_CONSTANT = 4096
+_constant: dict[int, Gen | Select] = {}  # ops without values to put in, by id, which they keep while they are here
+
+
+def _note_constant(op: Gen | Select, operands: tuple[Any, ...]) -> bool:
+    """Whether there are no values to be put in; remembers it."""
+    if next(_refs(operands), None) is not None:
+        return False
+    if len(_constant) >= _MAX_CONSTANT:
+        _constant.clear()
+    _constant[id(op)] = op
+    return True
 
 
 _role_header = copier(Role, "body")

@@ -65,6 +65,18 @@ def test_a_quick_copy_is_a_replace(value):
         copied.seed = 1
 
 
+def test_a_maker_of_a_few_fields_gives_the_others_their_defaults():
+    make = maker(GenRequest, ("id", "sampling", "segments", "origin"))
+    segments, sampling, origin = (Segment(ids=(1, 2)),), SamplingParams(seed=3), Origin("p", 2)
+    assert make("r", sampling, segments, origin) == GenRequest(
+        id="r", segments=segments, sampling=sampling, origin=origin
+    )
+    with pytest.raises(TypeError, match="'segments'"):
+        maker(GenRequest, ("id", "sampling"))
+    with pytest.raises(TypeError, match="'nothing'"):
+        maker(GenRequest, ("id", "sampling", "segments", "nothing"))
+
+
 def test_what_cannot_be_made_quickly_is_refused():
     @dataclass(frozen=True)
     class Loose:
@@ -76,6 +88,84 @@ def test_what_cannot_be_made_quickly_is_refused():
         copier(SamplingParams, "sed")
     with pytest.raises(TypeError):
         maker(GenRequest)(id="r", segments=(), nothing=1)
+
+
+def test_a_line_that_asks_for_the_same_again_gets_the_same():
+    def asked(name, *args, **options):
+        return dslc.gen(name, *args, **options)
+
+    def chosen(name, choices, **options):
+        return dslc.select(name, choices, **options)
+
+    first = asked("a", 16, stop="x")
+    assert asked("a", 16, stop="x") is first and asked("b", 16, stop="x").var == "b"
+    assert asked("a", 16, stop=("x",)).sampling == asked("a", 16, stop=["x"]).sampling == first.sampling
+    assert asked("a", 17, stop="x").sampling != first.sampling
+    there, here = asked("a", 16, stop="x"), dslc.gen("a", 16, stop="x")
+    assert here.where.function != there.where.function and here.sampling == there.sampling
+    assert asked("a", temperature=1).sampling == (("temperature", 1),)
+    for wrong in (True, "1"):  # True is equal to 1
+        with pytest.raises(dslc.RequestError, match="temperature"):
+            asked("a", temperature=wrong)
+    assert asked("n", int).spec.parse("7") == 7 and asked("n", float).spec.parse("7") == 7.0
+    yes = chosen("c", ["yes", "no"])
+    assert chosen("c", ["yes", "no"]) is yes and chosen("c", ["yes", "no", "or"]).choices == ("yes", "no", "or")
+    assert chosen("c", ["yes", "no"], temperature=0.5).temperature == 0.5
+    with pytest.raises(dslc.RequestError, match=r"choices\[1\]"):
+        chosen("c", ["yes", ""])
+
+
+@pytest.mark.parametrize("compiled", [False, None])
+def test_seeds_depend_on_the_program_alone(compiled):
+    """Each request of each stream has its own, in a batch as alone."""
+
+    @dslc.function
+    def program(s, q):
+        s += q
+        for _ in range(20):
+            s += dslc.gen(max_tokens=1)
+        forks = s.fork(3)
+        for _ in range(9):
+            forks += dslc.gen(max_tokens=1)
+        forks.join()
+        s += dslc.gen("last", max_tokens=1)
+
+    def seeds(run, first=0):
+        backend = ScriptedBackend("a")
+        run(backend)
+        asked: dict[tuple[int, str], list[int]] = {}
+        for request in backend.requests:
+            asked.setdefault((request.origin.instance, request.origin.stream), []).append(request.sampling.seed)
+        return asked
+
+    rows = [{"q": "a"}, {"q": "b"}]
+    batch = seeds(lambda backend: program.run_batch(rows, backend=backend, seed=5, compiled=compiled))
+    alone = seeds(lambda backend: program.run(q="b", backend=backend, seed=5, compiled=compiled))
+    assert {path: found for (instance, path), found in batch.items() if instance == 0} == {
+        path: found for (_, path), found in alone.items()
+    }
+    every = [seed for found in batch.values() for seed in found]
+    assert len(every) == len(set(every)) == 2 * (21 + 27) and all(0 <= seed < 2**63 for seed in every)
+    other = seeds(lambda backend: program.run(q="b", backend=backend, seed=6, compiled=compiled))
+    assert not {seed for found in other.values() for seed in found} & set(every)
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_a_long_stream_sends_the_same_prompt_in_few_segments(has_tokenizer):
+    backend = ScriptedBackend(lambda prompt: f"{len(prompt) % 10}", has_tokenizer=has_tokenizer)
+    state = long_chain.run(backend=backend, compiled=False)
+    text, ends = state.text(), [0]
+    for turn in range(200):
+        ends.append(text.index(f"{turn}:", ends[-1]) + len(f"{turn}:"))
+    assert backend.prompts == [text[:end] for end in ends[1:]]
+    assert max(len(request.segments) for request in backend.requests) <= 2 * 64
+
+
+@dslc.function
+def long_chain(s):
+    for turn in range(200):
+        s += f"{turn}:"
+        s += dslc.gen(max_tokens=1)
 
 
 @pytest.mark.parametrize("compiled", [False, None])
