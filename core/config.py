@@ -28,6 +28,8 @@ class EngineConfig:
     `jump_forward` is the default of requests with a constraint that do not say (`SamplingParams`).
     `prefill_attention_backend` and `decode_attention_backend` override `attention_backend` for forwards with and
     without prompt tokens. `enable_custom_logit_processor` lets requests name registered logit processors.
+    On a GPU decodes of up to `cuda_graph_max_bs` requests (None: `max_running_requests`) are captured in graphs when
+    the engine starts, unless `disable_cuda_graph`; `get_server_info` says what was captured, or why nothing was.
     """
 
     model_path: str | None = None
@@ -63,6 +65,8 @@ class EngineConfig:
     jump_forward: bool | Literal["step"] = True
     deterministic: bool = False
     disable_overlap_schedule: bool = False
+    disable_cuda_graph: bool = False
+    cuda_graph_max_bs: int | None = None
     stream_interval: int = 1
     enable_custom_logit_processor: bool = False
 
@@ -84,7 +88,7 @@ class EngineConfig:
         for name in ("max_running_requests", "max_prefill_tokens", "page_size", "stream_interval"):
             self._positive(name)
         self._positive("priority_scheduling_preemption_threshold")
-        for name in ("context_length", "max_queued_requests", "max_total_tokens"):
+        for name in ("context_length", "max_queued_requests", "max_total_tokens", "cuda_graph_max_bs"):
             if getattr(self, name) is not None:
                 self._positive(name)
         if (
@@ -116,6 +120,8 @@ class EngineConfig:
                 f"must be above 0, not {self.schedule_conservativeness}", field="schedule_conservativeness"
             )
 
+        if self.disable_cuda_graph and self.cuda_graph_max_bs is not None:
+            raise ConfigError("means nothing with disable_cuda_graph", field="cuda_graph_max_bs")
         if not (self.enable_priority_scheduling or self.schedule_policy == "priority"):
             for name, default in (
                 ("schedule_low_priority_values_first", False),

@@ -33,12 +33,17 @@ def copy_kv(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor) ->
     v_cache.index_copy_(0, target, v_cache.index_select(0, source))
 
 
+def checks_slots() -> bool:
+    """Whether DSLC_CHECK_SLOTS=1 asks for every write to be looked over."""
+    return os.environ.get(CHECK_SLOTS, "0") == "1"
+
+
 def checked(store: Callable[..., Any]) -> Callable[..., Any]:
     """`store_kv` that looks for repeated slots first, where DSLC_CHECK_SLOTS=1 asks for it; else `store` itself.
 
     It reads the slots on the host, so it is for debugging. What it returns raises ValueError naming the slot.
     """
-    if os.environ.get(CHECK_SLOTS, "0") != "1":
+    if not checks_slots():
         return store
 
     def store_checked(k_cache: Tensor, v_cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:

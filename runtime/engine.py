@@ -494,7 +494,7 @@ class Engine(GenerateAPI, EncodeAPI):
             return self.scheduler.memory.flush()
 
     def get_server_info(self) -> dict[str, Any]:
-        """The configuration, the sizes that followed from it, and what is in use now."""
+        """The configuration, the sizes that followed from it, how forwards are run, and what is in use now."""
         with self._state:
             memory, scheduler = self.scheduler.memory, self.scheduler
             sizes = {
@@ -510,7 +510,8 @@ class Engine(GenerateAPI, EncodeAPI):
                 "new_token_ratio": scheduler.new_token_ratio,
             }
         options = {name: getattr(self.config, name) for name in EngineConfig.__dataclass_fields__}
-        return {**options, **sizes, "run_seed": self.run_seed}
+        how = getattr(self.runner, "how_forwards_run", {})
+        return {**options, **sizes, **how, "run_seed": self.run_seed}
 
     @property
     def stalled_s(self) -> float:

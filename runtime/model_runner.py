@@ -11,12 +11,13 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..kernels.native.library import Library
 from .attention import choose_attention_backend
+from .graph_buckets import DecodeGraphs, decode_graphs
 from .layers.packing import pack_linears, use_native_linears
 from .layers.rowwise import fix_counts
 from .loader import gguf_of, load_config, load_model, model_folder
 from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from .memory.request_table import ReqToTokenPool
-from .native_step import NativeStep, library, native_step
+from .native_step import NativeStep, hooks_of, library, native_step
 from .platform import Platform, platform_of
 
 if TYPE_CHECKING:
@@ -67,12 +68,20 @@ class ModelRunner:
             self.num_tokens = self._pool_size()
             self.kv_pool = KVPool(self.num_tokens, self.kv_shape, config.page_size, self.device)
             self.req_to_token = ReqToTokenPool(config.max_running_requests, self.context_length, self.device)
-            self.native = self._native_step()
+            native = self._native_step()
+            self.native = native if isinstance(native, NativeStep) else None
             self._counts_are_fixed = False
             if self.native is None:
                 self._pack_linears()
                 self._fix_counts()
-        self.attention = backends.make(self.req_to_token)
+            self.attention = backends.make(self.req_to_token)
+            graphs = "C++ runs the model" if self.native is not None else decode_graphs(self)
+        self.graphs = graphs if isinstance(graphs, DecodeGraphs) else None
+        self._hooks = hooks_of(self.model)
+        self.how_forwards_run = {
+            "forward": "C++" if self.native is not None else f"torch: {native}",
+            "decode_graphs": graphs if isinstance(graphs, str) else f"batches of {list(graphs.buckets)}",
+        }
 
     @property
     def device(self) -> torch.device:
@@ -95,11 +104,20 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, fb: ForwardBatch) -> Tensor:
-        """Logits of the wanted rows, [R, vocab] float32, in the order of `fb.logits_rows`. Writes the rows' KV."""
+        """Logits of the wanted rows, [R, vocab] float32, in the order of `fb.logits_rows`. Writes the rows' KV.
+
+        Where the batch has a graph, the next forward of its size overwrites them.
+        """
         if self.native is not None and self.native.serves(fb):
             return self.native.forward(fb)
+        if self.graphs is not None and self.graphs.can_run(fb) and not any(self._hooks):
+            return self.graphs.run(fb)
         self._fix_counts()
         self.attention.init_forward_metadata(fb)
+        return self.launch(fb)
+
+    def launch(self, fb: ForwardBatch) -> Tensor:
+        """`forward` in torch, for a batch that attention has been made ready for. What a graph captures."""
         hidden: Tensor = self.model(fb.input_ids, fb.positions, fb, self.kv_pool, self.attention)
         if fb.logits_rows.shape[0] < hidden.shape[0]:  # else ascending and without repeats: all rows
             hidden = hidden.index_select(0, fb.logits_rows)
@@ -115,27 +133,33 @@ class ModelRunner:
             fix_counts(self.model, self.act_dtype, self.device)
             self._counts_are_fixed = True
 
-    def _may_be_native(self) -> bool:
-        """Whether C++ may do what it can: on a CPU, unless an attention backend was asked for by name."""
+    def _why_not_native(self) -> str | None:
+        """What forbids C++ whatever it can do; None if nothing does."""
         config = self.config
+        if self.platform.name != "cpu":
+            return f"the device is {self.platform.name}"
         asked = {config.attention_backend, config.prefill_attention_backend, config.decode_attention_backend}
-        return self.platform.name == "cpu" and asked <= {"auto", None} and self._has_room_to_pack()
+        if not asked <= {"auto", None}:
+            return "an attention backend was asked for by name"
+        if not self._has_room_to_pack():
+            return "a packed copy of the weights does not fit into memory"
+        return None
 
-    def _native_step(self) -> NativeStep | None:
-        """The C++ forward, if it knows the model."""
-        if not self._may_be_native():
-            return None
+    def _native_step(self) -> NativeStep | str:
+        """The C++ forward, if it knows the model; or why torch runs it."""
+        reason = self._why_not_native()
+        if reason is not None:
+            return reason
         native = native_step(self.model, self.kv_pool, self.req_to_token)
         if isinstance(native, str):
             log.info("%s runs in torch: %s", self.folder, native)
-            return None
         return native
 
     def _pack_linears(self) -> None:
         """For a model that torch runs: faster matrix products on a CPU."""
         if self.platform.name != "cpu" or not self._has_room_to_pack():
             return
-        loaded = library() if self._may_be_native() else None
+        loaded = library() if self._why_not_native() is None else None
         if isinstance(loaded, Library):
             use_native_linears(self.model, loaded)
         else:

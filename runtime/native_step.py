@@ -70,11 +70,10 @@ class NativeStep:
         self._native = native
         self._rotary = model.model.rotary
         self._table = req_to_token.device
-        modules = list(model.modules())
-        self._hooks: list[dict[int, Any]] = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks = hooks_of(model)
 
     def serves(self, fb: ForwardBatch) -> bool:
-        """Whether this forward can be done here: someone who looks into the modules must see them run."""
+        """Whether this forward can be done here: it has rows, and nobody looks into the modules."""
         return fb.mode is not ForwardMode.IDLE and fb.num_rows > 0 and not any(self._hooks)
 
     def forward(self, fb: ForwardBatch) -> Tensor:
@@ -86,6 +85,11 @@ class NativeStep:
             groups=[(group.rows, group.shared_len) for group in fb.groups], trees=fb.tree_parents,
         )  # fmt: skip
         return self._native.forward(batch)
+
+
+def hooks_of(model: nn.Module) -> list[dict[int, Any]]:
+    """Where each module of a model has its hooks: whoever looks into the modules must see them run."""
+    return [hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
 
 
 def native_step(model: CausalLM, kv_pool: KVPool, req_to_token: ReqToTokenPool) -> NativeStep | str:

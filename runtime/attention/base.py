@@ -29,6 +29,14 @@ class AttentionBackend(ABC):
     def __init__(self, req_to_token: ReqToTokenPool) -> None:
         self.req_to_token = req_to_token
 
+    def captures_decodes(self, head_dim: int) -> bool:
+        """Whether what it does in a batch of plain decodes, with heads of this size, can be repeated by a graph.
+
+        It then depends on the number of requests alone, reads the batch's own tensors and what was made ready for it,
+        and asks the host for nothing.
+        """
+        return False
+
     @abstractmethod
     def init_forward_metadata(self, fb: ForwardBatch) -> None:
         """Whatever all layers of this forward share (indices, masks), kept in `fb.scratch`."""

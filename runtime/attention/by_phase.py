@@ -27,6 +27,9 @@ class ByPhaseBackend(AttentionBackend):
     def _of(self, fb: ForwardBatch) -> AttentionBackend:
         return self.decode if fb.mode is ForwardMode.DECODE else self.prefill
 
+    def captures_decodes(self, head_dim: int) -> bool:
+        return self.decode.captures_decodes(head_dim)
+
     def init_forward_metadata(self, fb: ForwardBatch) -> None:
         self._of(fb).init_forward_metadata(fb)
 

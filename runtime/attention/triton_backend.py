@@ -114,6 +114,9 @@ class TritonBackend(AttentionBackend):
         )
         return TorchNativeBackend(self.req_to_token)
 
+    def captures_decodes(self, head_dim: int) -> bool:
+        return head_dim <= WIDEST_HEAD
+
     def init_forward_metadata(self, fb: ForwardBatch) -> None:
         fb.scratch.clear()
         is_decode = [n == 1 and not _tree_of(fb, b) for b, n in enumerate(fb.extend_lens_cpu)]

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels.registry import choose
 
@@ -83,12 +83,14 @@ class RotaryTable:
 
     def at(self, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """cos, sin of [T] positions, all below `end`: each [T, 1, rotary_dim / 2], to be broadcast over heads."""
-        if end > self._cos.shape[0] or self._cos.device != positions.device:
-            self._fill(end, positions.device)
+        self.fill(end, positions.device)
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
-    def _fill(self, end: int, device: torch.device) -> None:
+    def fill(self, end: int, device: torch.device) -> None:
+        """Have the angles of all positions below `end` on the device; a table that grows is another tensor."""
+        if end <= self._cos.shape[0] and self._cos.device == device:
+            return
         # In blocks of one size, each computed alone: an angle's bits do not depend on how large the table is.
         freq = inverse_frequencies(self.rope, self.context_length)
         cos, sin = [], []
@@ -97,6 +99,14 @@ class RotaryTable:
             cos.append(angles.cos() * self.rope.attention_factor)
             sin.append(angles.sin() * self.rope.attention_factor)
         self._cos, self._sin = torch.cat(cos).to(device), torch.cat(sin).to(device)
+
+
+def fill_tables(model: nn.Module, end: int, device: torch.device) -> None:
+    """Fill every table of a model's modules, so that none grows below `end` any more."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, RotaryTable):
+                value.fill(end, device)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

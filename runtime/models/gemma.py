@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..layers.norm import GemmaRMSNorm
 from .llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ..model_config import ModelConfig
@@ -26,11 +27,12 @@ class GemmaModel(LlamaModel):
 
     def __init__(self, config: ModelConfig, act_dtype: torch.dtype, layer: type[LlamaDecoderLayer]) -> None:
         super().__init__(config, act_dtype, layer)
-        self.scale = config.hidden_size**0.5
+        # a number of the host: a tensor made in each forward would be a copy to the device that a graph cannot hold
+        self.scale = float(torch.tensor(config.hidden_size**0.5, dtype=act_dtype, device="cpu"))
 
     def embedded(self, input_ids: Tensor) -> Tensor:
         x = super().embedded(input_ids)
-        return x * x.new_tensor(self.scale)
+        return x * self.scale
 
 
 class GemmaForCausalLM(LlamaForCausalLM):
