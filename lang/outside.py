@@ -119,6 +119,9 @@ class Outside:
     def append_gen(self, stream: int, expr: GenExpr[Any]) -> None:
         self._refuse(expr.where)
 
+    def append_select(self, stream: int, expr: SelectExpr) -> None:
+        self._refuse(expr.where)
+
     def append_text(self, stream: int, text: str, where: SourceLoc | None) -> None:
         self._refuse(where)
 
@@ -142,6 +145,3 @@ class Outside:
 
     def call(self, body: Callable[..., Any], state: Any, args: Any, kwargs: Any) -> Any:
         self._refuse(None)
-    def append_select(self, stream: int, expr: SelectExpr) -> None:
-        self._refuse(expr.where)
-
