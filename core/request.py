@@ -18,12 +18,14 @@ class MediaRef:
     """A picture or video: made by `core.media`, from whatever the user gave.
 
     `digest` is the SHA-256 of kind and `data` (hexadecimal); `data` the bytes of a picture's file, or a video's frames
-    as .npy. The engine interns it by another digest, of the pixels and the settings of the model's processor.
+    as .npy, `fps` of them a second (None: nobody said). The engine interns it by another digest, of the pixels, `fps`
+    and the settings of the model's processor.
     """
 
     kind: Literal["image", "video"]
     digest: str
     data: bytes = field(default=b"", repr=False)
+    fps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,35 @@ if TYPE_CHECKING:
     from .picture import Pixels
 
 
+_VIDEO_FIELDS = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+
+
+def video_settings(folder: Path) -> dict[str, Any]:
+    """What the folder says of a video's frames in place of a picture's: options for `ImageProcessor.__call__`.
+
+    Raises ModelLoadError for a file that is no JSON object.
+    """
+    own, shared = folder / "video_preprocessor_config.json", folder / "processor_config.json"
+    found: Any = _object(own) if own.is_file() else {}
+    if not found and shared.is_file():
+        found = _object(shared).get("video_processor") or {}
+    made = {name: found[name] for name in _VIDEO_FIELDS if found.get(name) is not None}
+    low, high = found.get("min_pixels"), found.get("max_pixels")
+    if low is not None and high is not None:  # as published Qwen2-VL folders write it
+        made["size"] = {"shortest_edge": low, "longest_edge": high}
+    return made
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"cannot be read: {error}", path=str(path)) from None
+    if not isinstance(found, dict):
+        raise ModelLoadError("must hold a JSON object", path=str(path))
+    return found
+
+
 class ImageProcessor:
     """Calls transformers' processor on one picture at a time, so that a picture's pixels never depend on others.
 

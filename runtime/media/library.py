@@ -51,8 +51,8 @@ class MediaProcessor(Protocol):
     def image(self, pixels: Pixels) -> Processed:
         """uint8 [H, W, 3]."""
 
-    def video(self, frames: Pixels) -> Processed:
-        """uint8 [F, H, W, 3]."""
+    def video(self, frames: Pixels, fps: float | None) -> Processed:
+        """uint8 [F, H, W, 3], `fps` of them a second; None where nobody said."""
 
 
 class MediaLibrary:
@@ -76,15 +76,16 @@ class MediaLibrary:
         """The picture of a request. Raises RequestError for what cannot be decoded or processed."""
         if ref.kind not in self.kinds:
             raise RequestError(f"the model takes no {ref.kind}s")
-        key = hashlib.sha256(ref.kind.encode() + b"\0" + ref.data).hexdigest()
+        key = hashlib.sha256(f"{ref.kind} {ref.fps}\0".encode() + ref.data).hexdigest()
         with self._lock:
             known = self._recent.get(key)
             if known is not None:
                 self._recent.move_to_end(key)
                 return known
         pixels: Pixels = np.asarray(decode_image(ref)) if ref.kind == "image" else decode_frames(ref)
-        digest = self._digest(ref.kind, pixels)
-        processed = self.processor.image(pixels) if ref.kind == "image" else self.processor.video(pixels)
+        is_image = ref.kind == "image"
+        digest = self._digest(ref.kind if is_image else f"{ref.kind} {ref.fps}", pixels)
+        processed = self.processor.image(pixels) if is_image else self.processor.video(pixels, ref.fps)
         with self._lock:
             self.num_processed += 1
             made = Picture(self._ids.setdefault(digest, self._first_id + len(self._ids)), digest, processed)
@@ -137,7 +138,8 @@ def spatial_positions(num_prompt: int, placed: Sequence[Placed]) -> RopePosition
         assert processed.grid is not None
         frames, rows, columns = processed.grid
         grid = np.indices((frames, rows, columns)).reshape(3, -1)
-        grid[0] = (grid[0] * processed.frame_step).astype(np.int64)
+        # In float32, as in transformers: what falls next to a whole number must fall on the same side.
+        grid[0] = (grid[0].astype(np.float32) * np.float32(processed.frame_step)).astype(np.int64)
         at = start + processed.num_features
         table[:, start:at] = next_position + grid
         next_position += max(rows, columns)

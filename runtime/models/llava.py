@@ -5,7 +5,7 @@ picture = linear_2(gelu(linear_1(vit(pixels)))),  one row for each patch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,15 @@ class LlavaProcessor:
         rows, columns = values.shape[-2] // self.patch_size, values.shape[-1] // self.patch_size
         return Processed({"pixels": values}, rows * columns + self.num_extra)
 
-    def video(self, frames: Pixels) -> Processed:
+    def video(self, frames: Pixels, fps: float | None) -> Processed:
         raise NotImplementedError("LLaVA 1.5 takes pictures only")
 
 
 class LlavaForConditionalGeneration(VisionLM):
     """See the module."""
 
+    DEFAULT_LAYER: ClassVar[int] = -2
+    DEFAULT_STRATEGY: ClassVar[str] = "default"
     RENAMED = {  # noqa: RUF012
         "language_model.lm_head.": ("language_model.lm_head.", "lm_head."),
         "language_model.model.": ("language_model.model.", "model.language_model."),
@@ -72,9 +74,9 @@ class LlavaForConditionalGeneration(VisionLM):
         super().__init__(config, act_dtype)
         path = str(config.path / "config.json")
         fields = self.outer("vision_config")
-        layers = self.outer("vision_feature_layer", -2)
+        layers = self.outer("vision_feature_layer", self.DEFAULT_LAYER)
         self.feature_layers: list[int] = layers if isinstance(layers, list) else [layers]
-        self.drops_class = self.outer("vision_feature_select_strategy", "default") == "default"
+        self.drops_class = self.outer("vision_feature_select_strategy", self.DEFAULT_STRATEGY) == "default"
         self.vision_tower = VisionTransformer(fields, path)
         self.multi_modal_projector = Projector(
             fields["hidden_size"] * len(self.feature_layers),
@@ -89,10 +91,14 @@ class LlavaForConditionalGeneration(VisionLM):
         num_extra = int(self.vision_tower.is_clip) - int(self.drops_class)
         return LlavaProcessor(self.config.path, fields["patch_size"], num_extra, self.image_id())
 
-    def encode_media(self, pixels: dict[str, Tensor]) -> Tensor:
-        found = self.vision_tower.features(pixels["pixels"].to(self.act_dtype), self.feature_layers, self.drops_class)
+    def projected(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, patches, hidden]: the encoder's features in the decoder's width."""
+        found = self.vision_tower.features(pixels.to(self.act_dtype), self.feature_layers, self.drops_class)
         out: Tensor = self.multi_modal_projector(found)
-        return out[0]
+        return out
+
+    def encode_media(self, pixels: dict[str, Tensor]) -> Tensor:
+        return self.projected(pixels["pixels"])[0]
 
 
 EntryClass = LlavaForConditionalGeneration

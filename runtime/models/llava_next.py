@@ -44,6 +44,20 @@ def unpadded(grid: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice
     return slice(0, rows), slice(padding, columns - padding)
 
 
+def joined_tiles(tiles: Tensor, layout: Tensor) -> Tensor:
+    """[tiles, patches, hidden] -> [rows, columns, hidden]: side by side, without the picture's padding."""
+    high, wide, top, bottom, left, right = layout.tolist()
+    per = int(tiles.shape[1] ** 0.5)
+    grid = tiles[:, : per * per].view(high, wide, per, per, -1).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+    return grid[top:bottom, left:right]
+
+
+def with_newlines(grid: Tensor, newline: Tensor) -> Tensor:
+    """[rows, columns, hidden] -> [rows * (columns + 1), hidden]: a newline after each row."""
+    ends = newline.to(grid.dtype).expand(grid.shape[0], 1, -1)
+    return torch.cat([grid, ends], dim=1).flatten(0, 1)
+
+
 class LlavaNextProcessor(LlavaProcessor):
     """A picture and its tiles. Shapes follow from its size."""
 
@@ -63,9 +77,14 @@ class LlavaNextProcessor(LlavaProcessor):
         tiles = (best[0] // self.side, best[1] // self.side)
         values = values[: 1 + tiles[0] * tiles[1]]
         rows, columns = unpadded((tiles[0] * per, tiles[1] * per), size)
-        num = (rows.stop - rows.start) * (columns.stop - columns.start + 1)
         layout = torch.tensor([*tiles, rows.start, rows.stop, columns.start, columns.stop])
-        return Processed({"pixels": values, "layout": layout}, per * per + self.num_extra + num)
+        grid = self.grid_size(rows.stop - rows.start, columns.stop - columns.start)
+        num = per * per + self.num_extra + grid[0] * (grid[1] + 1)
+        return Processed({"pixels": values, "layout": layout, "grid": torch.tensor(grid)}, num)
+
+    def grid_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """How many rows and columns of the tiles' joined grid stand in the prompt: all."""
+        return rows, columns
 
 
 class LlavaNextForConditionalGeneration(LlavaForConditionalGeneration):
@@ -89,14 +108,8 @@ class LlavaNextForConditionalGeneration(LlavaForConditionalGeneration):
         )  # fmt: skip
 
     def encode_media(self, pixels: dict[str, Tensor]) -> Tensor:
-        found = self.vision_tower.features(pixels["pixels"].to(self.act_dtype), self.feature_layers, self.drops_class)
-        found = self.multi_modal_projector(found)
-        high, wide, top, bottom, left, right = pixels["layout"].tolist()
-        per = int(found.shape[1] ** 0.5)
-        grid = found[1:, : per * per].view(high, wide, per, per, -1).transpose(1, 2).flatten(0, 1).flatten(1, 2)
-        grid = grid[top:bottom, left:right]
-        ends = self.image_newline.to(grid.dtype).expand(grid.shape[0], 1, -1)
-        return torch.cat([found[0], torch.cat([grid, ends], dim=1).flatten(0, 1)])
+        found = self.projected(pixels["pixels"])
+        return torch.cat([found[0], with_newlines(joined_tiles(found[1:], pixels["layout"]), self.image_newline)])
 
 
 EntryClass = LlavaNextForConditionalGeneration

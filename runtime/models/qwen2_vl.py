@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.errors import ModelLoadError, RequestError
-from ..media.image_processor import ImageProcessor
+from ..media.image_processor import ImageProcessor, video_settings
 from ..media.picture import Processed
 from .vision.base import VisionLM
 from .vision.spatial import SpatialQwen2
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 
 
 class QwenVLProcessor:
-    """Pictures of any size, in patches; frames of a video in pairs, each resized as a picture is."""
+    """Pictures of any size, in patches; frames of a video in pairs, each resized as a picture is.
+
+    `positions_per_second` is how far a second of video goes in the positions of time; None: each pair is one further.
+    """
 
     kinds = frozenset({"image", "video"})
     is_spatial = True
 
     def __init__(self, folder: Path, start_id: int, end_id: int, image_id: int) -> None:
         self.inner = ImageProcessor(folder)
-        self.settings = self.inner.settings
+        self.video_options = video_settings(folder)
+        self.settings = f"{self.inner.settings} {self.video_options}"
+        self.positions_per_second: float | None = None
         self.start_id, self.end_id = start_id, end_id
         self.image_place = image_id, (start_id,), (end_id,)
         self.merge = int(self.inner.inner.merge_size)
@@ -46,9 +51,9 @@ class QwenVLProcessor:
         made = self.inner(pixels)
         return self._processed(made["pixel_values"], made["image_grid_thw"][0].tolist())
 
-    def video(self, frames: Pixels) -> Processed:
+    def video(self, frames: Pixels, fps: float | None) -> Processed:
         """Patches [pairs * rows * columns, C * 2 * p * p]; an odd last frame stands twice."""
-        made = [self.inner(frame) for frame in frames]
+        made = [self.inner(frame, **self.video_options) for frame in frames]
         if len({tuple(m["image_grid_thw"][0].tolist()) for m in made}) != 1:
             raise RequestError("its frames have different sizes", field="video")
         _, rows, columns = made[0]["image_grid_thw"][0].tolist()
@@ -57,9 +62,12 @@ class QwenVLProcessor:
         single = [m["pixel_values"].view(rows * columns, -1, per, side, side)[:, :, 0] for m in made]
         single += [single[-1]] * (-len(single) % per)
         groups = [torch.stack(single[i : i + per], dim=2).flatten(1) for i in range(0, len(single), per)]
-        return self._processed(torch.cat(groups), [len(groups), rows, columns])
+        step = 1.0
+        if self.positions_per_second is not None:
+            step = self.positions_per_second * (1.0 if fps is None else per / fps)
+        return self._processed(torch.cat(groups), [len(groups), rows, columns], step)
 
-    def _processed(self, patches: Tensor, grid: list[int]) -> Processed:
+    def _processed(self, patches: Tensor, grid: list[int], frame_step: float = 1.0) -> Processed:
         frames, rows, columns = grid[0], grid[1] // self.merge, grid[2] // self.merge
         return Processed(
             {"patches": patches, "grid": torch.tensor(grid)},
@@ -67,6 +75,7 @@ class QwenVLProcessor:
             (self.start_id,),
             (self.end_id,),
             (frames, rows, columns),
+            frame_step,
         )
 
 
