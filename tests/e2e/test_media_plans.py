@@ -25,6 +25,7 @@ from dslc.core.text.load import load_tokenizer
 from dslc.lang.executor import Executor
 from dslc.lang.hub import Hub, Task
 from dslc.lang.options import run_options
+from dslc.lang.state import ProgramState
 from dslc.lang.walker import walk_plan
 
 torch.set_num_threads(1)
@@ -141,7 +142,9 @@ def test_a_plan_that_was_saved_sends_what_the_program_does(files):
         hub = Hub(backends[1])
         again = Plan.from_json(plan.to_json())
         executor = Executor(hub, plan.program.title, run_options({}, None), 0, again)
+        executor.types, executor.hosts = function.types, function.hosts
         list(hub.run([Task(executor, partial(walk_plan, executor, again, arguments))]))
+        assert ProgramState(executor).error() is None
         assert sent(backends[0]) == sent(backends[1]), function
 
 
