@@ -168,8 +168,9 @@ def _form(form: str, program: Program, plan: Plan | None, compiling: Compiling, 
         return print_program(program, with_lines)
     if form == "explain":
         from .compiler.explain import print_explanation
+        from .core.picture_tokens import picture_tokens
 
-        return print_explanation(plan, compiling.tokenizer)
+        return print_explanation(plan, compiling.tokenizer, picture_tokens(compiling.model))
     if form == "html":
         from .compiler.page import print_page
 
@@ -212,10 +213,13 @@ def _add_check(verbs: Any) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from .compiler.check import Finding, Model, check
+    from .core.picture_tokens import picture_tokens
 
     tokenizer = load_tokenizer_of(arguments.model)
     context_length = arguments.context_length or _context_length(arguments.model)
-    model = Model(tokenizer, context_length, engine_capabilities())
+    pictures = picture_tokens(arguments.model)
+    able = replace(engine_capabilities(), media=pictures.kinds) if pictures is not None else engine_capabilities()
+    model = Model(tokenizer, context_length, able, pictures)
     counts = dict.fromkeys(("error", "warning", "note"), 0)
     for target in arguments.program:
         findings: list[Finding] = []
@@ -245,5 +249,7 @@ def _context_length(model: str | None) -> int | None:
     path = Path(model if model is not None else BUILTIN_MODEL) / "config.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    inner = config.get("text_config") or {}
+    found = config.get("max_position_embeddings") or inner.get("max_position_embeddings")
     return found if isinstance(found, int) else None

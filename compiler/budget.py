@@ -48,6 +48,7 @@ from .ir import (
 from .prompts import UNKNOWN
 
 if TYPE_CHECKING:
+    from ..core.picture_tokens import PictureTokens
     from ..core.text.tokenizer import Tokenizer
     from .plan import Plan
 
@@ -161,9 +162,12 @@ def budget(
     arguments: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
     chunk: int = CHUNK,
+    pictures: PictureTokens | None = None,
 ) -> Budget:
-    """The budget of one run. `defaults` are the run's sampling options; arguments left out are unknown."""
+    """The budget of one run. `defaults` are the run's sampling options; arguments left out are unknown, and so is what
+    a picture costs without `pictures`."""
     walker = _Walker(tokenizer, arguments or {}, dict(defaults or {}), chunk)
+    walker.pictures = pictures
     try:
         walker.region(program.body)
     except _Ended:
@@ -185,6 +189,7 @@ class _Walker:
         self.arguments = arguments
         self.defaults = defaults
         self.chunk = chunk
+        self.pictures: PictureTokens | None = None
         self.state = State()
         self.values: dict[int, Value] = {}
         self.sites: dict[int, Site] = {}
@@ -277,7 +282,14 @@ class _Walker:
 
     def media(self, op: Media) -> None:
         stream = self.state.streams[op.stream]
-        stream.tokens, stream.known = Span(stream.tokens.least, INF), None
+        if self.pictures is None:
+            stream.tokens, stream.known = Span(stream.tokens.least, INF), None
+            return
+        num_frames = self.value(dict(op.options).get("num_frames")).known
+        bounds = self.pictures.of(op.kind, self.value(op.source).known, num_frames)
+        self.settle(stream)
+        stream.tokens += Span(*bounds)
+        stream.guess += bounds[0]
 
     # Generations
 

@@ -43,6 +43,7 @@ from .verifier import diagnose
 
 if TYPE_CHECKING:
     from ..core.backend import Capabilities
+    from ..core.picture_tokens import PictureTokens
     from ..core.text.tokenizer import Tokenizer
     from .constraints.char_dfa import CharDfa
 
@@ -67,12 +68,13 @@ class Finding:
 class Model:
     """What is known of the model the program is for; None: not known, and rules that need it say nothing.
 
-    `backend` is what serves it can do.
+    `backend` is what serves it can do, `pictures` what those cost in its prompts.
     """
 
     tokenizer: Tokenizer | None = None
     context_len: int | None = None
     backend: Capabilities | None = None
+    pictures: PictureTokens | None = None
 
 
 @dataclass
@@ -483,7 +485,7 @@ def _context(subject: _Subject) -> Found:
     from .budget import budget
 
     least: dict[int, int] = {}
-    for site in budget(subject.program, tokenizer).sites:
+    for site in budget(subject.program, tokenizer, pictures=subject.model.pictures).sites:
         least[site.op.out.id] = min(int(site.prompt.least), least.get(site.op.out.id, limit))
     for prompt in prompts(subject.program, tokenizer):
         op = subject.makers[prompt.out.id]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import SourceLoc
 from .check import Found, _rule, _strings, _Subject
+from .explain import tokens_of_media
 from .ir import Gen, Media, Select, walk
 from .passes.base import CompileOptions, Context
 from .passes.drop_unobserved import run as drop_unobserved
@@ -64,6 +65,14 @@ def _backend(subject: _Subject) -> Found:
                 yield f"the backend {able.name!r} cannot enforce a constraint of kind {op.constraint.kind}", op.where
             if op.logprobs is not None and not able.logprobs:
                 yield f"the backend {able.name!r} gives no log-probs", op.where
+
+
+@_rule("picture-tokens", "note", "How many tokens a picture or video takes in the prompts of the model.")
+def _picture_tokens(subject: _Subject) -> Found:
+    pictures = subject.model.pictures
+    for op in subject.ops if pictures is not None else ():
+        if isinstance(op, Media) and pictures is not None and op.kind in pictures.kinds:
+            yield f"the {op.kind} takes {tokens_of_media(op, pictures)}", op.where
 
 
 @_rule("unread-gen", "warning", "With outputs=: a gen or select that no output needs, so that it is not run.")

@@ -5,6 +5,7 @@ Reads the plan only; `explain` gives values, `print_explanation` their text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ from .printer import string_text
 from .prompts import Prompt, prompts
 
 if TYPE_CHECKING:
+    from ..core.picture_tokens import PictureTokens
     from ..core.text.tokenizer import Tokenizer
 
 
@@ -74,12 +76,18 @@ def explain(plan: Plan, tokenizer: Tokenizer | None = None) -> list[Explanation]
     return explained
 
 
-def print_explanation(plan: Plan, tokenizer: Tokenizer | None = None) -> str:
-    """The explanations as text: `+` before what is gained, `-` before what is not."""
+def print_explanation(plan: Plan, tokenizer: Tokenizer | None = None, pictures: PictureTokens | None = None) -> str:
+    """The explanations as text: `+` before what is gained, `-` before what is not.
+
+    With `pictures`, those of the program with their tokens in the model's prompts.
+    """
     lines = [f"{plan.program.title}: {len(plan.gens)} gens, {len(plan.selects)} selects"]
     bound = sum(facts.expected_len for facts in plan.gens)
     if plan.gens and all(facts.expected_len for facts in plan.gens):
         lines[0] += f"; at most {bound} new tokens in a run of every gen"
+    for op in walk(plan.program.body) if pictures is not None else ():
+        if isinstance(op, Media) and pictures is not None:
+            lines.append(f"{op.where}: " * (op.where is not None) + f"{op.kind}: {tokens_of_media(op, pictures)}")
     for item in explain(plan, tokenizer):
         lines.append(f"{item.where + ': ' if item.where else ''}{item.title}")
         lines += [f"  + {gain}" for gain in item.gains] + [f"  - {limit}" for limit in item.limits]
@@ -88,6 +96,19 @@ def print_explanation(plan: Plan, tokenizer: Tokenizer | None = None) -> str:
             place = f"{op.where}: " if op.where is not None else ""
             lines.append(f"{place}the program is run by its Python body, since the compiler cannot follow: {op.reason}")
     return "\n".join(lines) + "\n"
+
+
+def tokens_of_media(op: Media, pictures: PictureTokens) -> str:
+    """How many tokens of the prompt a picture or video takes, in words."""
+    if op.kind not in pictures.kinds:
+        return f"the model takes no {op.kind}s"
+    source = op.source if isinstance(op.source, str) else None
+    least, most = pictures.of(op.kind, source, dict(op.options).get("num_frames"))
+    if least == most:
+        return f"{least} tokens of the prompt"
+    if most == math.inf:
+        return f"at least {least} tokens of the prompt"
+    return f"{least} to {most:.0f} tokens of the prompt"
 
 
 def _title(op: Gen | Select) -> str:

@@ -176,7 +176,7 @@ FAULTS = [
     ("backend", 1, "the backend 'toy' takes no videos", 'media video "cat.mp4"'),
     ("backend", 1, "cannot enforce a constraint of kind ebnf", '%1 = gen "a" constraint=ebnf("root ::= [a-z]+")'),
 ]
-PYTHON = {"open-role", "unread-gen", "chat-template"}  # seen in Python sources, below
+PYTHON = {"open-role", "unread-gen", "chat-template", "picture-tokens"}  # seen elsewhere: in sources, with a model
 
 
 def program_of(ops):
