@@ -40,8 +40,11 @@ def film_format(data: bytes) -> str | None:
     return known.get(data[:4])
 
 
-def decode_film(data: bytes, num_frames: int, limits: MediaLimits, choose: Callable[[int, int], list[int]]) -> Frames:
-    """uint8 [F, H, W, 3]: the frames `choose(number of all, num_frames)`, turned as the camera says.
+def decode_film(
+    data: bytes, num_frames: int, limits: MediaLimits, choose: Callable[[int, int], list[int]]
+) -> tuple[Frames, int, float | None]:
+    """uint8 [F, H, W, 3]: the frames `choose(number of all, num_frames)`, turned as the camera says; how many all are,
+    and how many of all are shown in a second, where the file says.
 
     Raises RequestError for what is no film, broken, or beyond the limits.
     """
@@ -62,10 +65,11 @@ def decode_film(data: bytes, num_frames: int, limits: MediaLimits, choose: Calla
         with av.open(io.BytesIO(data), format=film_format(data), options=options, metadata_errors="ignore") as film:
             stream = film.streams.video[0]
             _check_size(stream.width, stream.height, len(chosen), limits)
+            rate = stream.average_rate
             frames = _decoded(film, stream, chosen)
     except av.FFmpegError as error:
         raise RequestError(f"is damaged, or no film: {error.strerror}", field="video") from None
-    return np.stack(frames)
+    return np.stack(frames), num_all, float(rate) if rate else None
 
 
 def _num_frames(film: Any, limits: MediaLimits) -> int:

@@ -106,8 +106,11 @@ def image_ref(source: Any) -> MediaRef:
     return _ref("image", data)
 
 
-def video_ref(source: Any, num_frames: int) -> MediaRef:
+def video_ref(source: Any, num_frames: int, fps: float | None = None) -> MediaRef:
     """The video as a value: `num_frames` of its frames, evenly spread (all, where it has fewer).
+
+    `fps`: how many frames a second the source has, where it does not say itself, or says it wrongly. That of the frames
+    kept follows from it.
 
     `source` is a path, URL or bytes of a film (mp4, webm, ...; needs PyAV), a GIF, an animated WebP or PNG, a
     multi-page TIFF or an `.npy` of uint8 [F, H, W, 3]; or the path of a folder of pictures, in the order of the numbers
@@ -115,24 +118,31 @@ def video_ref(source: Any, num_frames: int) -> MediaRef:
     """
     if type(num_frames) is not int or num_frames < 1:
         raise RequestError(f"must be a positive integer, not {num_frames!r}", field="num_frames")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < float("inf")):
+        raise RequestError(f"must be a positive number of frames a second, not {fps!r}", field="fps")
     if isinstance(source, MediaRef):
         return source
+    frames, num_all, own_fps = _frames_of(source, num_frames)
+    data = _frames_as_npy(frames, num_frames)
+    rate = own_fps if fps is None else float(fps)
+    return _ref("video", data, None if rate is None else rate * min(num_frames, num_all) / num_all)
+
+
+def _frames_of(source: Any, num_frames: int) -> tuple[Any, int, float | None]:
+    """The chosen frames (or all), how many there are of all, and how many of these a second, where the file says."""
     if isinstance(source, (str, os.PathLike)) and (folder := _folder(source)) is not None:
-        frames = _listed(folder, num_frames)
-    elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return _listed(folder, num_frames), len(folder), None
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         data = _named(source, "video") if isinstance(source, (str, os.PathLike)) else bytes(source)
         _check_bytes(data, "video")
-        if data.startswith(b"\x93NUMPY"):
-            frames = _npy(data)
-        elif film_format(data) is not None:
-            frames = decode_film(data, num_frames, _limits, frame_indices)
-        else:
-            frames = _animation(data, num_frames)
+        if not data.startswith(b"\x93NUMPY"):
+            is_film = film_format(data) is not None
+            return decode_film(data, num_frames, _limits, frame_indices) if is_film else _animation(data, num_frames)
+        source = _npy(data)
     elif isinstance(source, Sequence):
-        frames = _listed(source, num_frames)
-    else:
-        frames = source
-    return _ref("video", _frames_as_npy(frames, num_frames))
+        return _listed(source, num_frames), len(source), None
+    shape = tuple(getattr(source, "shape", ()))
+    return source, shape[0] if len(shape) == 4 else 1, None
 
 
 def frame_indices(num_all: int, num_frames: int) -> list[int]:
@@ -171,8 +181,9 @@ def decode_frames(ref: MediaRef) -> Frames:
     return frames
 
 
-def _ref(kind: Literal["image", "video"], data: bytes) -> MediaRef:
-    return MediaRef(kind, hashlib.sha256(kind.encode() + b"\0" + data).hexdigest(), data)
+def _ref(kind: Literal["image", "video"], data: bytes, fps: float | None = None) -> MediaRef:
+    named = kind if fps is None else f"{kind} {fps!r}"
+    return MediaRef(kind, hashlib.sha256(named.encode() + b"\0" + data).hexdigest(), data, fps)
 
 
 def _check_bytes(data: bytes, field: str) -> None:
@@ -305,8 +316,9 @@ def _png(image: Any) -> bytes:
     return out.getvalue()
 
 
-def _animation(data: bytes, num_frames: int) -> Frames:
-    """The chosen frames of a picture that moves."""
+def _animation(data: bytes, num_frames: int) -> tuple[Frames, int, float | None]:
+    """The chosen frames of a picture that moves, how many there are, and how many a second, by how long those chosen
+    are shown."""
     import numpy as np
 
     image = _open(data, "video")
@@ -318,13 +330,14 @@ def _animation(data: bytes, num_frames: int) -> Frames:
         num_pixels = image.width * image.height * len(chosen)
         if num_pixels > _limits.max_pixels:
             raise _too_many_pixels(f"{len(chosen)} frames of {image.width} x {image.height}", num_pixels, "video")
-        frames = []
+        frames, shown_ms = [], 0.0
         for number in chosen:
             image.seek(number)
             frames.append(np.asarray(image.convert("RGB")))
+            shown_ms += float(image.info.get("duration") or 0)
     except (OSError, SyntaxError, EOFError) as error:
         raise RequestError(f"is damaged: {error}", field="video") from None
-    return np.stack(frames)
+    return np.stack(frames), num_all, 1000 * len(frames) / shown_ms if shown_ms > 0 else None
 
 
 def _too_many_frames(num: int) -> RequestError:

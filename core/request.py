@@ -17,9 +17,9 @@ from .sampling import SamplingParams
 class MediaRef:
     """A picture or video: made by `core.media`, from whatever the user gave.
 
-    `digest` is the SHA-256 of kind and `data` (hexadecimal); `data` the bytes of a picture's file, or a video's frames
-    as .npy, `fps` of them a second (None: nobody said). The engine interns it by another digest, of the pixels, `fps`
-    and the settings of the model's processor.
+    `digest` is the SHA-256 of kind, `fps` and `data` (hexadecimal); `data` the bytes of a picture's file, or a video's
+    frames as .npy, `fps` of them a second (None: nobody said). The engine interns it by another digest, of the pixels,
+    `fps` and the settings of the model's processor.
     """
 
     kind: Literal["image", "video"]

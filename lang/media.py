@@ -40,6 +40,6 @@ def read(op: Media) -> MediaRef:
     try:
         if op.kind == "image":
             return image_ref(op.source)
-        return video_ref(op.source, options["num_frames"])  # type: ignore[arg-type]
+        return video_ref(op.source, options["num_frames"], options.get("fps"))  # type: ignore[arg-type]
     except RequestError as error:
         raise ProgramError(str(error), where=op.where) from None

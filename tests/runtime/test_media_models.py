@@ -165,6 +165,11 @@ def test_a_video_among_pictures_equals_transformers(family):
         assert ids_of(run(engine, prompts)) == [expected(path, parts) for parts in prompts]
 
 
+@dslc.function
+def paced(s, film):
+    s += "Film: " + dslc.video(film, 4, fps=6) + " what?" + dslc.gen("a", max_tokens=NUM, ignore_eos=True)
+
+
 def test_the_time_between_frames_is_in_the_positions_of_qwen2_5_vl():
     """6 frames a second: pairs are 2 / 6 s apart, 2/3 of a position; 0.7: 5.71 positions. Both are rounded down."""
     path = tiny_vision("qwen2_5_vl")
@@ -186,6 +191,10 @@ def test_the_time_between_frames_is_in_the_positions_of_qwen2_5_vl():
             again = run(engine, [["Film: ", Film(film, 6.0), " what happens?"], ["Film: ", Film(film, 3.0), "x"]])
             assert again[0].num_cached_tokens == again[0].num_prompt_tokens - 1
             assert again[1].num_cached_tokens < 16
+
+            state = paced.run(film=film, backend=engine, temperature=0.0)
+            assert engine.tokenizer is not None
+            assert state["a"] == engine.tokenizer.decode(expected(path, ["Film: ", Film(film[::2], 3.0), " what?"]))
 
 
 def test_a_model_of_pictures_refuses_videos():
