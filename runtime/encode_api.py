@@ -13,6 +13,7 @@ from ..core.errors import RequestError
 from ..core.events import Event, Failed, Finished
 from ..core.request import GenRequest, ScoreTrie, Segment
 from .encoding import POOLINGS, EncodeDefaults, Encoder, Job, Pooling, checked_ids, pooled
+from .generate import lists_of_ids
 
 if TYPE_CHECKING:
     from ..core.backend import EventSink
@@ -36,6 +37,13 @@ class EncodeAPI(ABC):
     @abstractmethod
     def submit_jobs(self, jobs: list[Job]) -> None:
         """Queue inputs for the encoder, and wake whoever drives."""
+
+    @abstractmethod
+    def drop_jobs(self, jobs: list[Job]) -> None:
+        """Nobody wants these any more."""
+
+    @abstractmethod
+    def abort(self, request_ids: Sequence[str]) -> None: ...
 
     @abstractmethod
     def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool: ...
@@ -143,8 +151,11 @@ class EncodeAPI(ABC):
             GenRequest(id=f"score-{next(_ids)}", segments=(Segment(ids=prompt),), score=ScoreTrie(sequences))
             for prompt, sequences in tries
         ]
-        self.submit(requests, sink)
-        self.wait(lambda: len(ended) == len(requests))
+        try:
+            self.submit(requests, sink)
+            self.wait(lambda: len(ended) == len(requests))
+        finally:
+            self.abort([request.id for request in requests if request.id not in ended])
         found = []
         for request in requests:
             event = ended[request.id]
@@ -169,11 +180,13 @@ class EncodeAPI(ABC):
         if dimensions is not None and self.task != "embed":
             raise RequestError("means nothing for a classifier", field="dimensions")
         if prompt is not None:
+            if not isinstance(prompt, (str, list, tuple)):
+                raise RequestError(f"must be a string or a list of strings, not {prompt!r}", field="prompt")
             is_one = isinstance(prompt, str)
-            inputs = [self.encode_prompt(text) for text in ([prompt] if is_one else prompt)]
+            texts: list[Any] = [prompt] if is_one else list(prompt)
+            inputs = [self.encode_prompt(text) for text in texts]
         else:
-            is_one = bool(input_ids) and not isinstance(input_ids[0], (list, tuple))
-            inputs = [list(ids) for ids in ([input_ids] if is_one else input_ids)]
+            inputs, is_one = lists_of_ids(input_ids)
         if not inputs:
             raise RequestError(
                 "is empty: there is nothing to read", field="prompt" if input_ids is None else "input_ids"
@@ -182,8 +195,11 @@ class EncodeAPI(ABC):
         return [Job(checked_ids(ids, *self.input_limits, number), kind) for number, ids in enumerate(inputs)], is_one
 
     def _finish(self, jobs: list[Job]) -> None:
-        self.submit_jobs(jobs)
-        self.wait(lambda: all(job.is_over for job in jobs))
+        try:
+            self.submit_jobs(jobs)
+            self.wait(lambda: all(job.is_over for job in jobs))
+        finally:
+            self.drop_jobs([job for job in jobs if not job.is_over])
         for job in jobs:
             if job.error is not None:
                 raise job.error

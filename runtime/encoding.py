@@ -86,6 +86,7 @@ class Encoder:
         chunk = config.chunked_prefill_size
         self.budget = config.max_prefill_tokens if chunk < 0 or self.is_whole else chunk
         self.jobs: deque[Job] = deque()
+        self._has_dropped = False
 
     @property
     def num_leases(self) -> int:
@@ -103,8 +104,26 @@ class Encoder:
             job.error = error
             self._free(job)
 
+    def drop(self, jobs: list[Job]) -> None:
+        """Nobody wants these any more; what they hold is freed before the next forward."""
+        for job in jobs:
+            job.error = job.error or EngineError("nobody waits for this input any more")
+            self._has_dropped = True
+
+    def forget_all(self, error: DslcError) -> None:
+        """`fail_all` where the memory is given up as a whole."""
+        while self.jobs:
+            job = self.jobs.popleft()
+            job.error, job.lease = error, None
+
     def plan(self, *, others_run: bool) -> list[tuple[Job, int, IntArray]]:
         """(job, tokens to compute, their slots) for one forward. A job that can never fit fails."""
+        if self._has_dropped:
+            for job in self.jobs:
+                if job.is_over:
+                    self._free(job)
+            self.jobs = deque(job for job in self.jobs if not job.is_over)
+            self._has_dropped = False
         while self.jobs and self.jobs[0].is_over:
             self.jobs.popleft()
         work: list[tuple[Job, int, IntArray]] = []
@@ -151,7 +170,8 @@ class Encoder:
         for job, _, _ in work:
             if job.is_over:
                 self._free(job)
-                self.jobs.remove(job)
+                if job in self.jobs:  # not dropped meanwhile
+                    self.jobs.remove(job)
 
     def _slots(self, job: Job, num: int) -> IntArray | None:
         if job.lease is None:

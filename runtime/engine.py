@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
     from ..core.request import GenRequest
     from ..core.text.tokenizer import Tokenizer
     from .scheduling.batch import Batch
+    from .scheduling.messages import Message
     from .worker import Runner
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 0.1  # between the steps of the engine's own thread when one raised
 MAX_PINNED_SHARE = 0.5  # of the pool: what is pinned can neither be evicted nor used
 
 
@@ -149,7 +152,6 @@ class Engine(GenerateAPI, EncodeAPI):
         self._compiled_before = constraints_compiled()
         self._grammars = GrammarQueue()
         self._is_closed = False
-        self._broken: ErrorInfo | None = None
 
     def _make_encoder(self, config: EngineConfig, runner: Runner, memory: MemoryManager) -> None:
         model = getattr(runner, "model", None)
@@ -169,7 +171,10 @@ class Engine(GenerateAPI, EncodeAPI):
         """One turn: take messages, launch, resolve. False if there was nothing to do. Only for the driver."""
         self.step_started_at = now = time.monotonic()
         due: InFlight | None = None
+        messages: list[Message] = []
         try:
+            if self._grammars.next_deadline <= now:
+                self._grammars.expire(now)
             with self._state:
                 messages = self._mailbox.take(now)
                 self.scheduler.receive(messages, now)
@@ -186,8 +191,9 @@ class Engine(GenerateAPI, EncodeAPI):
             has_encoded = bool(self.encoder.jobs) and self._encode(batch is not None)
         except BaseException as error:  # a bug, or Ctrl-C in the thread that drives
             has_encoded = False
-            self._crash(error)
+            self._crash(error, messages)
             if not isinstance(error, Exception):
+                self.step_started_at = None
                 raise
         has_work = self.scheduler.has_work
         if not has_work and self.check_when_idle and self._in_flight is None:
@@ -242,32 +248,38 @@ class Engine(GenerateAPI, EncodeAPI):
         outbox = self.scheduler.outbox
         if not outbox:
             return
-        events, outbox[:] = list(outbox), []
-        for request, event in events:
-            try:
-                request.sink(event)
-            except Exception:
-                log.exception("the sink of request %r raised; the request is aborted", request.id)
-                self._mailbox.put(Cancel(request.id, ErrorInfo("Aborted", "its event sink raised")))
-        self._mailbox.notify()
+        num_told = 0
+        try:
+            for request, event in outbox:
+                num_told += 1
+                try:
+                    request.sink(event)
+                except Exception:
+                    log.exception("the sink of request %r raised; the request is aborted", request.id)
+                    self._mailbox.put(Cancel(request.id, ErrorInfo("Aborted", "its event sink raised")))
+        finally:  # if Ctrl-C comes in between, the rest is told in the next turn
+            del outbox[:num_told]
+            self._mailbox.notify()
 
-    def _crash(self, error: BaseException) -> None:
-        """The loop itself failed: end every request by name of the fault, and go on if the memory still adds up."""
+    def _crash(self, error: BaseException, messages: Iterable[Message]) -> None:
+        """The loop itself failed: end every request by name of the fault, and go on.
+
+        Where the memory does not add up afterwards, because the fault came in the middle of a change (Ctrl-C may come
+        anywhere), all that is cached or pinned is dropped.
+        """
         log.error("the engine's loop failed; all requests in flight end with an error", exc_info=error)
         info = ErrorInfo("EngineError", f"the engine's loop failed: {error!r}")
         self._in_flight = None
         with self._state:
-            requests = list(self.scheduler.requests.values())
             try:
                 self.encoder.fail_all(EngineError(info.message))
-                for request in requests:
-                    self.scheduler.fail(request, info, keep=False)
+                self.scheduler.fail_all(info, messages)
                 self.scheduler.check_integrity(self.encoder.num_leases)
             except Exception as second:
-                self._broken = ErrorInfo("EngineError", f"the engine is out of order since: {error!r} ({second!r})")
-                for request in requests:
-                    if not request.is_over:
-                        self.scheduler.finish_request(request, Failed(request.id, info))
+                log.error("the memory does not add up after that: the cache starts anew (%r)", second)
+                self.encoder.forget_all(EngineError(info.message))
+                self.scheduler.start_over(info)
+                self.worker.start_over()
         self._dispatch()
 
     def replay(self, turns: Sequence[Turn]) -> StepTrace:
@@ -335,14 +347,14 @@ class Engine(GenerateAPI, EncodeAPI):
                 raise EngineClosed("the engine is closed")
             now = time.monotonic()
             try:
-                if self._broken is not None:
-                    raise self._broken.exception()
                 if self.task != "generate":
                     raise RequestError(f"the model has no vocabulary, its head is to {self.task}; use encode or score")
                 seed = self._draw_seed(source)
                 if self.intake.takes_long(source):
                     prepare = partial(self._prepare, source, seed, sink, now)
-                    self._grammars.put(source.id, prepare, partial(self._tell, sink))
+                    deadline = self.intake.deadline(source, now)
+                    self._grammars.put(source.id, prepare, partial(self._tell, sink), deadline)
+                    self._mailbox.notify()  # whoever sleeps looks at the deadline
                     continue
                 self._prepare(source, seed, sink, now)()
             except Exception as error:
@@ -371,10 +383,14 @@ class Engine(GenerateAPI, EncodeAPI):
         with self._state:
             if self._is_closed:
                 raise EngineClosed("the engine is closed")
-            if self._broken is not None:
-                raise self._broken.exception()
             self.encoder.submit(jobs)
         self._mailbox.notify()
+
+    def drop_jobs(self, jobs: list[Job]) -> None:
+        """Nobody waits for these inputs any more."""
+        if jobs:
+            with self._state:
+                self.encoder.drop(jobs)
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of a text that stands after others: no BOS, special tokens not parsed."""
@@ -446,14 +462,21 @@ class Engine(GenerateAPI, EncodeAPI):
         while not (ready() or self._is_closed or (until is not None and time.monotonic() >= until)):
             seen = self._mailbox.version
             if not self.step() and not ready():
-                self._mailbox.wait_for_change(seen, until)
+                self._sleep(seen, until)
+
+    def _sleep(self, seen: int, until: float | None) -> None:
+        """The driver has nothing to do until something comes, or a deadline passes."""
+        compiled_by = self._grammars.next_deadline
+        if compiled_by < math.inf:
+            until = compiled_by if until is None else min(until, compiled_by)
+        self._mailbox.wait_for_change(seen, until, drives=True)
 
     def start(self) -> None:
         """Have the engine's own thread drive from now on: something streams, or an event loop must not be blocked."""
         with self._state:
             if self._is_closed:
                 raise EngineClosed("the engine is closed")
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="dslc-engine", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)  # a thread must not be in a forward when the interpreter goes
@@ -462,8 +485,14 @@ class Engine(GenerateAPI, EncodeAPI):
         with self._drive:
             while not self._is_closed:
                 seen = self._mailbox.version
-                if not self.step():
-                    self._mailbox.wait_for_change(seen, None)
+                try:
+                    has_work = self.step()
+                except BaseException:  # even one that is no Exception: others would wait for ever
+                    log.exception("a step raised in the engine's own thread, which goes on")
+                    self._mailbox.wait_for_change(self._mailbox.version, time.monotonic() + RETRY_S)
+                    continue
+                if not has_work:
+                    self._sleep(seen, None)
 
     # Backend: the rest
 
@@ -503,7 +532,7 @@ class Engine(GenerateAPI, EncodeAPI):
                 "vocab_size": self.intake.vocab_size,
                 "device": str(self.worker.device),
                 "num_running_reqs": len(scheduler.running),
-                "num_waiting_reqs": len(scheduler.waiting),
+                "num_waiting_reqs": scheduler.num_waiting,
                 "free_tokens": memory.allocator.num_free_tokens,
                 "evictable_tokens": memory.cache.evictable_tokens,
                 "protected_tokens": memory.cache.protected_tokens,
@@ -540,6 +569,7 @@ class Engine(GenerateAPI, EncodeAPI):
             if self._in_flight is not None:
                 self._resolve(self._in_flight)
                 self._in_flight = None
+            self._mailbox.close()
             self._take_messages()
             closed = ErrorInfo.of(EngineClosed("the engine was closed"))
             with self._state:

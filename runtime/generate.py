@@ -6,8 +6,11 @@ import asyncio
 import itertools
 import queue
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +37,11 @@ class _Job:
     """One request of a call, and what has come of it."""
 
     request: GenRequest
-    texts: list[str] = field(default_factory=list)  # by choice, as streamed so far
-    ids: list[list[int]] = field(default_factory=list)
-    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    texts: defaultdict[int, str] = field(default_factory=partial(defaultdict, str))  # by choice, as streamed so far
+    ids: defaultdict[int, list[int]] = field(default_factory=partial(defaultdict, list))
+    logprobs: defaultdict[int, list[TokenLogprob]] = field(default_factory=partial(defaultdict, list))
     prefilled: Prefilled | None = None
     last: Finished | Failed | None = None
-
-    def __post_init__(self) -> None:
-        for _ in range(self.request.sampling.n):
-            self.texts.append("")
-            self.ids.append([])
-            self.logprobs.append([])
 
     def take(self, event: Event) -> bool:
         """Note an event; whether it brought tokens or the end."""
@@ -180,18 +177,18 @@ class GenerateAPI(ABC):
 
     def _complete(self, jobs: list[_Job]) -> None:
         by_id = {job.request.id: job for job in jobs}
-        remaining = len(jobs)
+        ended: list[_Job] = []  # appended to by any thread
+        failed: list[_Job] = []
 
         def sink(event: Event) -> None:
-            nonlocal remaining
             job = by_id[event.request_id]
             job.take(event)
             if job.last is event:
-                remaining -= 1
+                (failed if isinstance(event, Failed) else ended).append(job)
 
         try:
             self.submit([job.request for job in jobs], sink)
-            self.wait(lambda: remaining == 0 or any(isinstance(job.last, Failed) for job in jobs))
+            self.wait(lambda: len(ended) == len(jobs) or bool(failed))
         finally:
             self._abort_rest(jobs)
 
@@ -203,23 +200,26 @@ class GenerateAPI(ABC):
     def _stream(self, jobs: list[_Job], is_one: bool) -> Iterator[Result]:
         inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         by_id = {job.request.id: (i, job) for i, job in enumerate(jobs)}
+        num_left = len(jobs)
         self.start()
-        self.submit([job.request for job in jobs], inbox.put)
         try:
-            while any(job.last is None for job in jobs):
+            self.submit([job.request for job in jobs], inbox.put)
+            while num_left:
                 event = inbox.get()
                 number, job = by_id[event.request_id]
                 if job.take(event):
+                    num_left -= job.last is not None
                     yield from self._chunks(number, job, event, is_one)
         finally:
             self._abort_rest(jobs)
 
     async def _async_stream(self, jobs: list[_Job], is_one: bool) -> AsyncIterator[Result]:
-        async for number, job, event in self._async_events(jobs):
-            for chunk in self._chunks(number, job, event, is_one):
-                yield chunk
+        async with aclosing(self._async_events(jobs)) as events:
+            async for number, job, event in events:
+                for chunk in self._chunks(number, job, event, is_one):
+                    yield chunk
 
-    async def _async_events(self, jobs: list[_Job]) -> AsyncIterator[tuple[int, _Job, Event]]:
+    async def _async_events(self, jobs: list[_Job]) -> AsyncGenerator[tuple[int, _Job, Event], None]:
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Event] = asyncio.Queue()
         by_id = {job.request.id: (i, job) for i, job in enumerate(jobs)}
@@ -228,17 +228,27 @@ class GenerateAPI(ABC):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
+        is_left = False
+        num_left = len(jobs)
+
+        def submit() -> None:
+            self.submit([job.request for job in jobs], sink)
+            if is_left:  # cancelled meanwhile, when there was perhaps nothing to abort yet
+                self._abort_rest(jobs)
+
         self.start()
-        await asyncio.to_thread(self.submit, [job.request for job in jobs], sink)  # it compiles constraints
         try:
-            while any(job.last is None for job in jobs):
+            await asyncio.to_thread(submit)  # it tokenises, and compiles constraints
+            while num_left:
                 event = await inbox.get()
                 number, job = by_id[event.request_id]
                 if job.take(event):
+                    num_left -= job.last is not None
                     yield number, job, event
                 if isinstance(event, Failed):
                     return
         finally:
+            is_left = True
             self._abort_rest(jobs)
 
     # Results
@@ -329,10 +339,7 @@ class GenerateAPI(ABC):
         wants = _each(return_logprob, num, "return_logprob", list)
         starts = _each(logprob_start_len, num, "logprob_start_len", list)
         tops = _each(top_logprobs_num, num, "top_logprobs_num", list)
-        nested = bool(token_ids_logprob) and isinstance(token_ids_logprob[0], list)  # type: ignore[index]
-        chosen: list[Any] = list(token_ids_logprob or ()) if nested else [token_ids_logprob] * num
-        if len(chosen) != num:
-            raise RequestError(f"has {len(chosen)} entries for {num} prompts", field="token_ids_logprob")
+        chosen = _ids_for_each(token_ids_logprob, num)
         rids = _each(shared.rid, num, "rid", list)
         jobs = []
         for i, segments in enumerate(prompts):
@@ -365,10 +372,11 @@ class GenerateAPI(ABC):
         if (prompt is None) == (input_ids is None):
             raise RequestError("give either prompt or input_ids", field="prompt")
         if input_ids is not None:
-            many = bool(input_ids) and isinstance(input_ids[0], (list, tuple))
-            all_ids: list[Any] = list(input_ids) if many else [input_ids]
-            return [(Segment(ids=tuple(ids)),) for ids in all_ids], not many
-        texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+            all_ids, is_one = lists_of_ids(input_ids)
+            return [(Segment(ids=tuple(ids)),) for ids in all_ids], is_one
+        if not isinstance(prompt, (str, list, tuple)):
+            raise RequestError(f"must be a string or a list of strings, not {prompt!r}", field="prompt")
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise RequestError(f"must be a string, not {text!r}", field=f"prompt[{i}]")
@@ -398,6 +406,33 @@ def _each(value: Any, num: int, name: str, kind: type) -> list[Any]:
     return list(value)  # type: ignore[call-overload, no-any-return]
 
 
+def lists_of_ids(input_ids: Any) -> tuple[list[list[Any]], bool]:
+    """The prompts in `input_ids`, and whether it is one: lists, or arrays and tensors. Raises RequestError."""
+    given = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
+    if isinstance(given, (list, tuple)):
+        many = bool(given) and not isinstance(given[0], int)
+        found = [ids.tolist() if hasattr(ids, "tolist") else ids for ids in (given if many else [given])]
+        if all(isinstance(ids, (list, tuple)) for ids in found):
+            return [list(ids) for ids in found], not many
+    raise RequestError(f"must be a list of token ids, or of such lists, not {input_ids!r:.80}", field="input_ids")
+
+
+def _ids_for_each(token_ids: Any, num: int) -> list[Any]:
+    """`token_ids_logprob` for each of `num` prompts: one list for all, or a list with an entry for each."""
+    if token_ids is None:
+        return [None] * num
+    if not isinstance(token_ids, (list, tuple)):
+        raise RequestError(f"must be a list of token ids, not {token_ids!r:.80}", field="token_ids_logprob")
+    if not any(ids is None or isinstance(ids, (list, tuple)) for ids in token_ids):
+        return [token_ids] * num
+    if len(token_ids) != num:
+        raise RequestError(f"has {len(token_ids)} entries for {num} prompts", field="token_ids_logprob")
+    for number, ids in enumerate(token_ids):
+        if ids is not None and not isinstance(ids, (list, tuple)):
+            raise RequestError(f"must be a list of token ids, not {ids!r:.80}", field=f"token_ids_logprob[{number}]")
+    return list(token_ids)
+
+
 def split_sampling(options: SamplingOptions, defaults: Mapping[str, float]) -> tuple[SamplingParams, Constraint | None]:
     """SGLang's dict of sampling parameters as our two values; `defaults` are for what a dict, or None, does not say.
 
@@ -405,6 +440,8 @@ def split_sampling(options: SamplingOptions, defaults: Mapping[str, float]) -> t
     """
     if isinstance(options, SamplingParams):
         return options, None
+    if options is not None and not isinstance(options, Mapping):
+        raise RequestError(f"must be a dict or a SamplingParams, not {options!r:.80}", field="sampling_params")
     given = {**defaults, **{name: value for name, value in (options or {}).items() if value is not None}}
     if "sampling_seed" in given:
         given["seed"] = given.pop("sampling_seed")

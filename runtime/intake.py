@@ -100,7 +100,7 @@ class Intake:
             sink,
             Namespace(source.cache_salt, source.adapter),
             queued_at=now,
-            deadline=None if source.timeout_s is None else now + source.timeout_s,
+            deadline=self.deadline(source, now),
         )
         if placed and self.media is not None:
             request.media = tuple(placed)
@@ -116,6 +116,15 @@ class Intake:
             self._add_choices(request)
         return request
 
+    def deadline(self, source: GenRequest, now: float) -> float | None:
+        """When the request has to be finished, if it says so and did `now` come. Raises RequestError for its field."""
+        timeout = source.timeout_s
+        if timeout is None:
+            return None
+        if isinstance(timeout, bool) or not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
+            raise RequestError(f"must be a positive number of seconds, not {timeout!r}", field="timeout_s")
+        return now + timeout
+
     def takes_long(self, source: GenRequest) -> bool:
         """Whether the request's constraint is yet to be compiled, and that may take a while."""
         if source.constraint is None or self.tokenizer is None or self.grammar_backend == "none":
@@ -127,9 +136,10 @@ class Intake:
     def _check(self, source: GenRequest) -> None:
         if source.adapter is not None:
             raise RequestError(f"no adapter {source.adapter!r} is loaded", field="adapter")
-        timeout = source.timeout_s
-        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
-            raise RequestError(f"must be a positive number of seconds, not {timeout!r}", field="timeout_s")
+        self.deadline(source, 0.0)
+        for name in ("id", "cache_salt", "routing_key"):
+            if not isinstance(getattr(source, name), str):
+                raise RequestError(f"must be a string, not {getattr(source, name)!r}", field=name)
         if type(source.priority) is not int:
             raise RequestError(f"must be an integer, not {source.priority!r}", field="priority")
         if source.logprobs is not None:

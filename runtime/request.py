@@ -110,6 +110,7 @@ class Sequence:
     kv_ready: int = 0
     in_flight: int = 0
     probe: Probe | None = None  # how much of its tokens was cached when the scheduler last looked
+    has_waited: bool = False  # it was admitted because others had overtaken it long enough: it gives way to nobody
     has_run: bool = False  # it was admitted before: what is computed now counts as recomputed
     matcher: Matcher | None = None
     mask: MaskRow | None = None  # the tokens allowed next

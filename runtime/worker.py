@@ -121,6 +121,10 @@ class Worker:
         self._prompt_lens = np.zeros(0, dtype=np.int64)  # of the members
         self._sampling = SamplingBatch(vocab_size, runner.device)
 
+    def start_over(self) -> None:
+        """Forget whom the last launches were for."""
+        self._members, self._prompt_lens = [], self._prompt_lens[:0]
+
     @torch.inference_mode()
     def launch(self, batch: Batch) -> InFlight:
         """Queue the forward and the sampling of a batch. Reads lengths and rows, no token that was just sampled.
@@ -138,7 +142,7 @@ class Worker:
             try:
                 self._sample(in_flight, fb, logits, where)
             except BaseException:
-                self._members, self._prompt_lens = [], self._prompt_lens[:0]  # half changed: the next makes it anew
+                self.start_over()  # half changed: the next makes it anew
                 raise
         return in_flight
 

@@ -29,11 +29,15 @@ class PageAllocator:
             raise ValueError(f"need at least one page and one slot per page, not {num_pages} x {page_size}")
         self.num_pages = num_pages
         self.page_size = page_size
-        self._stack: IntArray = np.arange(num_pages, 0, -1, dtype=np.int64)  # free pages; the top is the end
-        self._num_free = num_pages
-        self._is_free = np.ones(num_pages + 1, dtype=np.bool_)
-        self._is_free[0] = False
         self._order = np.zeros(num_pages + 1, dtype=np.int64)  # scratch, to see a page twice in one call
+        self.start_over()
+
+    def start_over(self) -> None:
+        """All pages are free."""
+        self._stack: IntArray = np.arange(self.num_pages, 0, -1, dtype=np.int64)  # free pages; the top is the end
+        self._num_free = self.num_pages
+        self._is_free = np.ones(self.num_pages + 1, dtype=np.bool_)
+        self._is_free[0] = False
 
     @property
     def num_free_pages(self) -> int:

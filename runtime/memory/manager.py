@@ -164,6 +164,16 @@ class MemoryManager:
         self.allocator.free(pages)
         return len(pages) * self.page_size
 
+    def start_over(self) -> None:
+        """After a fault in the middle of a change: all pages and rows are free, nothing is cached, pinned or leased."""
+        self.table.start_over()
+        self.allocator.start_over()
+        self.cache.start_over()
+        self.lengths[:] = 0
+        for lease in self._leases.values():
+            lease.is_released = True
+        self._leases.clear()
+
     def _make_room(self, num_pages: int) -> bool:
         missing = num_pages - self.allocator.num_free_pages
         if missing <= 0:

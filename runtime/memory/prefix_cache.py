@@ -198,6 +198,9 @@ class PrefixCache(Protocol):
     def unpin(self, handle: PinHandle) -> None:
         """Release a pin. Raises RequestError for a handle that is not pinned (any more)."""
 
+    def start_over(self) -> None:
+        """Forget everything, locks and pins included; the pages are the caller's."""
+
     def all_pages(self) -> npt.NDArray[np.int32]:
         """Every page in the cache."""
 
@@ -317,6 +320,9 @@ class ChunkCache:
         if handle.id not in self._pins:
             raise RequestError(f"pin {handle.id} is not held (released twice, or of another engine)", field="handle")
         self._pins.remove(handle.id)
+
+    def start_over(self) -> None:
+        self._pins.clear()
 
     def all_pages(self) -> npt.NDArray[np.int32]:
         return EMPTY_PAGES

@@ -57,18 +57,23 @@ class RadixCache:
         self.on_evict: EvictListener | None = None
         self.num_uses = 0
         self._page_bytes = page_size * BYTES_PER_ID
+        self._clock = 0
+        self._num_pins = 0
+        self._num_entries = 0  # entries ever made: gives each its number
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget everything. See `PrefixCache.start_over`."""
         self._roots: dict[Namespace, Node] = {}
         self._namespace_of: dict[Node, Namespace] = {}
-        self._clock = 0
         self._evictable = 0
         self._protected = 0
         self._pinned = 0
         self._pins: dict[int, Node] = {}
-        self._num_pins = 0
         self._heap: list[tuple[Rank, int, Node]] = []
-        self._num_entries = 0  # entries ever made: gives each its number
         self._num_evictable_leaves = 0  # = valid entries
         self._due: list[tuple[int, int, Node]] | None = [] if isinstance(self.policy, NextUse) else None
+        self._sweep_due_at = _MIN_SWEEP
 
     @property
     def evictable_tokens(self) -> int:
@@ -111,11 +116,15 @@ class RadixCache:
             if root is None:
                 return _NOTHING
             node = root
-        data = key_bytes(ids[node.end :] if node.end else ids)
-        path, child, common = self._walk(data, node)
-        last_node = path[-1]
-        at = (last_node.end - node.end) * BYTES_PER_ID
-        next_page = data[at : at + self._page_bytes]
+        next_page = key_bytes(ids[node.end : node.end + self.page_size])
+        if next_page not in node.children:  # most often, and then the rest of a long prompt is not looked at
+            last_node, child, common = node, None, 0
+        else:
+            data = key_bytes(ids[node.end :])
+            path, child, common = self._walk(data, node)
+            last_node = path[-1]
+            at = (last_node.end - node.end) * BYTES_PER_ID
+            next_page = data[at : at + self._page_bytes]
         return Probe(
             last_node.end + common // BYTES_PER_ID,
             last_node,
@@ -298,7 +307,7 @@ class RadixCache:
         upper.children[node.key[: self._page_bytes]] = node
         parent.children[key[: self._page_bytes]] = upper
         if self._due is not None and upper.next_use >= 0:
-            heapq.heappush(self._due, (upper.next_use, self._number(), upper))
+            self._push_due(upper)
         return upper
 
     # -- locks and pins -----------------------------------------------------------------------------------------------
@@ -449,7 +458,17 @@ class RadixCache:
             if earliest != node.next_use:
                 node.next_use = earliest
                 if earliest >= 0:
-                    heapq.heappush(self._due, (earliest, self._number(), node))
+                    self._push_due(node)
+
+    def _push_due(self, node: Node) -> None:
+        due = self._due
+        assert due is not None
+        if len(due) >= self._sweep_due_at:  # far hints outlive what they were for
+            still = {other: (time, number, other) for time, number, other in due if other.next_use == time}
+            due[:] = [entry for other, entry in still.items() if other.end >= 0]
+            heapq.heapify(due)
+            self._sweep_due_at = max(_MIN_SWEEP, 2 * len(due))
+        heapq.heappush(due, (node.next_use, self._number(), node))
 
     def _forget_past_uses(self) -> None:
         """Clear the hints whose time has passed: what they promised did not come, or has come."""

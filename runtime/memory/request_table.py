@@ -30,9 +30,20 @@ class ReqToTokenPool:
         self.device = torch.from_numpy(self.host) if on_cpu else torch.zeros(shape, dtype=torch.int32, device=device)
         self.padding_row = max_running_requests
         self._mirrored = not on_cpu
-        self._free_rows = list(range(max_running_requests - 1, -1, -1))
-        self._written = np.zeros(max_running_requests, dtype=np.int64)  # entries of a row that may be other than 0
-        self._is_free = np.ones(max_running_requests, dtype=np.bool_)
+        self._give_all_back()
+
+    def _give_all_back(self) -> None:
+        num_rows = self.max_running_requests
+        self._free_rows = list(range(num_rows - 1, -1, -1))
+        self._written = np.zeros(num_rows, dtype=np.int64)  # entries of a row that may be other than 0
+        self._is_free = np.ones(num_rows, dtype=np.bool_)
+
+    def start_over(self) -> None:
+        """All rows are free, and zero."""
+        self.host[:] = 0
+        if self._mirrored:
+            self.device.zero_()
+        self._give_all_back()
 
     @property
     def num_free_rows(self) -> int:

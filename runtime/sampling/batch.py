@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ...core.sampling import SamplingParams
 
+HOTTEST = float(np.finfo(np.float32).max)  # more would be infinite, and -inf / inf lets barred tokens in
 NO_LIMIT = 2**31  # a top_k that keeps everything
 
 
@@ -103,7 +104,8 @@ class SamplingBatch:
         if not rows:
             return batch
         params = [row.params for row in rows]
-        batch._numbers = np.array([(p.temperature, p.top_p, p.min_p) for p in params], dtype=np.float32)
+        numbers = [(min(p.temperature, HOTTEST), p.top_p, p.min_p) for p in params]
+        batch._numbers = np.array(numbers, dtype=np.float32)
         batch._top_k = np.array([p.top_k if p.top_k > 0 else NO_LIMIT for p in params], dtype=np.int64)
         batch._keys = np.array([stream_key(row.seed, row.choice) for row in rows], dtype=np.int64)
         batch._is_greedy = np.array([p.is_greedy for p in params], dtype=np.bool_)

@@ -92,21 +92,16 @@ class PrefillTrie:
     def shared_len(self, ids: TokenIds, namespace: Namespace = DEFAULT_NAMESPACE) -> int:
         """How many leading tokens (whole pages) these ids share with the prompt in flight most like them."""
         edge = self._roots.get(namespace)
-        if edge is None:
-            return 0
-        data = key_bytes(ids)
-        data = data[: len(data) - len(data) % self._page_bytes]
         at = 0
-        while at < len(data):
-            child = edge.children.get(data[at : at + self._page_bytes])
+        while edge is not None:  # no more of the ids is looked at than there is to compare
+            child = edge.children.get(key_bytes(ids[at : at + self.page_size]))
             if child is None:
                 break
-            common = common_bytes(child.key, data, at, self._page_bytes)
-            at += common
-            if common < len(child.key):
-                break
-            edge = child
-        return at // BYTES_PER_ID
+            num_tokens = len(child.key) // BYTES_PER_ID
+            common = common_bytes(child.key, key_bytes(ids[at : at + num_tokens]), 0, self._page_bytes)
+            at += common // BYTES_PER_ID
+            edge = child if common == len(child.key) else None
+        return at
 
     def holds_back(self, ids: TokenIds, num_cached: int, namespace: Namespace = DEFAULT_NAMESPACE) -> bool:
         """Whether a request should wait: a prefill in flight is computing more of its prefix than the cache has.

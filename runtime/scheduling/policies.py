@@ -6,11 +6,11 @@ A policy only orders. What fits is admission's matter, and what must wait for an
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -98,6 +98,9 @@ class Policy(Protocol):
     def wants_prefixes(self, num_waiting: int) -> bool:
         """Whether `order` of that many requests reads `num_cached` and `node`; if not, none need be looked up."""
 
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        """Whether that many would be ordered by arrival: then nobody need ask, and a long queue costs nothing."""
+
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         """The indices of `waiting`, first to be admitted first. Pure: the same arguments, the same order."""
 
@@ -109,6 +112,9 @@ class FCFS:
 
     def wants_prefixes(self, num_waiting: int) -> bool:
         return False
+
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return True
 
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         return sorted(range(len(waiting)), key=[w.arrival for w in waiting].__getitem__)
@@ -129,8 +135,11 @@ class LPM:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return num_waiting <= self.fallback_len
 
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return not self.wants_prefixes(num_waiting)
+
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
-        if not self.wants_prefixes(len(waiting)):
+        if self.is_by_arrival(len(waiting)):
             return FCFS().order(waiting, now)
         keys = [(-w.num_cached, w.arrival) for w in waiting]
         return sorted(range(len(waiting)), key=keys.__getitem__)
@@ -147,6 +156,9 @@ class DFSWeight:
 
     def wants_prefixes(self, num_waiting: int) -> bool:
         return True
+
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return False
 
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         ending: dict[TreeNode | None, list[int]] = {}
@@ -191,6 +203,9 @@ class LOF:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return False
 
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return False
+
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         keys = [(-w.expected_len, w.arrival) for w in waiting]
         return sorted(range(len(waiting)), key=keys.__getitem__)
@@ -203,6 +218,9 @@ class ShortestPrefill:
 
     def wants_prefixes(self, num_waiting: int) -> bool:
         return True
+
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return False
 
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         keys = [(w.num_tokens - w.num_cached, w.arrival) for w in waiting]
@@ -220,6 +238,9 @@ class Random:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return False
 
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return False
+
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         arrivals = np.array([w.arrival for w in waiting], dtype=np.uint64)
         drawn = _splitmix64(_splitmix64(np.array([self.seed & _MASK64], dtype=np.uint64)) ^ arrivals)
@@ -235,6 +256,9 @@ class HRRN:
 
     def wants_prefixes(self, num_waiting: int) -> bool:
         return True
+
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return False
 
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         def key(w: Waiting) -> tuple[float, int, int]:
@@ -254,6 +278,9 @@ class RoutingKey:
     def wants_prefixes(self, num_waiting: int) -> bool:
         return False
 
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return False
+
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         counts = Counter(key for key in now.running_keys if key)
         keys = [(-counts[w.routing_key], w.arrival) for w in waiting]
@@ -270,6 +297,9 @@ class Priority:
 
     def wants_prefixes(self, num_waiting: int) -> bool:
         return self.within.wants_prefixes(num_waiting)
+
+    def is_by_arrival(self, num_waiting: int) -> bool:
+        return False
 
     def order(self, waiting: Sequence[Waiting], now: Now = START) -> list[int]:
         return sorted(self.within.order(waiting, now), key=lambda index: -waiting[index].priority)
@@ -298,7 +328,7 @@ def schedule_policy(name: str, *, seed: int = 0) -> Policy:
 class Arrangement(NamedTuple):
     """Indices in the order of admission; the first `num_aged` of them are a barrier: see `Aging`."""
 
-    order: list[int]
+    order: Sequence[int]
     num_aged: int
 
 
@@ -317,6 +347,10 @@ class Aging:
     admits. (Below the bound when the round begins, it can be overtaken by that round's admissions only; above, by
     none: before it go only requests that arrived earlier.) So it waits at most for the work that was there when it
     arrived, and bound_tokens + R tokens more.
+
+    Who arrived earlier has been overtaken by at least as much. So only what arrived after the oldest of those that wait
+    is remembered, and the aged are the first of the queue: the account costs nothing per waiting request. (One that was
+    retracted is taken to have waited all the time.)
     """
 
     def __init__(self, policy: Policy, bound_tokens: int = DEFAULT_AGING_TOKENS) -> None:
@@ -324,45 +358,49 @@ class Aging:
             raise ConfigError(f"must be at least 1, not {bound_tokens}", field="aging_tokens")
         self.policy = policy
         self.bound_tokens = bound_tokens
-        self._overtaken: dict[int, int] = {}  # by arrival, of those that waited at the last arrange
-        self._admitted: list[tuple[int, int]] = []  # (arrival, tokens) since the last arrange
-        self._num_aged = 0
+        self._later: list[tuple[int, int]] = []  # (arrival, tokens) of those admitted, by arrival; since the oldest
+        self._num_later_tokens = 0
 
     def wants_prefixes(self, num_waiting: int) -> bool:
         """As of the policy within."""
         return self.policy.wants_prefixes(num_waiting)
 
     def arrange(self, waiting: Sequence[Waiting], now: Now = START) -> Arrangement:
-        """The order of admission for this round."""
-        if self._admitted:
-            self._count_overtaking(waiting)
-        order = self.policy.order(waiting, now)
-        if not self._num_aged:
+        """The order of admission for this round, of a queue that stands in order of arrival."""
+        self._forget_before(waiting[0].arrival if waiting else None)
+        by_arrival = self.policy.is_by_arrival(len(waiting))
+        order: Sequence[int] = range(len(waiting)) if by_arrival else self.policy.order(waiting, now)
+        if self._num_later_tokens < self.bound_tokens:
             return Arrangement(order, 0)
-        aged = [i for i in order if self._overtaken.get(waiting[i].arrival, 0) >= self.bound_tokens]
-        aged.sort(key=lambda index: waiting[index].arrival)
-        self._num_aged = len(aged)
-        first = set(aged)
-        return Arrangement(aged + [index for index in order if index not in first], len(aged))
+        num_aged = bisect_left(waiting, self._aged_before(), key=lambda one: one.arrival)
+        if not by_arrival:
+            order = [*range(num_aged), *(index for index in order if index >= num_aged)]
+        return Arrangement(order, num_aged)
 
     def admitted(self, arrival: int, num_tokens: int) -> None:
         """A request was admitted: `num_tokens` prompt tokens to compute plus new tokens expected."""
-        self._admitted.append((arrival, num_tokens))
+        insort(self._later, (arrival, num_tokens))
+        self._num_later_tokens += num_tokens
 
     def overtaken(self, arrival: int) -> int:
-        """By how many tokens a waiting request had been overtaken when the last round began."""
-        return self._overtaken.get(arrival, 0)
+        """By how many tokens a waiting request has been overtaken."""
+        return sum(tokens for _, tokens in self._later[bisect_right(self._later, (arrival, math.inf)) :])
 
-    def _count_overtaking(self, waiting: Sequence[Waiting]) -> None:
-        admitted = sorted(self._admitted)
-        self._admitted = []
-        later = [arrival for arrival, _ in admitted]
-        remaining = [*accumulate((tokens for _, tokens in reversed(admitted)), initial=0)][::-1]
-        arrivals = [w.arrival for w in waiting]
-        more = [remaining[bisect_right(later, arrival)] for arrival in arrivals]
-        before = self._overtaken
-        self._overtaken = {a: before.get(a, 0) + m for a, m in zip(arrivals, more, strict=True)}
-        self._num_aged = sum(tokens >= self.bound_tokens for tokens in self._overtaken.values())
+    def _forget_before(self, oldest: int | None) -> None:
+        """Whom nobody that waits was overtaken by."""
+        count = len(self._later) if oldest is None else bisect_right(self._later, (oldest, math.inf))
+        if count:
+            self._num_later_tokens -= sum(tokens for _, tokens in self._later[:count])
+            del self._later[:count]
+
+    def _aged_before(self) -> int:
+        """The latest arrival so far that those before it have been overtaken by the bound."""
+        total = 0
+        for arrival, tokens in reversed(self._later):
+            total += tokens
+            if total >= self.bound_tokens:
+                return arrival
+        return -1
 
 
 def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

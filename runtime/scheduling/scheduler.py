@@ -6,13 +6,14 @@ of the one before (overlap). Everything a `Request` or `Sequence` becomes, it be
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...core.errors import DslcError, EngineError, ErrorInfo, QueueFull, RequestError
-from ...core.events import Failed, Preempted, Queued
+from ...core.events import Failed, Finished, Preempted, Queued
 from ..memory.groups import shared_prefixes
 from ..request import Request, Sequence, Stage
 from .admission import CLIP_NEW_TOKENS, NewTokenRatio
@@ -56,7 +57,7 @@ class Scheduler:
         self.tally: Tally = resolver.tally
         self.outbox: list[tuple[Request, Event]] = resolver.outbox
         self.requests: dict[str, Request] = {}
-        self.waiting: list[Sequence] = []
+        self.waiting: list[Sequence] = []  # in order of arrival
         self.prefilling: list[Sequence] = []
         self.decoding: list[Sequence] = []
         self.step = 0
@@ -70,7 +71,9 @@ class Scheduler:
         self._suspects: deque[Sequence] = deque()
         self._jumped: list[Sequence] = []  # decoding, but more than their last token is to be computed
         self._num_arrivals = 0
+        self._num_queued = 0  # requests whose first choice waits
         self._is_stale = False  # decoding and prefilling hold sequences that are done
+        self._has_left = False  # waiting does
         self._grouped: tuple[list[Sequence], tuple[PrefixGroup, ...]] = ([], ())  # of the last batch
         self._changes = 0  # of whatever admission depends on
         self._tried_at = (-1, -RETRY_STEPS)  # (changes, step) of the last round that admitted nothing
@@ -97,13 +100,14 @@ class Scheduler:
         limit = self.config.max_queued_requests
         if request.id in self.requests:
             error: DslcError = RequestError(f"a request {request.id!r} is running", field="id")
-        elif limit is not None and sum(seq.index == 0 for seq in self.waiting) >= limit:
+        elif limit is not None and self._num_queued >= limit:
             error = QueueFull(f"{limit} requests are waiting already (max_queued_requests)")
         else:
             self._num_arrivals += 1
             request.arrival, request.queued_at = self._num_arrivals, now
             self.requests[request.id] = request
             self.waiting += request.sequences
+            self._num_queued += 1
             for seq in request.sequences:
                 seq.arrival, seq.queued_step = request.arrival, self.step
                 seq.priority = self._urgency * request.source.priority
@@ -219,11 +223,12 @@ class Scheduler:
             return True
         self._probe_waiting()
         running_keys = [seq.routing_key for seq in (*self.prefilling, *self.decoding)] if self._routes else []
-        order, num_aged = self.aging.arrange(self.waiting, Now(self.step, running_keys))
+        waiting = self.waiting
+        order, num_aged = self.aging.arrange(waiting, Now(self.step, running_keys))
         reserved = self._reserved_tokens()
-        admitted, resolve_first = False, False
+        num_passed, resolve_first = 0, False  # the admitted are among the first num_passed of the queue
         for place, index in enumerate(order):
-            seq = self.waiting[index]
+            seq = waiting[index]
             if budget <= 0:
                 break
             if self._waits_for_prefix(seq):
@@ -235,20 +240,26 @@ class Scheduler:
                 resolve_first = victim is not None and in_flight
                 if victim is None or in_flight:
                     break
+                # A new list: the order goes by the numbers of the old one, where the victim may still stand if it was
+                # admitted in this very round.
+                self.waiting = [other for other in self.waiting if other.stage is Stage.WAITING]
                 self.retract(victim)
                 extends[:] = [extend for extend in extends if extend.seq is not victim]
                 reserved = self._reserved_tokens()
             if seq.lease is None:
                 break
-            admitted = True
+            num_passed = max(num_passed, index + 1)
+            seq.has_waited |= place < num_aged
             reserved += seq.num_tokens - seq.kv_len + self._expected(seq)
             self.aging.admitted(seq.arrival, seq.num_tokens - seq.kv_len + seq.expected_len)
             used = self._add_extend(extends, seq, budget)
             if not used:
                 break  # a whole prompt that does not fit into this forward: it is the next one's first
             budget -= used
-        if admitted:
-            self.waiting = [seq for seq in self.waiting if seq.stage is Stage.WAITING]
+        if num_passed:
+            if self.waiting is not waiting:
+                num_passed = len(self.waiting)
+            self.waiting[:num_passed] = [seq for seq in self.waiting[:num_passed] if seq.stage is Stage.WAITING]
             self._tried_at = (-1, -RETRY_STEPS)
         elif not resolve_first:
             self._tried_at = (self._changes, self.step)
@@ -256,10 +267,11 @@ class Scheduler:
 
     def _less_urgent(self, seq: Sequence) -> Sequence | None:
         """The running sequence that gives way to this one: only under the priority policy, only of a priority lower by
-        the threshold."""
+        the threshold, and none that has waited its time."""
         if not self._preempts:
             return None
-        lower = [other for other in self.running if other.priority + self._preempt_from <= seq.priority]
+        below = seq.priority - self._preempt_from
+        lower = [other for other in self.running if other.priority <= below and not other.has_waited]
         return min(lower, key=_expendable, default=None)
 
     def _probe_waiting(self) -> None:
@@ -315,6 +327,7 @@ class Scheduler:
         if lease is None:
             return False
         seq.lease, seq.row, seq.probe = lease, lease.row, None
+        self._num_queued -= not seq.index
         seq.kv_len = seq.kv_ready = lease.num_cached
         seq.stage = Stage.PREFILL
         self.prefilling.append(seq)
@@ -400,7 +413,8 @@ class Scheduler:
         self._close(seq, keep=True)
         seq.stage = Stage.WAITING
         self._drop_done()
-        self.waiting.append(seq)
+        insort(self.waiting, seq, key=lambda one: (one.arrival, one.index))
+        self._num_queued += not seq.index
         request.num_preemptions += 1
         self.tally.preemptions += 1
         self.outbox.append((request, Preempted(request.id, seq.num_tokens)))
@@ -440,7 +454,8 @@ class Scheduler:
     def close(self, seq: Sequence, *, keep: bool = True) -> None:
         """A sequence is over: give back all it holds. With `keep` its computed tokens stay cached."""
         if seq.stage is Stage.WAITING:
-            self.waiting.remove(seq)
+            self._has_left = True
+            self._num_queued -= not seq.index
         self._close(seq, keep=keep)
         seq.stage = Stage.DONE
         seq.matcher = seq.mask = None
@@ -469,9 +484,9 @@ class Scheduler:
 
     def finish_request(self, request: Request, event: Event) -> None:
         """Its last event."""
+        self.outbox.append((request, event))
         request.is_over = True
         self.requests.pop(request.id, None)
-        self.outbox.append((request, event))
         if not self.requests:
             self._ratio.reset()
 
@@ -481,8 +496,38 @@ class Scheduler:
             self.prefilling = [seq for seq in self.prefilling if seq.stage is prefill]
             self.decoding = [seq for seq in self.decoding if seq.stage is decode]
             self._is_stale = False
+        if self._has_left:
+            self.waiting = [seq for seq in self.waiting if seq.stage is Stage.WAITING]
+            self._has_left = False
 
     # Faults
+
+    def fail_all(self, error: ErrorInfo, messages: Iterable[Message]) -> None:
+        """End every request after a fault in the loop, those in the messages of its turn included."""
+        for request, event in self.outbox:
+            if isinstance(event, (Failed, Finished)):  # the fault may have come right after its last event was made
+                request.is_over = True
+                if self.requests.get(request.id) is request:
+                    del self.requests[request.id]
+        for message in messages:
+            if isinstance(message, Submit) and not message.request.is_over:
+                self.requests.setdefault(message.request.id, message.request)
+        for request in list(self.requests.values()):
+            self.fail(request, error, keep=False)
+
+    def start_over(self, error: ErrorInfo) -> None:
+        """End whatever is left and begin with empty memory: for when a fault has left it in disorder."""
+        for request in list(self.requests.values()):
+            for seq in request.sequences:
+                seq.lease, seq.stage = None, Stage.DONE
+            self.finish_request(request, Failed(request.id, error))
+        self.memory.start_over()
+        self._computing = PrefillTrie(self.config.page_size)
+        for queue in (self.waiting, self.prefilling, self.decoding, self._suspects, self._jumped):
+            queue.clear()
+        self._grouped = [], ()
+        self._num_queued = 0
+        self._changes += 1
 
     def undo(self, batch: Batch) -> None:
         """The forward of a batch failed: as if it had not been launched. Its sequences then run one by one."""
@@ -536,6 +581,12 @@ class Scheduler:
         return bool(self.requests)
 
     @property
+    def num_waiting(self) -> int:
+        """Sequences that are queued."""
+        self._drop_done()
+        return len(self.waiting)
+
+    @property
     def running(self) -> list[Sequence]:
         """All sequences that hold memory."""
         return [seq for seq in (*self.prefilling, *self.decoding) if seq.lease is not None]
@@ -556,8 +607,13 @@ class Scheduler:
         known = {id(seq) for request in self.requests.values() for seq in request.sequences}
         queued = [*self.waiting, *running]
         lost = [seq for r in self.requests.values() for seq in r.sequences if seq.stage is not Stage.DONE]
-        if {id(seq) for seq in queued} != {id(seq) for seq in lost} or not {id(seq) for seq in queued} <= known:
+        once = {id(seq) for seq in queued}
+        if len(once) < len(queued):
+            raise EngineError("a sequence is queued twice")
+        if once != {id(seq) for seq in lost} or not once <= known:
             raise EngineError(f"{len(lost)} sequences are unfinished, {len(queued)} are queued or running")
+        if self._num_queued != sum(seq.index == 0 for seq in self.waiting):
+            raise EngineError(f"{self._num_queued} requests are said to be queued")
         if not self.requests and (len(self._computing) or self.memory.num_leases > other_leases):
             raise EngineError("nothing runs, but memory or prefixes are still held")
 
@@ -574,6 +630,6 @@ def _uncut(request: Request, start: int, end: int) -> int:
     return end
 
 
-def _expendable(seq: Sequence) -> tuple[int, int, int, int]:
-    """Who is retracted first: the lowest priority, then the least output, then the latest."""
-    return seq.priority, len(seq.output_ids), -seq.arrival, -seq.index
+def _expendable(seq: Sequence) -> tuple[bool, int, int, int, int]:
+    """Who is retracted first: who has not waited long, then the lowest priority, the least output, the latest."""
+    return seq.has_waited, seq.priority, len(seq.output_ids), -seq.arrival, -seq.index

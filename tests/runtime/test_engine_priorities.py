@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
-from support.standin import StandIn
+from support.standin import StandIn, draw_alone
 
 from dslc.core.config import EngineConfig
 from dslc.core.errors import ConfigError
@@ -63,6 +64,39 @@ def test_only_so_much_more_urgent_preempts(threshold: int, preempted: int) -> No
         max_running_requests=1, enable_priority_scheduling=True, priority_scheduling_preemption_threshold=threshold
     )
     assert begun(engine, [request("patient", 1)], [request("urgent", 4)])[1] == preempted
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_priorities_and_a_small_bound_on_waiting_never_admit_anything_twice(seed: int) -> None:
+    """Who is admitted for having waited long keeps its place, whoever comes in the same round; the memory adds up."""
+    rng = random.Random(seed)
+    engine = make_engine(
+        max_running_requests=rng.choice([1, 2, 3]), enable_priority_scheduling=True, schedule_policy="random",
+        page_size=rng.choice([1, 4]), chunked_prefill_size=rng.choice([3, 64]),
+    )  # fmt: skip
+    engine.scheduler.aging.bound_tokens = rng.choice([20, 60])
+    todo = [
+        request(f"r{i}", rng.randrange(3), new=rng.randrange(1, 12), prompt=tuple(rng.choices(range(60), k=9)))
+        for i in range(30)
+    ]
+    sources, aged = {source.id: source for source in todo}, set()
+    events: list[Event] = []
+    with engine:
+        while sum(isinstance(event, Finished) for event in events) < len(sources):
+            if todo and rng.random() < 0.3:
+                engine.submit([todo.pop() for _ in range(rng.randrange(1, 4)) if todo], events.append)
+            seen = len(events)
+            with engine._drive:
+                engine.step()
+            engine.check_integrity()
+            assert not aged & {e.request_id for e in events[seen:] if isinstance(e, Preempted)}
+            aged |= {seq.request.id for seq in engine.scheduler.running if seq.has_waited}
+        assert aged
+        for event in events:
+            if isinstance(event, Finished):
+                source = sources[event.request_id]
+                wanted = draw_alone(engine.runner, source.segments[0].ids, source.sampling, 0)[0]  # type: ignore[arg-type]
+                assert list(event.outputs[0].token_ids) == wanted
 
 
 def test_without_priority_scheduling_priorities_mean_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,6 +78,50 @@ def test_a_request_that_waits_for_its_constraint_can_be_cancelled(engine: Engine
     engine.submit([request("after", None)], done.append)
     assert engine.wait(lambda: any(isinstance(e, Finished) for e in done), timeout=60)
     assert len(events) == 1, "nothing more is told of a request that was cancelled"
+
+
+def test_an_id_that_waits_for_its_constraint_is_taken(engine: Engine, gate: threading.Event) -> None:
+    first: list[Event] = []
+    second: list[Event] = []
+    engine.submit([request("slow", SLOW)], first.append)
+    engine.submit([request("slow", SLOW)], second.append)
+    assert [(type(e), e.error.kind) for e in second if isinstance(e, Failed)] == [(Failed, "RequestError")]
+    gate.set()
+    assert engine.wait(lambda: any(isinstance(e, Finished) for e in first), timeout=60)
+    assert len(second) == 1
+
+
+def test_a_deadline_does_not_wait_for_the_compiler(engine: Engine, gate: threading.Event) -> None:
+    """It passes while the constraint is being compiled, whoever drives, and though nothing else happens."""
+    for drives in (engine.wait, lambda ready, timeout: engine.start() or engine.wait(ready, timeout)):
+        events: list[Event] = []
+        engine.submit([replace(request("slow", SLOW), timeout_s=0.05)], events.append)
+        assert drives(lambda events=events: bool(events), 10)  # type: ignore[misc]
+        assert [e.error.kind for e in events if isinstance(e, Failed)] == ["DeadlineExceeded"]
+        assert len(engine._grammars) == 0
+    late = replace(request("slow", SLOW), timeout_s=-1.0)
+    engine.submit([late], events.append)
+    assert isinstance(events[-1], Failed) and "timeout_s" in events[-1].error.message
+    gate.set()
+
+
+def test_nothing_is_compiled_for_an_engine_that_has_closed(engine: Engine, gate: threading.Event) -> None:
+    events: list[Event] = []
+    engine.submit([request("first", SLOW)], events.append)
+    takes_long = type(engine.intake).takes_long
+
+    def closes(self: object, source: GenRequest) -> bool:
+        engine.close()
+        return takes_long(engine.intake, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(engine.intake), "takes_long", closes)
+        engine.submit([request("second", SLOW)], events.append)
+    gate.set()
+    assert {(e.request_id, e.error.kind) for e in events if isinstance(e, Failed)} == {
+        ("first", "EngineClosed"),
+        ("second", "EngineClosed"),
+    }
 
 
 def test_closing_fails_what_waits(gate: threading.Event) -> None:

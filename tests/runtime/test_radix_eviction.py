@@ -75,6 +75,18 @@ def test_an_inner_node_is_wanted_when_the_first_below_it_is():
     assert [cache.evict(1).tolist() for _ in range(4)] == [[3], [4], [2], [1]]
 
 
+def test_hints_of_a_far_use_do_not_pile_up():
+    """A hint that never comes true is forgotten with what it was for, not when its time comes."""
+    cache = RadixCache(policy=eviction_policy("next_use"))
+    for turn in range(3000):
+        cache.insert([7, turn % 50], np.array([1, 2 + turn % 50]), next_use=10**9 + turn)
+        cache.match([7, turn % 50], next_use=10**9 - turn)
+        if turn % 10 == 0:
+            cache.evict(1)
+    assert len(cache._due) <= 256 and len(list(cache.nodes())) <= 51
+    cache.check_integrity()
+
+
 def test_an_unknown_policy_names_the_choices():
     with pytest.raises(ConfigError, match="radix_eviction_policy: unknown policy 'lrru'; choices: lru, lfu, fifo"):
         eviction_policy("lrru")

@@ -261,6 +261,18 @@ def test_greedy_batches_take_the_fast_path_and_agree_with_the_slow_one():
     assert torch.equal(Sampler().sample(same, plain), Sampler().sample(same, ranked))
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_no_temperature_is_so_high_that_a_barred_token_is_drawn(options):
+    """Beyond float32 a temperature would be infinite, and -inf / inf is no number."""
+    mask = torch.zeros(50, 2, dtype=torch.int32)
+    mask[:, 0] = 0b110000
+    for temperature in (1e38, 1e39, 1e308):
+        params = SamplingParams(temperature=temperature, **options)
+        params.verify(64)
+        batch = SamplingBatch.of([SamplingRow(params, seed) for seed in range(50)], 64)
+        assert set(Sampler().sample(torch.randn(50, 64), batch, mask).tolist()) == {4, 5}
+
+
 def test_the_wrong_number_of_rows_is_refused():
     with pytest.raises(ValueError, match="3 rows of logits for a batch of 1"):
         Sampler().sample(torch.zeros(3, VOCAB), SamplingBatch.of([SamplingRow(GREEDY, 0)], VOCAB))

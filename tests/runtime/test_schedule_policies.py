@@ -226,11 +226,25 @@ def test_the_choices_of_one_request_do_not_overtake_each_other():
 
 def test_the_aged_go_in_order_of_arrival():
     aging = Aging(LPM(), bound_tokens=5)
-    waiting = [WaitingView(3, 9, 7), WaitingView(1, 9, 2), WaitingView(2, 9, 8), WaitingView(9, 9, 9)]
-    aging.arrange(waiting)
+    waiting = [WaitingView(1, 9, 2), WaitingView(2, 9, 8), WaitingView(3, 9, 7), WaitingView(9, 9, 9)]
+    assert aging.arrange(waiting) == ([3, 1, 2, 0], 0)
     aging.admitted(8, 5)
-    assert aging.arrange(waiting) == ([1, 2, 0, 3], 3)
+    assert aging.arrange(waiting) == ([0, 1, 2, 3], 3)
     assert aging.arrange(waiting[2:]) == ([0, 1], 1)  # the others were admitted or aborted
+    assert aging.arrange(waiting[3:]) == ([0], 0)
+    aging.admitted(9, 5)
+    assert aging.arrange([]) == ([], 0) and aging.overtaken(3) == 0, "nothing is kept of what nobody waited for"
+
+
+@pytest.mark.parametrize("name", SCHEDULE_POLICIES)
+def test_a_policy_that_orders_by_arrival_says_so(name):
+    """What the scheduler does not ask for is what it would have been told."""
+    policy = schedule_policy(name, seed=7)
+    waiting = [WaitingView(n, 10, n % 4, priority=n % 2, expected_len=n % 3) for n in range(1100)]
+    for count in (1, 40, 1024, 1025, 1100):
+        if policy.is_by_arrival(count):
+            assert policy.order(waiting[:count]) == list(range(count))
+    assert policy.is_by_arrival(1025) == (name in ("fcfs", "lpm")) and policy.is_by_arrival(40) == (name == "fcfs")
 
 
 def test_a_bound_must_be_positive():
