@@ -29,7 +29,8 @@ _LONG = ("distances", "product_new", "canonical")  # called without the lock: th
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "trie_new": (_P, [_I32, _P, _P, _P, _P, ctypes.c_int, _I32]),
     "trie_free": (None, [_P]),
-    "dfa_new": (_P, [_I32, _I32, _I32, _P, _P, _P, _P, _P, _I32, _P, _I32]),
+    "dfa_new": (_P, [_I32, _I32, _I32, _P, _P, _P, _P, _P, _P, _I32]),
+    "dfa_live": (None, [_I32, _I32, _I32, _P, _P, _P]),
     "dfa_free": (None, [_P]),
     "dfa_freedom": (_I32, [_P, _I32]),
     "closure_row": (None, [_P, _P, _P, _I32]),

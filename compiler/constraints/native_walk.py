@@ -24,7 +24,6 @@ from .interface import MaskRow
 from .native import RESOLVE, STEP, library
 
 if TYPE_CHECKING:
-    from .char_dfa import IntArray
     from .schema.names import NameTrie
     from .spelling import ByteDfa
     from .token_trie import LongArray, TokenTrie
@@ -33,7 +32,6 @@ MAX_DEPTH = 250  # lengths are kept in a byte
 LEAF_BITS = 32
 _FAILED = -3
 _NON_ASCII, _INVALID, _WITH_SPACES = 1, 2, 4
-_SPACES = np.array([0x85, 0xA0, 0x1680, 0x180E, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000, 0xFEFF])
 _LENGTHS = (4, 8, 16, 32, 255)  # to which those of closures are rounded down, so that they share rows
 _LOOKED_AT = 96  # contexts around a state, when a walk looks ahead
 _WIDE = 24  # string states with more moves than this have a row that is shared
@@ -159,7 +157,7 @@ class _Scratch(ctypes.Structure):
 class NativeTrie:
     """A `TokenTrie` for the walk, whole and cut down to the tokens with a double quote, with scratch space.
 
-    `behind` holds those with plain text before the first double quote from that on, `odd` the others (`split_at_quotes`).
+    `behind` holds those with plain text before the first double quote, from that on; `odd` the others.
     """
 
     def __init__(self, trie: TokenTrie, behind: TokenTrie, odd: TokenTrie, max_plain: int, lib: ctypes.PyDLL) -> None:
@@ -211,28 +209,14 @@ class NativeTrie:
         return row
 
 
-def _wide_classes(bounds: IntArray, classes: IntArray) -> IntArray:
-    """The classes of the characters beyond ASCII but `_SPACES` and the surrogates; 0 for those with none."""
-    ends = np.append(bounds[1:], 0x110000)
-    low, high = np.maximum(bounds, 0x80), ends
-    inside = np.searchsorted(_SPACES, high) - np.searchsorted(_SPACES, low)
-    left = np.maximum(high - low, 0) - inside - np.maximum(np.minimum(high, 0xE000) - np.maximum(low, 0xD800), 0)
-    return np.unique(classes[left > 0]).astype(np.int32)
-
-
 class NativeDfa:
     """A `ByteDfa` for the compiled walk, which reads its arrays in place."""
 
     def __init__(self, dfa: ByteDfa, lib: ctypes.PyDLL) -> None:
-        chars, speller = dfa.chars, dfa.speller
-        spaces = np.unique(chars.classes[np.searchsorted(chars.bounds, _SPACES, side="right") - 1])
-        self._kept = [np.ascontiguousarray(a) for a in (
-            speller.table, chars.delta, chars.labels.astype(np.int32), dfa.live.view(np.uint8),
-            _wide_classes(chars.bounds, chars.classes), spaces.astype(np.int32))]  # fmt: skip
-        *tables, wide, of_spaces = [_pointer(part) for part in self._kept]
-        self.handle: int = lib.dfa_new(
-            *chars.delta.shape, dfa.width, *tables, wide, len(self._kept[-2]), of_spaces, len(self._kept[-1])
-        )
+        chars = dfa.chars
+        parts = (dfa.speller.table, chars.delta, chars.labels, dfa.live, chars.bounds, chars.classes)
+        self._kept = [np.ascontiguousarray(a, np.uint8 if a.dtype == bool else np.int32) for a in parts]
+        self.handle: int = lib.dfa_new(*chars.delta.shape, dfa.width, *map(_pointer, self._kept), len(chars.bounds))
         self.lib = lib
         weakref.finalize(self, lib.dfa_free, self.handle)
 
@@ -287,15 +271,6 @@ class Known(NamedTuple):
     may_end: bool
     string: ByteDfa | None
     base: int
-
-    def inside(self, leaf: int) -> int | None:
-        """The state of `string` where it is between two characters and much may come; None elsewhere."""
-        assert self.string is not None
-        leaf -= self.base
-        if leaf < 0:
-            return self.string.start
-        native = self.string.native
-        return leaf if native is not None and not leaf % self.string.width and native.is_wide(leaf) else None
 
 
 _IN_PYTHON = Known(False, True, None, 0)
@@ -381,9 +356,7 @@ class NativeMachine:
             names = self._names[id(trie)] = NativeNames(trie, self.lib)
         return names.handle
 
-    def mask(
-        self, state: int, trie: NativeTrie, ends: bool, quoted: bool = False, known: Closure | None = None
-    ) -> int:
+    def mask(self, state: int, trie: NativeTrie, ends: bool, quoted: bool = False, known: Closure | None = None) -> int:
         """Words of the tokens that may come, in the trie's scratch; returns how many.
 
         `ends`: with EOS. `quoted`: only the tokens with a double quote. `known`: tokens in it may be left out.
@@ -485,4 +458,4 @@ def split_at_quotes(trie: TokenTrie) -> tuple[TokenTrie, TokenTrie, int]:
         else:
             behind[token] = quote + rest
             most = max(most, len(text))
-    return TokenTrie(Vocabulary.of(behind, ())), TokenTrie(Vocabulary.of(odd, ())), most
+    return TokenTrie(Vocabulary.of(tuple(behind), ())), TokenTrie(Vocabulary.of(tuple(odd), ())), most

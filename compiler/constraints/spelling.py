@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .char_dfa import BoolArray, CharDfa, IntArray
+from .native import library
 from .native_walk import Leaf, NativeDfa, native_dfa
 from .speller import Spelling, speller_of
 from .token_index import Mask, expand
@@ -63,6 +64,20 @@ def _class_bits(of_class: BoolArray) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.packbits(padded, axis=1, bitorder="little").view("<u8")
 
 
+def _live(delta: IntArray, reach: BoolArray) -> BoolArray:
+    """Whether each node leads from each state to a class that may come there, [S * K]."""
+    lib = library()
+    live = np.zeros((len(delta), len(reach)), bool)
+    if lib is not None:
+        parts = [np.ascontiguousarray(a) for a in (delta, reach)]
+        lib.dfa_live(*delta.shape, len(reach), *(part.ctypes.data for part in parts), live.ctypes.data)
+        return live.reshape(-1)
+    can, below = _class_bits(delta != 0), _class_bits(reach)
+    for word in range(can.shape[1]):
+        live |= (can[:, word, None] & below[None, :, word]) != 0
+    return live.reshape(-1)
+
+
 class ByteDfa:
     """A `CharDfa` read byte by byte. State s * K + k is character state s at node k; -1 is dead.
 
@@ -75,11 +90,7 @@ class ByteDfa:
         self.speller = speller_of(chars.bounds, chars.classes, spelling)
         self.width = len(self.speller.table)
         self.start = chars.start * self.width if chars.start else -1
-        can, below = _class_bits(chars.delta != 0), _class_bits(self.speller.reach)
-        live = np.zeros((len(can), len(below)), bool)
-        for word in range(can.shape[1]):
-            live |= (can[:, word, None] & below[None, :, word]) != 0
-        self.live: BoolArray = live.reshape(-1)  # [S * K]
+        self.live: BoolArray = _live(chars.delta, self.speller.reach)  # [S * K]
         self._moves: dict[int, dict[int, int]] = {}
         self._num_moves = 0
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .endings import shortest_end
 from .interface import MaskRow
-from .native_walk import LEAF_BITS, NativeMachine, native_machine
+from .native_walk import LEAF_BITS, native_machine
 from .token_trie import LongArray, TokenTrie
 from .wide import inside_base
 
@@ -174,10 +174,8 @@ class TokenIndex:
         if not known.is_compiled:
             return self.compute_in_python(state)
         ends = known.may_end and self.automaton.accepting(state)
-        inside = None if known.string is None else known.inside(state & (1 << LEAF_BITS) - 1)
-        if inside is not None:
-            assert known.string is not None
-            base, closure = inside_base(known.string, inside, self.trie)
+        if known.string is not None:
+            base, closure = inside_base(known.string, (state & (1 << LEAF_BITS) - 1) - known.base, self.trie)
             if base is not None:
                 with trie.lock:
                     return Mask(base, *trie.found(native.mask(state, trie, ends, closure is None, closure)))

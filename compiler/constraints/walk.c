@@ -48,10 +48,19 @@ typedef struct {
 
 typedef struct { Contents so_far; i32 code; u8 need, low, high; } Path; /* `need` more continuation bytes, the next low..high */
 
-/* As in native_walk.py. */
+static const i32 SPACE_CODES[] = {0x85, 0xA0, 0x1680, 0x180E, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006,
+                                  0x2007, 0x2008, 0x2009, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000, 0xFEFF};
+#define NUM_SPACES (int)(sizeof SPACE_CODES / sizeof *SPACE_CODES)
+
 static int is_space(i32 c) {
-    return c == 0x85 || c == 0xA0 || c == 0x1680 || c == 0x180E || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202F || c == 0x205F || c == 0x3000 || c == 0xFEFF;
+    for (int i = 0; i < NUM_SPACES; i++)
+        if (SPACE_CODES[i] == c) return 1;
+    return 0;
+}
+
+static i32 overlap(i32 low, i32 high, i32 from, i32 to) {
+    low = low < from ? from : low, high = high > to ? to : high;
+    return high > low ? high - low : 0;
 }
 
 static Path read_byte(Path p, u8 b) {
@@ -174,7 +183,7 @@ WIDER void closure_row(const Trie *t, const Closure *c, i32 *row, i32 num_words)
 typedef struct {
     i32 num_classes, width, num_states, num_wide, num_spaces; /* classes, nodes of the speller, states */
     const i32 *table, *delta, *labels;            /* [K, 256], [S, C], [S] */
-    const i32 *wide, *spaces;                     /* classes beyond ASCII: of SPACES, and of all others; 0: of none */
+    const i32 *wide, *spaces;                     /* classes beyond ASCII: of all but SPACES, and of these; 0: of none */
     const u8 *live;                               /* [S * K] */
     i32 *stamps, stamp;                           /* [S] which search has seen a state */
     Closure *closures; /* [S] texts that can be read from a state */
@@ -182,16 +191,42 @@ typedef struct {
     u8 *alike;         /* [S] as asked by `is_alike`; 0: not yet */
 } Dfa;
 
+/* Whether node k of the speller leads from state s to a class that may come there: live[s * width + k]. */
+WIDER void dfa_live(i32 num_states, i32 num_classes, i32 width, const i32 *delta, const u8 *reach, u8 *live) {
+    for (i32 s = 0; s < num_states; s++)
+        for (i32 k = 0; k < width; k++) {
+            u8 any = 0;
+            for (i32 c = 1; c < num_classes; c++) any |= (u8)(reach[(i64)k * num_classes + c] & (delta[(i64)s * num_classes + c] != 0));
+            live[(i64)s * width + k] = any;
+        }
+}
+
+static i32 once(i32 *kept, i32 count, i32 class) {
+    for (i32 i = 0; i < count; i++)
+        if (kept[i] == class) return count;
+    kept[count] = class;
+    return count + 1;
+}
+
+/* `bounds`, `classes`: of the characters, in `num_ranges` ranges. */
 Dfa *dfa_new(i32 num_states, i32 num_classes, i32 width, const i32 *table, const i32 *delta, const i32 *labels,
-             const u8 *live, const i32 *wide, i32 num_wide, const i32 *spaces, i32 num_spaces) {
+             const u8 *live, const i32 *bounds, const i32 *classes, i32 num_ranges) {
     Dfa *d = malloc(sizeof *d);
+    i32 *wide = malloc(sizeof(i32) * 2 * (num_classes + 1)), *spaces = wide + num_classes + 1, num_wide = 0, num_spaces = 0;
+    for (i32 r = 0; r < num_ranges; r++) { /* the classes of the characters beyond ASCII but spaces and surrogates */
+        i32 low = bounds[r] < 0x80 ? 0x80 : bounds[r], high = r + 1 < num_ranges ? bounds[r + 1] : 0x110000;
+        i32 others = (high > low ? high - low : 0) - overlap(low, high, 0xD800, 0xE000);
+        for (int i = 0; i < NUM_SPACES; i++)
+            if (low <= SPACE_CODES[i] && SPACE_CODES[i] < high) num_spaces = once(spaces, num_spaces, classes[r]), others--;
+        if (others > 0) num_wide = once(wide, num_wide, classes[r]);
+    }
     *d = (Dfa){num_classes, width, num_states, num_wide, num_spaces, table, delta, labels, wide, spaces, live,
                calloc(num_states, sizeof(i32)), 0, calloc(num_states, sizeof(Closure)), calloc(num_states, 1),
                calloc(num_states, 1)};
     return d;
 }
 
-void dfa_free(Dfa *d) { free(d->closures), free(d->known), free(d->alike), free(d->stamps), free(d); }
+void dfa_free(Dfa *d) { free((void *)d->wide), free(d->closures), free(d->known), free(d->alike), free(d->stamps), free(d); }
 
 /* How many characters of the classes in `in` can be read from s, whatever they are; a lower bound where many states
    would have to be looked at. */

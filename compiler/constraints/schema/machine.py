@@ -330,12 +330,7 @@ class SchemaMachine:
         if frame[0] is Kind.ITEM_ROOT:
             return self._push((Kind.DONE, result), -1) << SHIFT
         if frame[3] is Phase.VALUE:
-            key = (frame[2], result, value)
-            tracks = self._survived.get(key)
-            if tracks is None:
-                is_array = frame[0] is Kind.ARRAY
-                tracks = surviving_arrays(frame[2], result, value) if is_array else surviving_objects(frame[2], result)
-                keep(self._survived, key, tracks)
+            tracks = self._tracks_after(frame, result, value)
             return self._gap(self._push((frame[0], frame[1], tracks, Phase.AFTER), parent) << SHIFT)
         program: ObjectProgram = frame[1]
         classes, number = (0, result) if frame[3] is Phase.NAME else program.meaning(result)
@@ -344,6 +339,18 @@ class SchemaMachine:
         below = self._push((Kind.OBJECT, program, after, Phase.VALUE), parent)
         begin = self._gap(self._value(demand_of(after), below) << SHIFT)
         return self._gap(self._text(self.style.colon, begin))
+
+    def _tracks_after(self, frame: Frame, result: int, value: str | None) -> ArrayTracks | ObjectTracks:
+        """What is left of the tracks of an array or object when the value above it has ended."""
+        is_array = frame[0] is Kind.ARRAY
+        if len(frame[2]) == 1:
+            return surviving_arrays(frame[2], result, value) if is_array else surviving_objects(frame[2], result)
+        key = (frame[2], result, value)
+        tracks = self._survived.get(key)
+        if tracks is None:
+            tracks = surviving_arrays(frame[2], result, value) if is_array else surviving_objects(frame[2], result)
+            keep(self._survived, key, tracks)
+        return tracks
 
     # For the compiled walk: see `native_walk`
 

@@ -244,6 +244,8 @@ class ObjectPlan:
         # Values of repeated names are not told apart unless names must be distinct to be counted.
         self.distinct = bool(self.undeclared) and (bool(atom.witnesses) or (self.counts and atom.low > 0))
         self._all_witnessed = (1 << len(atom.witnesses)) - 1
+        # Then any track can be completed, and what may come depends on the names so far alone.
+        self.is_loose = not self.counts and not atom.witnesses
 
     def formulas_used(self) -> Iterator[Formula]:
         """Every formula a value may be asked for."""
@@ -282,7 +284,8 @@ class ObjectPlan:
             self._required[i] = self._required[i + 1] + required
             self._optional[i] = self._optional[i + 1] + (self._possible[i] and not required)
             self._first_required[i] = i if required else self._first_required[i + 1]
-        self._free_possible = sum(1 << i for i, ok in enumerate(self._possible[end:]) if ok)
+        self._possible_bits = sum(1 << i for i, ok in enumerate(self._possible) if ok)
+        self._free_possible = self._possible_bits >> end
         usable = [
             [(formula, bits) for formula, bits in self.choices(which, 0) if inhabited(formula)]
             for which in range(len(self.undeclared))
@@ -333,6 +336,22 @@ class ObjectPlan:
         return enough and named and track.witnessed == self._all_witnessed
 
     # Steps
+
+    def next_bits(self, track: ObjectTrack) -> int:
+        """A bit for the number of each declared property that may come next."""
+        if not self.is_loose:
+            return sum(1 << number for number, _ in self.declared_next(track))
+        at, end = track.position, self.num_ordered
+        bits = (1 << min(self._first_required[at] + 1, end)) - (1 << at)
+        if not self._required[at]:
+            bits |= (self._free_possible & ~track.named) << end
+        return bits & self._possible_bits
+
+    def may_add(self, track: ObjectTrack, which: int) -> bool:
+        """Whether an undeclared name of the class `which` may come next."""
+        if self.is_loose and not self.distinct:
+            return not self._required[track.position] and self._usable[which]
+        return bool(self.undeclared_next(track, which, None))
 
     def declared_next(self, track: ObjectTrack) -> Iterator[tuple[int, ObjectTrack]]:
         """(property number, track once it is read) for the declared properties that may come next."""

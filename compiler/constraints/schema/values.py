@@ -131,6 +131,8 @@ def keep(memo: dict[Key, Value], key: Key, value: Value) -> None:
 
 def surviving_arrays(pending: PendingArray, result: int, value: str | None) -> ArrayTracks:
     """The tracks whose want the item met. `value`: its canonical text, where it was recorded."""
+    if len(pending) == 1 and pending[0][2].without is None:
+        return ((pending[0][0], pending[0][1]),) if result & 1 else ()
     met = _met(pending, result)
     return _in_order(
         (m, t if want.without is None else t._replace(used=t.used | {str(value)}))
@@ -141,6 +143,8 @@ def surviving_arrays(pending: PendingArray, result: int, value: str | None) -> A
 
 def surviving_objects(pending: PendingObject, result: int) -> ObjectTracks:
     """The tracks whose want the property's value met."""
+    if len(pending) == 1:
+        return ((pending[0][0], pending[0][1]),) if result & 1 else ()
     met = _met(pending, result)
     return _in_order((m, track) for m, track, want in pending if want in met)
 
@@ -159,6 +163,8 @@ def _in_order(tracks: Iterable[tuple[int, Track]]) -> tuple[tuple[int, Track], .
 
 def demand_of(pending: PendingArray | PendingObject) -> Demand:
     """The wants of what is pending, each once, in order."""
+    if len(pending) == 1:
+        return (pending[0][2],)
     return tuple(dict.fromkeys(want for _, _, want in pending))
 
 
@@ -256,8 +262,11 @@ class ObjectProgram:
         bits = 0
         for member, track in tracks:
             plan = self.plans[member]
-            for at, _ in plan.declared_next(track):
-                bits |= 1 << self._number[plan.names[at]]
+            following = plan.next_bits(track)
+            if len(self.plans) > 1:  # with one plan, names have the same numbers here as there
+                numbers = [i for i in range(following.bit_length()) if following >> i & 1]
+                following = sum(1 << self._number[plan.names[i]] for i in numbers)
+            bits |= following
         return bits & self.trie.below[0]
 
     def open_reader(self, tracks: ObjectTracks) -> Reader | None:
@@ -269,12 +278,12 @@ class ObjectProgram:
     def _open_reader(self, tracks: ObjectTracks) -> Reader | None:
         classes = 0
         for i, (member, which) in enumerate(self._names.classes):
-            if any(m == member and self.plans[m].undeclared_next(track, which, None) for m, track in tracks):
+            if any(m == member and self.plans[m].may_add(track, which) for m, track in tracks):
                 classes |= 1 << i
         if not classes:
             return None
         declared = self.declared_bits(tracks)
-        seen = {name for _, track in tracks for name in track.seen}
+        seen = {name for _, track in tracks for name in track.seen} if self.distinct else ()
         key = (classes, declared, frozenset(seen))
         if key not in self._readers:
             self._readers[key] = self._make_reader(classes, declared, sorted(seen))
