@@ -100,6 +100,8 @@ def launch_all(dtype: torch.dtype, dim: int, group: int) -> None:
             where = (q, kv, kv, cache, cache, table, one, one, many, one, one)
             extend_attention.extend_attention(*where, 1.0, cap, window, max_rows=most)
             extend_attention.tree_attention(*where, words, rows, 1.0, cap, window, max_rows=most)
+            # masks that name later rows too: those of a picture that is seen as a whole
+            extend_attention._attended(*where, 1.0, cap, window, False, most, words, rows)
             members = torch.zeros(2, dtype=torch.int64)
             cascade_attention.cascade_attention(
                 q, cache, cache, table, one, one, one, rows, members, 1.0, cap, max_members=most
