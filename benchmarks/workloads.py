@@ -185,7 +185,8 @@ def question_rows(num: int) -> list[dict[str, Any]]:
     return rows
 
 
-# Skeleton of thought: points first, then each point worked out beside the others.
+# Skeleton of thought: points first, then each point worked out beside the others, at full length: a small model would
+# end its paragraphs after a word or two, and what the branches are for would not be measured.
 
 
 @dslc.function
@@ -196,7 +197,7 @@ def skeleton_of_thought(s, topic):
     s += dslc.gen("third", max_tokens=8, stop=["\n", "."]) + "\n"
     branches = s.fork(3)
     for i, branch in enumerate(branches):
-        branch += f"Now tip {i + 1} as a paragraph:" + dslc.gen("detail", max_tokens=24, stop="\n")
+        branch += f"Now tip {i + 1} as a paragraph:" + dslc.gen("detail", max_tokens=24, ignore_eos=True)
     branches.join()
     s += "In short:" + dslc.gen("summary", max_tokens=12, stop="\n")
 

@@ -4,7 +4,7 @@
 `merge`.
 """
 
-from .hooks import TRACEABLE
+from .purity import TRACEABLE
 from .rewrite import NoSource
 from .symbols import Symbol, operand
 from .trace import Guards, Traced, strict_error, trace

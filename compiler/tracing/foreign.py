@@ -140,7 +140,7 @@ def _followed(tracer: PathTracer, function: Any, args: Sequence[Any]) -> tuple[A
     if function is format and args[1:] not in ((), ("",)):
         return None
     method = next((m for name in names if (m := _defined(type(args[0]), name)) is not None), None)
-    if not is_users_function(method):
+    if method is None or not is_users_function(method):
         return None
     given = args if getattr(method, "__name__", "") in ("__format__", "__getitem__", "__contains__") else args[:1]
     found = tracer.attempt(lambda: tracer.follow(method, given, {}))
@@ -164,9 +164,10 @@ def attribute(tracer: PathTracer, owner: Any, name: str) -> tuple[Any] | None:
     if isinstance(found, property):
         if is_pure_module(kind.__module__):
             return None
-        made = (
-            tracer.attempt(lambda: tracer.follow(found.fget, (owner,), {})) if is_users_function(found.fget) else None
-        )
+        get = found.fget
+        made = None
+        if get is not None and is_users_function(get):
+            made = tracer.attempt(lambda: tracer.follow(get, (owner,), {}))
         return made if made is not None else (tracer.host_call(getattr, (owner, name)),)
     if isinstance(found, cached_property):
         is_active = name not in vars(owner)
