@@ -6,6 +6,7 @@ Names are loaded when they are first used: `import dslc` alone loads neither tor
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     )
     from .core.errors import (
         ContextOverflow as ContextOverflow,
+    )
+    from .core.errors import (
+        DeadlineExceeded as DeadlineExceeded,
     )
     from .core.errors import (
         DslcError as DslcError,
@@ -180,9 +184,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     ".core.errors": (
-        "Aborted", "ArgumentError", "ConfigError", "ConstraintError", "ContextOverflow", "DslcError", "EngineError",
-        "ModelLoadError", "ProgramError", "RemoteError", "RequestError", "TemplateError", "TraceError",
-        "UndefinedVariable", "VerifyError",
+        "Aborted", "ArgumentError", "ConfigError", "ConstraintError", "ContextOverflow", "DeadlineExceeded",
+        "DslcError", "EngineError", "ModelLoadError", "ProgramError", "RemoteError", "RequestError", "TemplateError",
+        "TraceError", "UndefinedVariable", "VerifyError",
     ),
     ".core.media": ("MediaLimits", "media_limits"),
     ".core.sampling": ("SamplingParams",),
@@ -230,7 +234,7 @@ def _built_in_engine() -> Any:
 def __getattr__(name: str) -> Any:
     module = _WHERE.get(_ALIASES.get(name, name))
     if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     if module.startswith(".lang"):
         importlib.import_module(".lang.defaults", __name__).register_factory(_built_in_engine)
     value = getattr(importlib.import_module(module, __name__), _ALIASES.get(name, name))

@@ -85,13 +85,26 @@ class Anthropic(RemoteBackend):
         count = call.request.sampling.n
         if count == 1:
             return await self._ask_once(call, options, 0)
-        replies = await asyncio.gather(*(self._ask_once(call, options, index) for index in range(count)))
+        await self._ask_missing(call, options)
+        replies = [call.answered[index] for index in range(count)]
         whole = replies[0]
         whole.outputs = tuple([output for reply in replies for output in reply.outputs])
         whole.num_prompt_tokens = sum(reply.num_prompt_tokens for reply in replies)
         whole.num_cached_tokens = sum(reply.num_cached_tokens for reply in replies)
         whole.notes["num_calls"] = count
         return whole
+
+    async def _ask_missing(self, call: Call, options: dict[str, Any]) -> None:
+        """The outputs that are not there yet, a call each. All have ended before the first fault is raised, so that no
+        call goes on beside a further try, and what was answered is not asked for again."""
+
+        async def ask(index: int) -> None:
+            call.answered[index] = await self._ask_once(call, options, index)
+
+        missing = [index for index in range(call.request.sampling.n) if index not in call.answered]
+        for error in await asyncio.gather(*map(ask, missing), return_exceptions=True):
+            if error is not None:
+                raise error
 
     def _options(self, request: GenRequest) -> dict[str, Any]:
         name = self.capabilities.name

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...core.backend import Capabilities, Counters
-from ...core.errors import Aborted, ConfigError, DeadlineExceeded, EngineClosed, ErrorInfo, RemoteError, RequestError
+from ...core.errors import Aborted, ConfigError, DeadlineExceeded, EngineClosed, ErrorInfo, RemoteError
 from ...core.events import Failed, Finished, Output, Prefilled, Queued, TokenLogprob, Tokens
 from .faults import Backoff, Fault, fault_of, is_ours
 from .loop import LoopThread
@@ -43,9 +43,13 @@ class Reply:
 
 
 class Call:
-    """One request on its way: its seed, what was shown of its text, how often it was sent."""
+    """One request on its way: its seed, what was shown of its text, how often it was sent.
 
-    __slots__ = ("_sink", "first_at", "num_calls", "num_shown", "num_tries", "request", "seed")
+    `answered` holds, for a backend that makes a call for each of `n` outputs, the replies that are there: a further try
+    asks for the others only.
+    """
+
+    __slots__ = ("_sink", "answered", "first_at", "num_shown", "num_tries", "request", "seed")
 
     def __init__(self, request: GenRequest, sink: EventSink) -> None:
         self.request = request
@@ -53,7 +57,7 @@ class Call:
         given = request.sampling.seed
         self.seed = given if given is not None else random.getrandbits(63)
         self.num_tries = 0
-        self.num_calls = 0  # answered calls that the result is made of
+        self.answered: dict[int, Reply] = {}
         self.num_shown = 0  # characters that a reader has seen: they cannot be taken back
         self.first_at = 0.0
 
@@ -130,6 +134,10 @@ class RemoteBackend:
     def name_of(self, request: GenRequest) -> str:
         """The request in the words of an error: where it goes, and its id."""
         return f"request {request.id}"
+
+    def advice(self, fault: Fault) -> str:
+        """What else an error should say of a fault."""
+        return ""
 
     # -- Backend
 
@@ -245,10 +253,11 @@ class RemoteBackend:
 
     async def _serve(self, request: GenRequest, sink: EventSink) -> tuple[Finished, Reply]:
         queued_at = time.monotonic()
-        until = None if request.timeout_s is None else queued_at + request.timeout_s
         call = Call(request, sink)
-        async with self._pace:
-            reply = await self._tried(call, until)
+        try:
+            reply = await asyncio.wait_for(self._paced(call), request.timeout_s)
+        except asyncio.TimeoutError:
+            raise self._too_late(call) from None
         now = time.monotonic()
         notes = {**reply.notes, "num_tries": call.num_tries}
         event = Finished(
@@ -266,18 +275,20 @@ class RemoteBackend:
         )
         return event, reply
 
-    async def _tried(self, call: Call, until: float | None) -> Reply:
+    async def _paced(self, call: Call) -> Reply:
+        """The reply, once it is this request's turn."""
+        async with self._pace:
+            return await self._tried(call)
+
+    async def _tried(self, call: Call) -> Reply:
         """The reply, after as many tries as it takes and may take."""
         while True:
-            await self._before(self._pace.begin(), until)
+            await self._pace.begin()
             call.num_tries += 1
             self._sent["num_tries"] += 1
             self._sent["num_retries"] += call.num_tries > 1
             try:
-                reply: Reply = await self._before(asyncio.wait_for(self.ask(call), self.timeout), until)
-                return reply
-            except (DeadlineExceeded, RequestError):
-                raise
+                return await asyncio.wait_for(self.ask(call), self.timeout)
             except Exception as error:
                 if is_ours(error):
                     raise
@@ -287,33 +298,33 @@ class RemoteBackend:
             delay = self._backoff.delay(call.num_tries, fault)
             if fault.retry_after is not None:
                 self._pace.pause(delay)
-            await self._before(asyncio.sleep(delay), until)
+            await asyncio.sleep(delay)
 
-    async def _before(self, work: Any, until: float | None) -> Any:
-        """The result of some work, if it is there before the request's deadline."""
-        if until is None:
-            return await work
-        try:
-            return await asyncio.wait_for(work, max(0.0, until - time.monotonic()))
-        except asyncio.TimeoutError:
-            if time.monotonic() < until:
-                raise  # the try's own limit
-            raise DeadlineExceeded(f"{self.capabilities.name}: the request's deadline has passed") from None
-
-    def _fault(self, error: Exception) -> Fault:
+    def _fault(self, error: Exception, limit: float | None = None) -> Fault:
+        """What went wrong with a try that was given `limit` seconds (None: `timeout`)."""
         if isinstance(error, asyncio.TimeoutError):
-            return Fault("timeout", f"it did not answer within {self.timeout:g} s", is_transient=True)
+            return Fault("timeout", f"it did not answer within {limit or self.timeout:g} s", is_transient=True)
         return fault_of(error, self.key_name)
 
+    def _too_late(self, call: Call) -> DeadlineExceeded:
+        sent = f"after {_tries(call)}" if call.num_tries else "before it could be sent"
+        return DeadlineExceeded(
+            f"{self.capabilities.name}, {self.name_of(call.request)}: the run's deadline (timeout=) passed {sent}"
+        )
+
     def _error(self, call: Call, fault: Fault) -> RemoteError:
-        tries = "1 try" if call.num_tries == 1 else f"{call.num_tries} tries"
         shown = ""
         if call.num_shown and fault.is_transient:
             shown = f"; {call.num_shown} characters of the text were shown already, so it was not sent again"
         return RemoteError(
-            f"{self.capabilities.name}, {self.name_of(call.request)}, after {tries}: {fault.message}{shown}",
+            f"{self.capabilities.name}, {self.name_of(call.request)}, after {_tries(call)}: {fault.message}{shown}"
+            + self.advice(fault),
             field=fault.kind,
         )
+
+
+def _tries(call: Call) -> str:
+    return "1 try" if call.num_tries == 1 else f"{call.num_tries} tries"
 
 
 def _stop(loop: LoopThread) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ...core.request import GenRequest
     from ...core.text.tokenizer import Tokenizer
 
+NO_SUCH_SERVER = (
+    "; is it a server that speaks SGLang's protocol, and its address without a path? One that speaks OpenAI's is "
+    'dslc.OpenAI("its model\'s name", base_url="http://.../v1")'
+)
 _LOGPROBS = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
 
 
@@ -137,18 +141,20 @@ class RuntimeEndpoint(RemoteBackend):
 
     def _call(self, method: str, path: str, is_json: bool = True) -> Any:
         """One call outside of any request; not retried. Raises RemoteError."""
+        limit = min(self.timeout, 60.0)
 
         async def ask() -> Any:
-            async with self._open(method, path, None, timeout=min(self.timeout, 60.0)) as response:
+            async with self._open(method, path, None, timeout=limit) as response:
                 text = await response.text()
                 return json.loads(text) if is_json else text
 
         try:
             return self._loop.run(ask())
         except Exception as error:
-            fault = self._fault(error)
+            fault = self._fault(error, limit)
+            hint = NO_SUCH_SERVER if path == "/get_model_info" and fault.kind in ("404", "405", "answer") else ""
             raise RemoteError(
-                f"{self.provider}: {method} {self.base_url}{path}: {fault.message}", field=fault.kind
+                f"{self.provider}: {method} {self.base_url}{path}: {fault.message}{hint}", field=fault.kind
             ) from error
 
     # -- HTTP

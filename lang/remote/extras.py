@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from ...core.errors import ConfigError
@@ -23,3 +24,14 @@ def client_of(backend: str, make: Callable[..., Any], **options: Any) -> Any:
         return make(**options)
     except Exception as error:
         raise ConfigError(f"{backend}: its client cannot be made: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def closing(parts: Any) -> AsyncIterator[None]:
+    """The stream of a client, whose connection is given back whatever becomes of the reading."""
+    try:
+        yield
+    finally:
+        close = getattr(parts, "close", None) or getattr(parts, "aclose", None)
+        if close is not None:
+            await close()

@@ -61,8 +61,7 @@ def fault_of(error: BaseException, key_name: str) -> Fault:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(error, "status_code", None) or getattr(error, "code", None)
     if isinstance(status, int) and status >= 400:
-        response = getattr(error, "response", None)
-        return status_fault(status, _said(error), getattr(response, "headers", None) or {}, key_name)
+        return status_fault(status, _said(error), _headers(error), key_name)
     if isinstance(error, TimeoutError) or kinds & {"APITimeoutError", "TimeoutException", "Timeout"}:
         return Fault("timeout", "it did not answer in time", is_transient=True)
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) or "APIResponseValidationError" in kinds:
@@ -83,6 +82,14 @@ def fault_of(error: BaseException, key_name: str) -> Fault:
 def is_ours(error: BaseException) -> bool:
     """Whether an exception says of itself what is wrong: a refusal before anything is sent."""
     return isinstance(error, DslcError)
+
+
+def _headers(error: BaseException) -> Mapping[str, str]:
+    """The headers of an error's answer, where its client keeps them (LiteLLM: apart from the response)."""
+    found = getattr(error, "litellm_response_headers", None) or getattr(
+        getattr(error, "response", None), "headers", None
+    )
+    return found or {}
 
 
 def _said(error: BaseException) -> str:

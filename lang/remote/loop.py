@@ -23,8 +23,17 @@ class LoopThread:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
+            self.loop.run_until_complete(self._finish())
         finally:
             self.loop.close()
+
+    async def _finish(self) -> None:
+        """End what a client has begun beside the requests, as `asyncio.run` does at its end."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self.loop.shutdown_asyncgens()
 
     def post(self, action: Callable[[], Any]) -> None:
         """Call `action` in the loop's thread, in the order of posting. Raises RuntimeError after `close`."""

@@ -11,7 +11,7 @@ from ...core.backend import Capabilities
 from ...core.errors import RequestError
 from ...core.events import FinishReason, Output
 from .base import Call, RemoteBackend, Reply
-from .extras import client_of, extra
+from .extras import client_of, closing, extra
 from .faults import Backoff, Fault
 from .options import MORE_OPTIONS, common_options
 from .structured import choice_of, choice_schema, response_format
@@ -38,7 +38,8 @@ class ChatCompletions(RemoteBackend):
         """Make the call, and read what comes."""
         if call.request.stream:
             parts = await make(**options, stream=True, stream_options={"include_usage": True})
-            return await self._streamed(call, parts)
+            async with closing(parts):
+                return await self._streamed(call, parts)
         return self._whole(call, plain_answer(await make(**options)))
 
     def options(self, call: Call) -> dict[str, Any]:
@@ -193,6 +194,11 @@ class OpenAI(ChatCompletions):
     def name_of(self, request: GenRequest) -> str:
         path = "chat/completions" if self.is_chat_model else "completions"
         return f"POST {self.base_url}/{path}, request {request.id}"
+
+    def advice(self, fault: Fault) -> str:
+        if fault.kind == "404" and not self.base_url.endswith("/v1"):
+            return "; base_url= is where the API begins, which in most servers ends in /v1"
+        return ""
 
     async def disconnect(self) -> None:
         await self._client.close()

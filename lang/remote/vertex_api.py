@@ -11,7 +11,7 @@ from ...core.errors import RequestError
 from ...core.events import FinishReason, Output
 from .anthropic_api import split_system
 from .base import Call, RemoteBackend, Reply
-from .extras import client_of, extra
+from .extras import client_of, closing, extra
 from .faults import Backoff, Fault
 from .options import PENALTIES, common_options
 
@@ -102,8 +102,10 @@ class VertexAI(RemoteBackend):
             reader.take((await make.generate_content(**arguments)).model_dump(mode="json"))
             return reader.reply(self)
         reader = _Answer(call)
-        async for part in await make.generate_content_stream(**arguments):
-            reader.take(part.model_dump(mode="json"))
+        parts = await make.generate_content_stream(**arguments)
+        async with closing(parts):
+            async for part in parts:
+                reader.take(part.model_dump(mode="json"))
         return reader.reply(self)
 
     def _arguments(self, call: Call) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import time
 
 import pytest
 from support.providers import KEY, AnthropicServer, OpenAIServer, VertexServer
@@ -167,10 +168,22 @@ def ask(s):
 LINE = ask.where.line + 3
 
 
+def limit(fault):
+    """Seconds for a try: short only where the server is not to be in time (the machine may be busy)."""
+    return 0.8 if fault == "timeout" else 30.0
+
+
+def wait_until(ready):
+    end = time.monotonic() + 10
+    while not ready() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert ready()
+
+
 @pytest.mark.parametrize("fault", ["429", "500", "timeout", "cut"])
 def test_what_passes_is_tried_again_and_counted(provider, fault):
     make, new_server, _ = provider
-    with new_server(ANSWER) as server, make(server, timeout=1.0) as backend:
+    with new_server(ANSWER) as server, make(server, timeout=limit(fault)) as backend:
         server.faults = [fault]
         state = ask.run(backend=backend)
         assert state["a"] == ANSWER and state.get_meta_info("a")["num_tries"] == 2
@@ -180,7 +193,7 @@ def test_what_passes_is_tried_again_and_counted(provider, fault):
 @pytest.mark.parametrize("fault", ["429", "500", "timeout", "cut", "malformed", "wrong"])
 def test_what_does_not_pass_names_provider_request_and_line(provider, fault):
     make, new_server, words = provider
-    with new_server(ANSWER) as server, make(server, timeout=0.6, max_retries=1) as backend:
+    with new_server(ANSWER) as server, make(server, timeout=limit(fault), max_retries=1) as backend:
         server.faults = [fault] * 9
         with pytest.raises(dslc.RemoteError) as caught:
             ask.run(backend=backend)
@@ -208,7 +221,49 @@ def test_a_stream_that_was_shown_is_not_sent_again(provider):
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_cancelling_ends_the_connection(provider, stream):
+    make, new_server, _ = provider
+    with new_server(ANSWER) as server, make(server) as backend:
+        server.faults = ["timeout"]
+        if stream:
+            state = ask.run(backend=backend, stream=True)
+            while not server.requests:
+                time.sleep(0.01)
+            state.cancel()
+            assert isinstance(state.error(), dslc.Aborted)
+        else:
+            with pytest.raises(dslc.DeadlineExceeded, match="after 1 try"):
+                ask.run(backend=backend, timeout=1.5)
+        wait_until(lambda: server.cancelled == 1)
+        assert len(server.requests) == 1
+
+
+def test_it_waits_as_long_as_the_server_asks(provider):
+    make, new_server, _ = provider
+    with new_server(ANSWER) as server, make(server) as backend:
+        server.faults, server.retry_after = ["429"], "0.7"
+        began = time.monotonic()
+        assert ask.run(backend=backend).get_meta_info("a")["num_tries"] == 2
+        assert time.monotonic() - began >= 0.65 and len(server.requests) == 2
+
+
 # -- what only one of them has
+
+
+@pytest.mark.skipif(not is_there("anthropic"), reason="needs anthropic")
+@pytest.mark.parametrize("fault", ["500", "cut"])
+def test_anthropic_asks_again_for_the_missing_outputs_only(fault):
+    @dslc.function
+    def program(s):
+        s += dslc.user("?") + dslc.assistant(dslc.gen("a", n=3, max_tokens=9))
+
+    with AnthropicServer("same") as server, anthropic(server) as backend:
+        server.faults = [fault]
+        state = program.run(backend=backend)
+        assert state["a"] == ["same"] * 3 and len(server.requests) == 4
+        info = state.get_meta_info("a")[0]
+        assert (info["num_calls"], info["num_tries"], info["prompt_tokens"]) == (3, 2, 33)
 
 
 @pytest.mark.skipif(not is_there("anthropic"), reason="needs anthropic")

@@ -14,7 +14,7 @@ from aiohttp import web
 from support.sglang_server import HttpServer
 
 KEY = "right-key"
-FAULTS = ("429", "500", "timeout", "cut", "malformed", "wrong")
+FAULTS = ("429", "500", "timeout", "cut", "malformed", "wrong", "derailed")
 
 
 class ProviderServer(HttpServer):
@@ -62,6 +62,11 @@ class ProviderServer(HttpServer):
             return web.Response(text='{"choices": [{"ind', content_type="application/json")
         if fault == "wrong":
             return web.json_response({"hello": "world"})
+        if fault == "derailed":
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(b'data: {"hello": "world"}\n\n')
+            await asyncio.sleep(30)
         if fault == "cut":
             response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "5000"})
             await response.prepare(request)
