@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -31,8 +34,8 @@ Lines are Python: `s += user("...")`, `s += assistant(gen("answer", max_tokens=3
 :fork [NAME]   go on in a branch                            :switch NAME   go on with another (none: list them)
 :step [FILE]   the next step of a recorded run (or: begin)  :quit          leave (or Ctrl-D)
 :load FILE     take over a Python file's programs           :save FILE     the lines as a program (.py, .html: a page)
-:help          this
-Ctrl-C stops the generation that runs, and takes its line back."""
+:help          this                                         :save! FILE    the same, over a file that is there
+A command may be shortened (`:q`). Ctrl-C stops the generation that runs, and takes its line back."""
 
 # By their module only: `dslc.OpenAI`, and Python's own `json`.
 NOT_NAMES = frozenset("json __version__ Runtime Engine RuntimeEndpoint OpenAI Anthropic LiteLLM VertexAI".split())
@@ -118,10 +121,12 @@ class Repl:
         self.session: Session = Session(backend, names, self._show, options)
         self.files = files
         self._steps: Iterator[Step] = iter(())
+        self._saved: set[Path] = set()
         self.is_over = False
         self.commands: dict[str, Callable[[str], None]] = {
             name.removeprefix("_do_"): getattr(self, name) for name in dir(self) if name.startswith("_do_")
         }
+        self.commands["save!"] = lambda rest: self._save(rest, True)
         self._read = self._terminal() if sys.stdin.isatty() else _plain_lines()
 
     def run(self) -> int:
@@ -151,9 +156,11 @@ class Repl:
             try:
                 if self.session.is_complete(source):
                     return source + "\n"
+                source += "\n" + self._read("....> ")
             except SyntaxError:
                 return source  # running it says what is wrong
-            source += "\n" + self._read("....> ")
+            except EOFError:
+                return source + "\n"  # what is there is run; the next read ends the session
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Do it; show what goes wrong, and go on."""
@@ -161,34 +168,63 @@ class Repl:
             action()
         except KeyboardInterrupt:
             self.say("\nstopped; the state is as it was before this line", "yellow")
-        except (DslcError, CliError, OSError) as error:
+        except CliError as error:
+            self.say(str(error), "red")
+        except (DslcError, OSError) as error:
             self.say(f"{type(error).__name__}: {error}", "red")
         except SystemExit:
             self.is_over = True
         except BaseException as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<repl")]
-            lines = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+            lines = [*_users_frames(error).format(), *traceback.format_exception_only(error)]
             self.say("".join(lines).rstrip(), "red")
+            if isinstance(error, SyntaxError) and (error.filename or "").startswith("<repl"):
+                self.say("lines are Python; `> text` asks the model, :help says what else there is", "dim")
 
     def _take(self, source: str) -> None:
         if not source.startswith(":"):
-            for made in self.session.run(source):
+            with self._showing_values():
+                found = self.session.run(source)
+            for made in found:
                 self._tell(made)
             return
         name, _, rest = source[1:].strip().partition(" ")
-        command = self.commands.get(name)
-        if command is None:
-            raise CliError(f"there is no :{name}; :help says what there is")
-        command(rest.strip())
+        self._command(name)(rest.strip())
+
+    def _command(self, name: str) -> Callable[[str], None]:
+        """The command of a name, or of a beginning that no other has. Raises CliError."""
+        import difflib
+
+        found = [c for c in self.commands if name and c.startswith(name) and not c.endswith("!")]
+        if name in self.commands or len(found) == 1:
+            return self.commands[name if name in self.commands else found[0]]
+        near = found or difflib.get_close_matches(name, self.commands, 1)
+        hint = f"did you mean {' or '.join(f':{other}' for other in sorted(near))}? " if near else ""
+        raise CliError(f"there is no :{name}; {hint}:help says what there is")
 
     # -- showing
+
+    @contextlib.contextmanager
+    def _showing_values(self) -> Iterator[None]:
+        """The value of an expression is shown; one that belongs into the program is not lost silently."""
+        from .lang.exprs import Expression
+
+        def show(value: Any) -> None:
+            sys.__displayhook__(value)
+            if isinstance(value, Expression):
+                self.say("nothing was appended: `s += ...` does that", "dim")
+
+        before, sys.displayhook = sys.displayhook, show
+        try:
+            yield
+        finally:
+            sys.displayhook = before
 
     def say(self, text: str, style: str | None = None) -> None:
         """A line of our own."""
         self.console.print(text, style=style, markup=False)
 
     def _show(self, text: str) -> None:
-        self.console.print(text, style="green", end="", markup=False)
+        self.console.print(_visible(text), style="green", end="", markup=False)
 
     def _tell(self, made: Made) -> None:
         """What a generation took: its tokens, and what its prompt had from the cache."""
@@ -238,18 +274,24 @@ class Repl:
             self.say("no chat turns yet", "dim")
 
     def _do_text(self, rest: str) -> None:
-        self.say(self.session.state.text())
+        self.say(_visible(self.session.state.text()))
 
     def _do_tokens(self, rest: str) -> None:
         from rich.text import Text
 
-        pieces = self.session.pieces()
-        shown = Text()
-        for place, piece in enumerate(pieces):
-            style = STYLES[piece.kind]
-            shown.append(piece.text, f"{style} underline" if place % 2 else style)
-        self.console.print(shown)
-        counts = {kind: sum(piece.kind == kind and bool(piece.text) for piece in pieces) for kind in STYLES}
+        pieces = [piece for piece in self.session.pieces() if piece.text]
+        if not pieces:
+            raise CliError("no text yet")
+        if self.console.no_color or self.console.color_system is None:
+            for kind, run in itertools.groupby(pieces, lambda piece: piece.kind):
+                self.say(f"{kind:8}{''.join(piece.text for piece in run)!r}")
+        else:
+            shown = Text()
+            for place, piece in enumerate(pieces):
+                style = STYLES[piece.kind]
+                shown.append(_visible(piece.text), f"{style} underline" if place % 2 else style)
+            self.console.print(shown)
+        counts = {kind: sum(piece.kind == kind for piece in pieces) for kind in STYLES}
         legend = Text()
         for kind, count in counts.items():
             if count:
@@ -266,7 +308,7 @@ class Repl:
         if rest and not rest.isdigit():
             raise CliError(f":undo takes a number of lines, not {rest!r}")
         count = self.session.undo(int(rest or 1))
-        self.say(f"{count} lines taken back, {len(self.session.lines)} left", "dim")
+        self.say(f"{_lines(count)} taken back, {len(self.session.lines)} left", "dim")
 
     def _do_reset(self, rest: str) -> None:
         self.session.reset()
@@ -281,7 +323,7 @@ class Repl:
             self.session.switch(rest)
         for name, points in self.session.branches.items():
             mark = "*" if name == self.session.branch else " "
-            self.say(f"{mark} {name}: {len(points) - 1} lines")
+            self.say(f"{mark} {name}: {_lines(len(points) - 1)}")
 
     def _do_step(self, rest: str) -> None:
         from .lang.record import steps
@@ -302,12 +344,19 @@ class Repl:
         self.say(f"loaded {rest}" + (f": call {uses}" if found else ", which has no program"), "dim")
 
     def _do_save(self, rest: str) -> None:
-        if not rest:
-            raise CliError(":save takes a file to write: .py or .html")
-        if rest.endswith(".html"):
-            self.session.state.save_html(rest)
+        self._save(rest, False)
+
+    def _save(self, rest: str, is_over: bool) -> None:
+        path = Path(rest)
+        if path.suffix not in (".py", ".html"):
+            raise CliError(f":save takes a file to write, .py (the lines) or .html (the state), not {rest!r}")
+        if path.exists() and path.resolve() not in self._saved and not is_over:
+            raise CliError(f"{rest} is there already; :save! {rest} writes over it")
+        if path.suffix == ".html":
+            self.session.state.save_html(path)
         else:
-            Path(rest).write_text(self.session.source(), encoding="utf-8")
+            path.write_text(self.session.source(path.resolve().parent), encoding="utf-8")
+        self._saved.add(path.resolve())
         self.say(f"written to {rest}", "dim")
 
     # -- reading
@@ -322,9 +371,15 @@ class Repl:
         folder = cache_folder()
         history: Any = InMemoryHistory()
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            history = FileHistory(str(folder / "repl_history"))
-        session: Any = PromptSession(history=history, completer=self._completer(), complete_while_typing=False)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "repl_history").open("a").close()
+                history = FileHistory(str(folder / "repl_history"))
+            except OSError as error:
+                self.say(f"the history is not kept: {error}", "yellow")
+        session: Any = PromptSession(
+            history=history, completer=self._completer(), complete_while_typing=False, key_bindings=_indenting()
+        )
 
         def read(prompt: str) -> str:
             line: str = session.prompt(prompt)
@@ -346,12 +401,13 @@ class Repl:
         return Names()
 
     def completions(self, text: str) -> Iterator[tuple[str, int]]:
-        """(what could stand there, where it begins relative to the cursor): commands, files, variables, names."""
+        """(what could stand there, where it begins relative to the cursor): commands, files, variables, names,
+        attributes."""
         if text.startswith(":"):
             name, space, rest = text[1:].partition(" ")
             if not space:
                 yield from ((f":{c}", -len(text)) for c in sorted(self.commands) if c.startswith(name))
-            elif name in ("load", "save"):
+            elif name in ("load", "save", "save!", "step"):
                 folder, _, begun = rest.rpartition("/")
                 for path in sorted(Path(folder or ".").glob(f"{begun}*")):
                     yield path.name + ("/" if path.is_dir() else ""), -len(begun)
@@ -362,9 +418,50 @@ class Repl:
         if bracket and '"' not in begun and not before[-1:].isalnum():
             yield from ((f'{v}"]', -len(begun)) for v in self.session.variables() if v.startswith(begun))
             return
-        word = text[len(text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")) :]
-        if word:
-            yield from ((name, -len(word)) for name in sorted(self.session.names) if name.startswith(word))
+        word = re.search(r"[\w.]*$", text)
+        if word is not None and word.group() and not text.startswith(">"):
+            import rlcompleter
+
+            completer = rlcompleter.Completer({**self.session.names, "s": self.session.state})
+            for number in itertools.count():
+                found = completer.complete(word.group(), number)
+                if found is None:
+                    return
+                if "__" not in found or "__" in word.group():
+                    yield found.rstrip("( "), -len(word.group())
+
+
+def _indenting() -> Any:
+    """The Tab key before the first letter of a line: its indentation."""
+    from prompt_toolkit.application import get_app
+    from prompt_toolkit.filters import Condition
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys: Any = KeyBindings()
+
+    @keys.add("tab", filter=Condition(lambda: not get_app().current_buffer.document.text_before_cursor.strip()))  # type: ignore[untyped-decorator]
+    def indent(event: Any) -> None:
+        event.current_buffer.insert_text("    ")
+
+    return keys
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
+
+
+def _visible(text: str) -> str:
+    """Generated text as a terminal can be given it: what would steer the terminal is shown instead."""
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text).replace("\x7f", "\u2421")
+
+
+def _users_frames(error: BaseException) -> traceback.StackSummary:
+    """Where an exception came through the user's lines and files; not through ours."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    apart = (__package__, "runpy")
+    return traceback.StackSummary.extract(
+        iter([(f, line) for f, line in frames if str(f.f_globals.get("__name__")).split(".")[0] not in apart])
+    )
 
 
 def _plain_lines() -> Callable[[str], str]:

@@ -6,12 +6,15 @@ is computed twice comes from the backend's cache. The lines together are a progr
 
 from __future__ import annotations
 
+import ast
 import code
 import linecache
 import runpy
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...compiler.around import Around
@@ -131,6 +134,9 @@ class Session:
         self.branch = "main"
         self._num_lines = 0
         self._first = dict(names)
+        self._files: dict[str, Path] = {}  # which file a name was loaded from
+        # Where lines run: one dict for all, so that functions see what later lines set, as in Python's own shell.
+        self._globals: dict[str, Any] = {}
         self.reset()
 
     @property
@@ -158,6 +164,12 @@ class Session:
         executor = Executor(Hub(self.backend), "repl", self.options)
         self._points = [_Point((), ProgramState(executor), dict(self._first))]
         self.branches, self.branch = {"main": self._points}, "main"
+        self._go_back()
+
+    def _go_back(self) -> None:
+        """Python's names are those of the point where the session stands."""
+        self._globals.clear()
+        self._globals.update(self.names)
 
     # -- lines
 
@@ -175,7 +187,8 @@ class Session:
         before, executor = self.state, self.executor
         num_streams = len(executor.streams)
         state = self._copy(before)
-        names = {**self.names, "s": state}
+        names = self._globals
+        names["s"] = state
         try:
             exec(compiled, names)
             executor.hub.block(executor.rest(), None)
@@ -186,8 +199,9 @@ class Session:
                     raise stream.error
         except BaseException:
             self._drop(num_streams)
+            self._go_back()
             raise
-        self._points.append(_Point((*self.lines, source), state, names))
+        self._points.append(_Point((*self.lines, source), state, dict(names)))
         return self._made(before, num_streams)
 
     def _written_out(self, source: str) -> str:
@@ -244,6 +258,7 @@ class Session:
         count = min(count, len(self._points) - 1)
         for _ in range(count):
             self._points.pop()
+        self._go_back()
         return count
 
     def fork(self, name: str | None = None) -> str:
@@ -260,6 +275,7 @@ class Session:
         if name not in self.branches:
             raise ProgramError(f"there is no branch {name!r}: {', '.join(self.branches)}")
         self._points, self.branch = self.branches[name], name
+        self._go_back()
 
     # -- looking
 
@@ -276,10 +292,39 @@ class Session:
         """The text of the state, token by token, with where each came from."""
         return pieces_of(self.state)
 
-    def source(self, name: str = "session") -> str:
-        """The lines as a program."""
+    def source(self, folder: Path | None = None) -> str:
+        """The lines as a program, for a file in `folder` (None: the working directory). What was loaded from files, it
+        imports from them."""
         body = "".join(_indented(line) for line in self.lines) or "    pass\n"
-        return f"import dslc\nfrom dslc import *\n\n\n@dslc.function\ndef {name}(s):\n{body}"
+        imports = self._imports((folder or Path()).resolve())
+        return f"{imports}import dslc\nfrom dslc import *\n{self._loaded()}\n\n@dslc.function\ndef session(s):\n{body}"
+
+    def _used_files(self) -> dict[Path, list[str]]:
+        """The files whose names the lines use, with those names."""
+        used: dict[Path, list[str]] = {}
+        nodes = [node for line in self.lines for node in ast.walk(ast.parse(line))]
+        for name in dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)):
+            if name in self._files:
+                used.setdefault(self._files[name], []).append(name)
+        return used
+
+    def _imports(self, folder: Path) -> str:
+        """What a file in `folder` needs in order to import those files."""
+        elsewhere = {file.parent for file in self._used_files()} - {folder}
+        lines = [f"sys.path.append({str(place)!r})\n" for place in sorted(elsewhere)]
+        modules = ["importlib"] if any(not file.stem.isidentifier() for file in self._used_files()) else []
+        modules += ["sys"] if lines else []
+        return "".join([*(f"import {module}\n" for module in modules), *lines, "\n" if lines or modules else ""])
+
+    def _loaded(self) -> str:
+        """The imports from those files."""
+        lines = []
+        for file, names in self._used_files().items():
+            if file.stem.isidentifier():
+                lines.append(f"from {file.stem} import {', '.join(names)}\n")
+            else:
+                lines += [f"{name} = importlib.import_module({file.stem!r}).{name}\n" for name in names]
+        return "".join(lines)
 
     def function(self) -> Function:
         """The lines as a program that can be compiled and run."""
@@ -301,11 +346,26 @@ class Session:
         return self.function().plan(tokenizer, CompileOptions())
 
     def load(self, path: str) -> list[str]:
-        """Run a Python file and take over its names; returns those of its programs. Raises what the file raises."""
-        found = {name: value for name, value in runpy.run_path(path).items() if not name.startswith("__")}
+        """Run a Python file and take over its names, for all lines, those taken back later too; returns the names of
+        its programs. Raises ProgramError where there is no such file, and what the file raises."""
+        file = Path(path).resolve()
+        if not file.is_file():
+            raise ProgramError(f"{path}: there is no such file" if not file.exists() else f"{path}: it is a folder")
+        if str(file.parent) not in sys.path:
+            sys.path.insert(0, str(file.parent))  # as `python FILE` does: it may import its neighbours
+        try:
+            values = runpy.run_path(path)
+        except SystemExit as error:
+            raise ProgramError(f"{path}: it ends the process ({error!r}) instead of defining programs") from None
+        found = {name: value for name, value in values.items() if not name.startswith("__")}
         found.pop("s", None)
-        self.names.update(found)
+        for points in self.branches.values():
+            for point in points:
+                point.names.update(found)
+        own = [name for name, value in found.items() if self._first.get(name, found) is not value]
+        self._files.update(dict.fromkeys(own, file))
         self._first.update(found)
+        self._go_back()
         return [name for name, value in found.items() if isinstance(value, Function)]
 
 
@@ -318,4 +378,13 @@ def _compiled(source: str, file: str) -> CodeType:
 
 
 def _indented(line: str) -> str:
-    return "".join(f"    {row}\n" if row.strip() else "\n" for row in line.rstrip("\n").split("\n"))
+    """A line or block as part of a body; the rows of a string that goes over several stay as they are."""
+    inside: set[int] = set()
+    for node in ast.walk(ast.parse(line)):
+        if isinstance(node, (ast.Constant, ast.JoinedStr)):
+            inside.update(range(node.lineno + 1, (node.end_lineno or 0) + 1))
+    rows = line.rstrip("\n").split("\n")
+    return "".join(
+        f"{row}\n" if number in inside else f"    {row}\n" if row.strip() else "\n"
+        for number, row in enumerate(rows, 1)
+    )
