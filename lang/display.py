@@ -67,8 +67,12 @@ def executor_of(state: ProgramState) -> Executor:
 
 def branches(state: ProgramState) -> list[Branch]:
     """The state's own stream, then those that branched off from it, in order."""
-    executor = executor_of(state)
-    own = executor.streams[state.stream]
+    return branches_of(executor_of(state), state.stream)
+
+
+def branches_of(executor: Executor, number: int) -> list[Branch]:
+    """The same of a stream by its number; of a program that runs, in its thread: what is there so far."""
+    own = executor.streams[number]
     below = [stream for stream in executor.streams.values() if stream.path.startswith(own.path + ".")]
     return [_branch(executor, stream) for stream in (own, *below)]
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 import itertools
 import time
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from .display import KINDS, Branch, Piece, branches
+from .display import KINDS, Branch, Piece, branches, branches_of
 from .outside import Outside
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ STYLE = """
   border-radius: 6px 6px 0 0; }
 """
 SHOWN_INFOS = ("prompt_tokens", "cached_tokens", "completion_tokens", "forced_tokens")
-LIVE_S = 0.05  # between two pictures of a text that grows
+LIVE_S = 0.1  # between two pictures of a state that grows, at least
+LIVE_SHARE = 0.1  # of the time that goes into making them, at most
 
 
 def state_html(state: ProgramState) -> str:
@@ -58,25 +60,37 @@ def page_html(state: ProgramState, title: str) -> str:
     )
 
 
-def text_html(text: str) -> str:
-    """A text that still grows."""
-    return f'<style>{STYLE}</style><div class="dslc-state"><pre class="live">{escape(text)}</pre></div>'
+def live_html(found: list[Branch], text: str) -> str:
+    """A state that still grows: what is known of it, and its own text so far, whose end is being generated."""
+    own = found[0]
+    known = sum(len(piece.text) for piece in own.pieces)
+    growing = replace(own, pieces=(*own.pieces, Piece(text[known:], "sampled")))
+    return _element([growing, *found[1:]])
 
 
 def show(state: ProgramState) -> None:
-    """Show a state in a notebook: at once, or growing while its program streams. Raises what stopped that."""
+    """Show a state in a notebook: at once, or growing while its program streams. Raises what stopped that.
+
+    Leaving early, as when the cell is interrupted, ends the program.
+    """
     notebook: Any = importlib.import_module("IPython.display")
-    if not isinstance(state.sink, Outside) or state.sink.is_ended:
+    sink = state.sink
+    if not isinstance(sink, Outside) or sink.is_ended:
         notebook.display(notebook.HTML(state_html(state)))
         return
-    shown = notebook.display(notebook.HTML(text_html("")), display_id=True)
-    text, told_at = "", 0.0
+    shown = notebook.display(notebook.HTML(live_html([Branch("", (), {}, {})], "")), display_id=True)
+    text, next_at = "", 0.0
     try:
         for piece in state.text_iter():
             text += piece
-            if time.monotonic() - told_at > LIVE_S:
-                shown.update(notebook.HTML(text_html(text)))
-                told_at = time.monotonic()
+            began = time.monotonic()
+            if began < next_at:
+                continue
+            found = sink.while_running(lambda executor: branches_of(executor, state.stream))
+            if found is not None:
+                shown.update(notebook.HTML(live_html(found, text)))
+            now = time.monotonic()
+            next_at = now + max(LIVE_S, (now - began) / LIVE_SHARE)
     finally:
         shown.update(notebook.HTML(state_html(state)))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..compiler.ir import AnyOp, Ref, Role, Scope
 from ..core.errors import Aborted, ProgramError, SourceLoc
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .gens import GenExpr, SelectExpr
     from .hub import Task
+
+
+T = TypeVar("T")
+LOOK_S = 0.05  # between two questions whether the program has ended meanwhile
 
 
 class Outside:
@@ -36,6 +41,25 @@ class Outside:
     def is_ended(self) -> bool:
         """Whether the program has ended."""
         return self._feed.is_ended
+
+    def while_running(self, look: Callable[[Executor], T]) -> T | None:
+        """What `look` finds in the program's executor, called in the program's thread; None once the program has ended.
+
+        Raises what `look` raises.
+        """
+        found: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                found.set_result(look(self._task.executor))
+            except BaseException as error:
+                found.set_exception(error)
+
+        self._hub.post(call)
+        while not self.is_ended:
+            if wait([found], LOOK_S).done:
+                return found.result()
+        return None
 
     # -- reading
 
