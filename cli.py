@@ -28,7 +28,7 @@ EMITS = ("ir", "json", "lowered", "plan", "plan-json", "explain", "html", "dot")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0; 1 for an error in a program or its input; 2 for bad usage."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(sys.argv[1:] if argv is None else argv)
     run: Callable[[argparse.Namespace], int] = arguments.verb
     try:
         with kept_on_disk():
@@ -42,6 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments. Leaves with exit code 2 where there is none, or one that it does not have."""
+    parser = _parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"{argv[0]} has no {unknown[0]}{_advice(argv[0], unknown)}")
+    return arguments
+
+
+def _advice(verb: str, unknown: Sequence[str]) -> str:
+    """What to write instead of an option of sampling, or where the options are."""
+    from .lang.options import SAMPLING_NAMES
+
+    option, _, value = unknown[0].partition("=")
+    name = option.lstrip("-").replace("-", "_")
+    if verb in ("run", "repl") and name in SAMPLING_NAMES:
+        return f": an option of sampling is given as --sampling {name}={value or ''.join(unknown[1:2]) or 'VALUE'}"
+    return f"; `dslc {verb} --help` says what there is"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -135,7 +135,7 @@ def host_objects(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> types.ModuleType:
     """The file as a module, as `python FILE` would run it, but not as __main__."""
     if not path.is_file():
-        raise CliError(f"{path}: there is no such file")
+        raise CliError(f"{path}: {_missing(path)}")
     spec = importlib.util.spec_from_file_location(MODULE_NAME, path)
     if spec is None or spec.loader is None:
         raise CliError(f"{path}: not a Python file")
@@ -155,11 +155,27 @@ def _load(path: Path) -> types.ModuleType:
 
 def placed(error: Exception, path: Path) -> CliError:
     """An exception of the user's code as one line, with the innermost line of the user's file that it came through."""
-    steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == str(path)]
+    steps = [step for step in traceback.extract_tb(error.__traceback__) if _is_same(step.filename, path)]
     where = place_of(error)  # of a call that a plan has made
     known = f"{where.file}:{where.line}" if where is not None else str(path)
     place = f"{path}:{steps[-1].lineno}" if steps and where is None else known
     return CliError(f"{place}: {type(error).__name__}: {error}")
+
+
+def _missing(path: Path) -> str:
+    """Why a path is not the file of a program, and what may have been meant."""
+    if path.is_dir():
+        return "it is a folder; name one of its Python files"
+    file, dot, name = str(path).rpartition(".")
+    if path.with_name(f"{path.name}.py").is_file():
+        return f"there is no such file; did you mean {path}.py?"
+    if dot and Path(f"{file}.py").is_file():
+        return f"there is no such file; did you mean {file}.py:{name}?"
+    return "there is no such file"
+
+
+def _is_same(filename: str, path: Path) -> bool:
+    return filename == str(path) or Path(filename) == path.resolve()
 
 
 def load_tokenizer_of(model: str | None) -> Tokenizer:

@@ -28,6 +28,7 @@ def add_run(verbs: Any) -> None:
         "run",
         help="run a program and print its text and variables",
         description="Run one program of a Python file on a model; print its text, then its variables as JSON.",
+        usage="dslc run [OPTION ...] FILE[:NAME]",  # the engine's options alone would be a page
     )
     add = parser.add_argument
     add("program", metavar="FILE[:NAME]", help="a Python file, and which of its programs; or a plan saved as .plan")
@@ -269,4 +270,5 @@ def _json_pair(text: str, option: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value)
     except ValueError as error:
-        raise CliError(f"{option} {name}: {value!r} is not JSON: {error}") from None
+        text = f" (a text is written with its quotes: {name}={json.dumps(value)!r})" if value[:1].isalpha() else ""
+        raise CliError(f"{option} {name}: {value!r} is not JSON: {error}{text}") from None

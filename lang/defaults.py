@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.backend import Backend
 from ..core.errors import ProgramError
+from .locate import caller
 
 _lock = threading.Lock()
 _backend: Backend | None = None
@@ -24,7 +25,19 @@ def register_factory(factory: Callable[[], Backend]) -> None:
 def set_default_backend(backend: Backend | None) -> None:
     """Programs run on this backend unless `run(backend=...)` names another; None goes back to none."""
     global _backend
-    _backend = backend
+    _backend = None if backend is None else checked_backend(backend)
+
+
+def checked_backend(backend: Any) -> Backend:
+    """The backend. Raises ProgramError for what is none, such as the address of one."""
+    if isinstance(backend, type) or not hasattr(backend, "submit"):
+        raise ProgramError(
+            "a backend is an object, such as dslc.Engine(model_path=...) or dslc.RuntimeEndpoint(url), "
+            f"not {backend!r}",
+            where=caller(),
+        )
+    made: Backend = backend
+    return made
 
 
 def current() -> Backend | None:

@@ -25,6 +25,15 @@ def traceable(function: F) -> F:
     return function
 
 
+def not_text(value: object) -> str:
+    """Why a value cannot be appended, and what to do."""
+    if value is None:
+        return "None cannot be appended to a program: does what gave it return a value?"
+    name = type(value).__name__
+    article = "an" if name[0] in "aeiouAEIOU" else "a"
+    return f"{article} {name} cannot be appended to a program; convert it to a str first"
+
+
 class Expression:
     """Something a state can append. `a + b` appends a, then b."""
 
@@ -41,15 +50,20 @@ class Expression:
     def __radd__(self, other: Any) -> ExprList:
         return ExprList(_parts(other) + _parts(self))
 
+    def __format__(self, spec: str) -> str:
+        raise ProgramError(
+            f"{self!r} has no text that an f-string could hold: append it beside the text, as in "
+            '`s += "Name: " + gen("name")`',
+            where=caller(),
+        )
+
 
 def _parts(value: Any) -> tuple[Any, ...]:
     if isinstance(value, ExprList):
         return value.parts
     if isinstance(value, (str, Symbol, Expression)):
         return (value,)
-    raise ProgramError(
-        f"{type(value).__name__} cannot be part of a program's text; convert it to a str", where=caller()
-    )
+    raise ProgramError(not_text(value), where=caller())
 
 
 class ExprList(Expression):

@@ -18,7 +18,7 @@ from ..core.errors import Aborted, ArgumentError, SourceLoc
 from . import together
 from .aio import LoopHub
 from .carrier import CarrierHub, carriers_of
-from .defaults import default_backend
+from .defaults import checked_backend, default_backend
 from .executor import Executor
 from .feed import Feed
 from .followed import FollowedExecutor
@@ -73,7 +73,7 @@ class Running:
         if outputs is not None:
             compile_options = replace(compile_options or CompileOptions(), outputs=outputs)
         run = run_options(rest, where)
-        target = recorded(backend if backend is not None else default_backend(), recording)
+        target = recorded(checked_backend(backend) if backend is not None else default_backend(), recording)
         if isinstance(target, Keeper):
             run = target.opened(function, run, rest.get("seed") is None)
         plan = function.plan_to_run(target, compiled, compile_options, run.history)

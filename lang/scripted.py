@@ -23,8 +23,9 @@ from typing import Any
 
 from ..core.backend import Capabilities, Counters, EventSink
 from ..core.constraint import Vocabulary
-from ..core.errors import Aborted, EngineClosed, ErrorInfo, RequestError
+from ..core.errors import Aborted, ConfigError, EngineClosed, ErrorInfo, RequestError
 from ..core.events import Failed, Finished, FinishReason, Output, Prefilled, Queued, TokenLogprob, Tokens
+from ..core.media import PLACEHOLDERS
 from ..core.request import GenRequest
 from ..core.text.template import ChatTemplate
 
@@ -32,6 +33,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CAPABILITIES = ("scoring", "logprobs", "streaming", "token_ids", "constraints")
 SPECIALS = ("<|end|>", "<|im_start|>", "<|im_end|>")
 _WORDS = (
     "the", " the", " a", "an", "and", " and", "is", " is", " is not", "ing", "er", "re", "on", " of", "Paris", " Paris",
@@ -151,7 +153,8 @@ class ScriptedBackend:
     text. `choose` says which choice a `select` takes: a text, or a function of (prompt, choices); without it
     `score(prompt, token_text)` is the log-prob of a token (default: a hash of both in [-5, 0)). `unlike` names
     capabilities to do without: "scoring", "logprobs", "streaming", "token_ids", "constraints". With
-    `has_tokenizer=False` it takes text only.
+    `has_tokenizer=False` it takes text only. `media` are the kinds that it takes, such as ("image",): in the prompt's
+    text they are what they are in a state's.
 
     `requests` and `prompts` are what was asked, `batches` how many requests came at once, `aborted` the names of those
     that were given up. Constraints are not enforced. Several threads may drive it at once.
@@ -167,8 +170,13 @@ class ScriptedBackend:
         tokens_per_step: int = 4,
         unlike: Sequence[str] = (),
         has_tokenizer: bool = True,
+        media: Sequence[str] = (),
     ) -> None:
         self.answer = answering(answer)
+        for name, given, known in (("unlike", unlike, CAPABILITIES), ("media", media, PLACEHOLDERS)):
+            for value in given:
+                if value not in known:
+                    raise ConfigError(f"there is no {value!r}; there are {', '.join(known)}", field=name)
         self.score = score or hashed_score
         self.choose = choose
         self.tokenizer = (tokenizer or ScriptedTokenizer()) if has_tokenizer else None
@@ -181,6 +189,7 @@ class ScriptedBackend:
             logprobs="logprobs" not in unlike,
             streaming="streaming" not in unlike,
             token_ids="token_ids" not in unlike,
+            media=frozenset(media),
         )
         self.requests: list[GenRequest] = []
         self.prompts: list[str] = []
@@ -276,6 +285,9 @@ class ScriptedBackend:
     def _job(self, request: GenRequest, sink: EventSink) -> _Job:
         prompt, count = "", 0
         for segment in request.segments:
+            if segment.media is not None:
+                prompt, count = prompt + PLACEHOLDERS[segment.media.kind], count + 1
+                continue
             ids = segment.ids or tuple(self._reader.encode(segment.text))
             prompt += self._reader.decode(segment.ids, skip_special_tokens=False) if segment.ids else segment.text
             count += len(ids)
@@ -442,6 +454,8 @@ def answering(answer: Answer) -> Callable[[str], Any]:
             )
 
         return by_rule
+    if not isinstance(answer, Sequence):
+        raise ConfigError(f"must be a text, a list, a dict or a function, not {answer!r}", field="answer")
     queue = list(answer)
     left = iter(queue)
 

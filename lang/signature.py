@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.errors import ArgumentError, ProgramError, SourceLoc
+from .options import RUN_NAMES
 
 
 class Signature:
@@ -43,7 +44,9 @@ class Signature:
             return dict(kwargs)
         if len(args) > self.num_positional:
             raise ArgumentError(
-                f"{self.name} takes {self.num_positional} positional arguments, got {len(args)}", where=where
+                f"{self.name} takes {self.num_positional} positional argument{'s' * (self.num_positional != 1)}, "
+                f"got {len(args)}",
+                where=where,
             )
         self.refuse_unknown(kwargs, where)
         given = dict(zip(self.names, args, strict=False))
@@ -62,4 +65,6 @@ class Signature:
                 near = difflib.get_close_matches(str(name), self.names, n=1)
                 takes = f"it takes {', '.join(self.names)}" if self.names else "it takes none"
                 hint = f"did you mean {near[0]!r}?" if near else takes
+                if not near and (option := difflib.get_close_matches(str(name), RUN_NAMES, n=1)):
+                    hint += f"; did you mean the option {option[0]!r} of a run?"
                 raise ArgumentError(f"{self.name} has no argument {name!r}; {hint}", where=where)

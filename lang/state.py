@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
 from ..compiler.tracing.symbols import Symbol, operand
 from ..core.errors import ProgramError, SourceLoc
 from .display import executor_of
-from .exprs import Expression, ExprList, MediaExpr, flatten
+from .exprs import Expression, ExprList, MediaExpr, flatten, not_text
 from .gens import GenExpr, SelectExpr
 from .html import page_html, show, state_html
 from .locate import caller
@@ -83,6 +83,15 @@ class ProgramState:
             self.append(other)
         return self
 
+    def __add__(self, other: Any) -> NoReturn:
+        raise ProgramError("`s + ...` appends nothing: write `s += ...`", where=caller())
+
+    if not TYPE_CHECKING:  # a type checker is to find names that are not there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = "" if name.startswith("_") else f"; a variable is read as s[{name!r}]"
+            raise AttributeError(f"a program's state has no attribute {name!r}{hint}", name=name, obj=self)
+
     def append(self, other: Any) -> None:
         """`s += other` as a method. Raises ProgramError for what has no text form."""
         if isinstance(other, (str, Symbol)):
@@ -96,9 +105,7 @@ class ProgramState:
         elif isinstance(other, (list, tuple)):
             ExprList(flatten(other)).append_to(self)
         else:
-            raise ProgramError(
-                f"a {type(other).__name__} cannot be appended to a program; convert it to a str first", where=caller()
-            )
+            raise ProgramError(not_text(other), where=caller())
 
     def emit_gen(self, expr: GenExpr[Any]) -> None:
         """Emit the op of a gen expression."""

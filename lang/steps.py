@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DslcError, EngineError, ProgramError, SourceLoc
+from .exprs import not_text
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def check_text(value: Any, where: SourceLoc | None) -> str:
     """`value`, if it is a str. Raises ProgramError at the user's line."""
     if isinstance(value, str):
         return value
-    raise ProgramError(
-        f"a {type(value).__name__} cannot be appended to a program; convert it to a str first", where=where
-    )
+    raise ProgramError(not_text(value), where=where)
 
 
 def append_special(executor: Executor, stream: Stream, text: str) -> None:
@@ -59,8 +58,8 @@ def close_run(executor: Executor, stream: Stream) -> None:
 def warn_of_specials(executor: Executor, stream: Stream) -> None:
     """Say once for each line that wrote a special token's text as plain text."""
     run = stream.run
-    if executor.tokenizer is None or not run:
-        return
+    if executor.tokenizer is None or not run or (len(run) == 1 and run[0][1] is None):
+        return  # what has no line was not written by the user
     if executor.tokenizer.find_special(run[0][0] if len(run) == 1 else "".join([text for text, _ in run])) is None:
         return
     for text, where in stream.run:

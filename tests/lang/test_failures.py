@@ -196,7 +196,7 @@ def test_what_is_not_text_fails_alike_with_and_without_a_plan(compiled):
         s += q
 
     at = line() - 2
-    with pytest.raises(dslc.ProgramError, match=rf":{at}: a int cannot be appended"):
+    with pytest.raises(dslc.ProgramError, match=rf":{at}: an int cannot be appended"):
         program.run(5, backend=ScriptedBackend(), compiled=compiled)
 
 

@@ -392,13 +392,13 @@ def test_bad_uses_of_groups():
     def not_text(s):
         s += 5
 
-    cases.append((not_text, line() - 2, "a int cannot be appended to a program"))
+    cases.append((not_text, line() - 2, "an int cannot be appended to a program"))
 
     @dslc.function
     def not_text_inside(s):
         s += "a" + dslc.gen("x") + 5
 
-    cases.append((not_text_inside, line() - 2, "int cannot be part of a program's text"))
+    cases.append((not_text_inside, line() - 2, "an int cannot be appended to a program"))
     for program, at, message in cases:
         with pytest.raises(dslc.ProgramError, match=rf"test_forks_and_scopes.py:{at}: .*{message}"):
             program.run(backend=backend)
