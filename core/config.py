@@ -20,6 +20,7 @@ class EngineConfig:
     as weights only; "dummy" reads no weights at all: random ones, for benchmarks.
     `sampling_defaults` "model": what a call of `generate` does not say (temperature, top_p, top_k, min_p, repetition
     penalty) is as the model's generation_config.json recommends; programs say for themselves.
+    `skip_tokenizer_init` loads no tokenizer: ids in, ids out; outputs end at the ids that the model's files name.
     `max_total_tokens` None sizes the KV pool from `mem_fraction_static` of the free memory (GPU) or to
     `max_running_requests` contexts, at most 1 GiB (CPU). `chunked_prefill_size` -1 prefills whole prompts.
     `page_size` is in tokens. `deterministic` makes each row's arithmetic independent of its batch.
@@ -34,6 +35,7 @@ class EngineConfig:
 
     model_path: str | None = None
     tokenizer_path: str | None = None
+    skip_tokenizer_init: bool = False
     revision: str | None = None
     model_impl: Literal["auto", "dslc", "transformers"] = "auto"
     sampling_defaults: Literal["openai", "model"] = "openai"
@@ -104,6 +106,8 @@ class EngineConfig:
             raise ConfigError(
                 f"must be above 0 and at most 1, not {self.mem_fraction_static}", field="mem_fraction_static"
             )
+        if self.skip_tokenizer_init and self.tokenizer_path is not None:
+            raise ConfigError("names a tokenizer, and skip_tokenizer_init loads none", field="tokenizer_path")
         if self.jump_forward not in (True, False, "step"):
             raise ConfigError(f'must be True, "step" or False, not {self.jump_forward!r}', field="jump_forward")
         if self.sampling_defaults not in ("openai", "model"):

@@ -66,19 +66,22 @@ class Engine(GenerateAPI, EncodeAPI):
     """
 
     def __init__(self, **options: Any) -> None:
-        from ..core.text.load import load_tokenizer
+        from ..core.text.load import load_tokenizer, read_eos_ids
         from .loader import check_vocabulary
         from .model_config import recommended_sampling
         from .model_runner import ModelRunner
 
         config = EngineConfig.of(**options)
         runner = ModelRunner(config)
-        if config.tokenizer_path is not None:
-            tokenizer = load_tokenizer(config.tokenizer_path, config.revision)
+        if config.skip_tokenizer_init:
+            self._assemble(config, runner, None, read_eos_ids(runner.folder))
         else:
-            tokenizer = load_tokenizer(runner.folder)
-        check_vocabulary(tokenizer, runner.vocab_size, config.tokenizer_path or str(runner.folder))
-        self._assemble(config, runner, tokenizer)
+            if config.tokenizer_path is not None:
+                tokenizer = load_tokenizer(config.tokenizer_path, config.revision)
+            else:
+                tokenizer = load_tokenizer(runner.folder)
+            check_vocabulary(tokenizer, runner.vocab_size, config.tokenizer_path or str(runner.folder))
+            self._assemble(config, runner, tokenizer, tokenizer.eos_ids)
         if config.sampling_defaults == "model":
             self.default_sampling = recommended_sampling(runner.folder)
 
@@ -98,13 +101,15 @@ class Engine(GenerateAPI, EncodeAPI):
         `check_integrity` whenever nothing is left to do.
         """
         engine = cls.__new__(cls)
-        engine._assemble(config, runner, tokenizer)
+        engine._assemble(config, runner, tokenizer, tokenizer.eos_ids if tokenizer is not None else ())
         if overlap is not None:
             engine.overlap = overlap
         engine.check_when_idle = check_when_idle
         return engine
 
-    def _assemble(self, config: EngineConfig, runner: Runner, tokenizer: Tokenizer | None) -> None:
+    def _assemble(
+        self, config: EngineConfig, runner: Runner, tokenizer: Tokenizer | None, eos_ids: tuple[int, ...]
+    ) -> None:
         self.config = config
         self._tokenizer = tokenizer
         self.runner = runner
@@ -132,6 +137,7 @@ class Engine(GenerateAPI, EncodeAPI):
             config.enable_custom_logit_processor,
             config.jump_forward,
             library_of(runner),
+            eos_ids,
         )
         self.media = self.intake.media
         # A forward on the CPU is over when its launch returns: overlap would only waste rows of ended requests, and to

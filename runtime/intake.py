@@ -45,7 +45,7 @@ class Intake:
     """Checks requests against one model. Immutable, so usable from any thread.
 
     `context_length` is in tokens of input, `pool_tokens` the capacity of the KV pool, `vocab_size` how many
-    ids can be drawn.
+    ids can be drawn. `eos_ids` end an output.
     """
 
     tokenizer: Tokenizer | None
@@ -57,6 +57,7 @@ class Intake:
     takes_processors: bool = False
     jump_forward: bool | str = True
     media: MediaLibrary | None = None
+    eos_ids: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -69,6 +70,7 @@ class Intake:
         takes_processors: bool = False,
         jump_forward: bool | str = True,
         media: MediaLibrary | None = None,
+        eos_ids: tuple[int, ...] = (),
     ) -> Intake:
         """Raises ConfigError for an unknown grammar backend, and for one that is not installed."""
         if grammar_backend != "none":
@@ -78,7 +80,7 @@ class Intake:
             longest = max((len(token) for token in tokenizer.vocabulary.token_bytes if token), default=1)
         return cls(
             tokenizer, vocab_size, context_length, pool_tokens, grammar_backend, longest, takes_processors,
-            jump_forward, media,
+            jump_forward, media, eos_ids,
         )  # fmt: skip
 
     def admit(self, source: GenRequest, seed: int, sink: Callable[[Event], None], now: float) -> Request:
@@ -264,8 +266,8 @@ class Intake:
         # The last sampled token is never an input: it needs neither a position nor a slot.
         room = min(self.context_length, self.pool_tokens) - num_prompt + 1
         stop_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos and self.tokenizer is not None:
-            stop_ids |= frozenset(self.tokenizer.eos_ids)
+        if not params.ignore_eos:
+            stop_ids |= frozenset(self.eos_ids)
         num_healed = self._num_healed(source)
         if source.reasoning is not None and source.constraint is None:
             raise RequestError("is set apart under a constraint only", field="reasoning")

@@ -181,6 +181,24 @@ def is_found_whole(index: int, prompt: tuple[int, ...], prompts: list[tuple[int,
     )
 
 
+def test_longest_prefix_first_hits_more_than_first_come_where_the_pool_is_small() -> None:
+    """Six families of prompts, shuffled; the pool holds the prefixes of two."""
+    hits = {}
+    for policy in ("fcfs", "lpm"):
+        rng = random.Random(5)
+        stems = [tuple(rng.choices(range(64), k=60)) for _ in range(6)]
+        prompts = [(*stem, i % 64, i // 64 + 1) for i, stem in enumerate(stems * 10)]
+        rng.shuffle(prompts)
+        engine = make_engine(max_running_requests=2, schedule_policy=policy, standin={"num_tokens": 200})
+        params = SamplingParams(max_new_tokens=4, seed=1)
+        with engine:
+            run(engine, [GenRequest(id=str(p), segments=(Segment(ids=p),), sampling=params) for p in prompts])
+            counters = engine.counters()
+        assert counters.evicted_tokens > 0 and counters.prompt_tokens == 60 * 62
+        hits[policy] = counters.cached_tokens
+    assert hits["lpm"] >= 54 * 60 and hits["lpm"] > 1.5 * hits["fcfs"]
+
+
 def test_parallel_samples_share_the_prompt() -> None:
     """n = 8: the prompt once, and its last token again for each of the other choices."""
     engine = make_engine()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.tiny_models import reference_model, tiny_checkpoint
 
+from dslc.core.errors import ConfigError, ConstraintError, RequestError
 from dslc.core.events import Event, Failed, Finished, Tokens
 from dslc.core.request import GenRequest, LogprobWish, ScoreTrie, Segment
 from dslc.core.sampling import SamplingParams
@@ -312,6 +313,28 @@ def test_generate_takes_what_sglang_takes() -> None:
             engine.generate()
         assert engine.get_server_info()["max_total_num_tokens"] == 2048
         assert engine.flush_cache() > 0 and engine.generate("The quick", greedy)["output_ids"] == one["output_ids"]  # type: ignore
+
+
+def test_without_a_tokenizer_ids_go_in_and_out_and_the_model_s_end_tokens_end() -> None:
+    """As with the tokenizer, only that there is no text; what needs one is refused by name."""
+    ids = prompts(24, seed=3)
+    params = {"max_new_tokens": 100, "temperature": 1.0, "seed": 5}
+    with make_engine() as engine:
+        wanted: Any = engine.generate(input_ids=ids, sampling_params=params)
+        end = engine.tokenizer.eos_ids  # type: ignore[union-attr]
+    assert {result["meta_info"]["finish_reason"].get("matched") for result in wanted} > set(end), "some must end by it"
+    with make_engine(skip_tokenizer_init=True) as engine:
+        got: Any = engine.generate(input_ids=ids, sampling_params=params)
+        for mine, theirs in zip(got, wanted, strict=True):
+            assert mine["output_ids"] == theirs["output_ids"] and mine["text"] == ""
+            assert mine["meta_info"]["finish_reason"] == theirs["meta_info"]["finish_reason"]
+        for options in ({"prompt": "text"}, {"input_ids": [5], "sampling_params": {"stop": "x"}}):
+            with pytest.raises(RequestError, match="tokenizer"):
+                engine.generate(**options)  # type: ignore[arg-type]
+        with pytest.raises(ConstraintError, match="tokenizer"):
+            engine.generate(input_ids=[5], sampling_params={"regex": "a"})
+    with pytest.raises(ConfigError, match="tokenizer_path: names a tokenizer"):
+        make_engine(skip_tokenizer_init=True, tokenizer_path="x")
 
 
 def test_an_event_loop_is_served_while_threads_wait() -> None:
