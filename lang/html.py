@@ -5,6 +5,7 @@ No script and nothing from elsewhere: the tabs are radio buttons, so a saved pag
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import time
@@ -81,16 +82,17 @@ def show(state: ProgramState) -> None:
     shown = notebook.display(notebook.HTML(live_html([Branch("", (), {}, {})], "")), display_id=True)
     text, next_at = "", 0.0
     try:
-        for piece in state.text_iter():
-            text += piece
-            began = time.monotonic()
-            if began < next_at:
-                continue
-            found = sink.while_running(lambda executor: branches_of(executor, state.stream))
-            if found is not None:
-                shown.update(notebook.HTML(live_html(found, text)))
-            now = time.monotonic()
-            next_at = now + max(LIVE_S, (now - began) / LIVE_SHARE)
+        with contextlib.closing(state.text_iter()) as pieces:
+            for piece in pieces:
+                text += piece
+                began = time.monotonic()
+                if began < next_at:
+                    continue
+                found = sink.while_running(lambda executor: branches_of(executor, state.stream))
+                if found is not None:
+                    shown.update(notebook.HTML(live_html(found, text)))
+                now = time.monotonic()
+                next_at = now + max(LIVE_S, (now - began) / LIVE_SHARE)
     finally:
         shown.update(notebook.HTML(state_html(state)))
 
