@@ -2,10 +2,12 @@
 
     python benchmarks/models.py            # two minutes on one core; needs no network
     python benchmarks/models.py gemma2     # some rows
+    python benchmarks/models.py vision     # those of models that see
 
 Each row is a tiny random checkpoint, made by transformers as `tests/support/families.py` says, and compared as
 `tests/support/family_checks.py` does: logits of a prompt computed at once, and of chunks and single tokens in mixed
-batches; and the greedy ids of 16 prompts continued together.
+batches; and the greedy ids of 16 prompts continued together. Models that see have a table of their own, as
+`tests/support/vision_checks.py` compares them.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import torch
 from support.families import FAMILIES, GENERIC, architecture_of
 from support.family_checks import compare_greedy, compare_logits, runner_for
+from support.vision_checks import VISION_FAMILIES, WITH_VIDEO, compare_vision, vision_architecture, vision_label
 from transformers.utils.logging import disable_progress_bar
 
 HEADER = """\
 | family | architecture | runs in | at once | in parts | greedy ids |
 |---|---|---|---|---|---|"""
+
+VISION_HEADER = """\
+| family | architecture | takes | at once | cached | in chunks | greedy ids |
+|---|---|---|---|---|---|---|"""
 
 
 def row(name: str) -> str:
@@ -37,13 +44,28 @@ def row(name: str) -> str:
     return f"| {name} | {architecture_of(name)} | {way} | {logits.at_once:.1e} | {logits.in_parts:.1e} | {counts} |"
 
 
+def vision_row(name: str) -> str:
+    """A line of the table of models that see."""
+    found = compare_vision(name)
+    takes = "images, videos" if name in WITH_VIDEO else "images"
+    counts = f"{found.same} of {found.clear} clear of {found.total}"
+    errors = f"{found.at_once:.1e} | {found.cached:.1e} | {found.in_parts:.1e}"
+    return f"| {vision_label(name)} | {vision_architecture(name)} | {takes} | {errors} | {counts} |"
+
+
 def main(names: list[str]) -> None:
     """Print the rows of these families, or of all."""
     torch.set_num_threads(1)
     disable_progress_bar()
-    print(HEADER)
-    for name in names or FAMILIES:
-        print(row(name), flush=True)
+    texts = [name for name in names if name in FAMILIES] if names else list(FAMILIES)
+    seeing = [name for name in VISION_FAMILIES if not names or "vision" in names or name in names]
+    if unknown := set(names) - {*FAMILIES, *VISION_FAMILIES, "vision"}:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join([*FAMILIES, *VISION_FAMILIES])}, vision")
+    for header, line, chosen in ((HEADER, row, texts), (VISION_HEADER, vision_row, seeing)):
+        if chosen:
+            print(header)
+        for name in chosen:
+            print(line(name), flush=True)
 
 
 if __name__ == "__main__":

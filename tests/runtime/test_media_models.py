@@ -49,14 +49,6 @@ def test_each_prompt_equals_transformers_alone_and_in_a_batch(path, engine):
     assert ids_of(run(engine, PROMPTS)) == wanted  # from the cache
 
 
-def test_logits_are_close_to_those_of_transformers(path, engine):
-    events = run(engine, PROMPTS, logprobs=LogprobWish())
-    for parts, event in zip(PROMPTS, events, strict=True):
-        found = event.outputs[0].logprobs
-        wanted = vision_logprobs(path, parts, [token.token_id for token in found])
-        assert [token.logprob for token in found] == pytest.approx(wanted, abs=1e-4)
-
-
 @dslc.function
 def compare(s, first, second):
     s += "See "

@@ -324,8 +324,8 @@ def vision_greedy(path: Path, parts: list[Any], num_tokens: int) -> tuple[list[i
     return ids, margin
 
 
-def vision_logprobs(path: Path, parts: list[Any], ids: list[int]) -> list[float]:
-    """transformers' log-probs of `ids` after a prompt."""
+def vision_logits(path: Path, parts: list[Any], ids: list[int]) -> Any:
+    """transformers' logits [len(ids), vocab] where `ids` are chosen after a prompt."""
     import torch
 
     model, _ = vision_reference(path)
@@ -334,8 +334,14 @@ def vision_logprobs(path: Path, parts: list[Any], ids: list[int]) -> list[float]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
     _renew_kinds(inputs)
     with torch.inference_mode():
-        logprobs = model(**inputs, use_cache=False).logits[0].log_softmax(-1)
-    return [float(logprobs[num_prompt - 1 + i, token_id]) for i, token_id in enumerate(ids)]
+        logits = model(**inputs, use_cache=False).logits[0, num_prompt - 1 : -1]
+    return logits.clone()
+
+
+def vision_logprobs(path: Path, parts: list[Any], ids: list[int]) -> list[float]:
+    """transformers' log-probs of `ids` after a prompt."""
+    logprobs = vision_logits(path, parts, ids).log_softmax(-1)
+    return [float(row[token_id]) for row, token_id in zip(logprobs, ids, strict=True)]
 
 
 def _kinds(ids: Any) -> Any:

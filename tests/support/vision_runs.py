@@ -27,13 +27,15 @@ def segment(part: Any) -> Segment:
 
 
 def run(engine: dslc.Engine, prompts: list[list[Any]], num: int = NUM, **wishes: Any) -> list[Any]:
-    """The outputs of prompts of texts and pictures, sent at once."""
+    """The outputs of prompts of texts and pictures, sent at once. `sampling` may be a list, one for each."""
     ended: dict[str, Any] = {}
+    own = wishes.pop("sampling", SamplingParams(max_new_tokens=num, temperature=0.0, ignore_eos=True))
     requests = [
         GenRequest(
             id=str(number),
             segments=tuple(map(segment, parts)),
-            **{"sampling": SamplingParams(max_new_tokens=num, temperature=0.0, ignore_eos=True), **wishes},
+            sampling=own[number] if isinstance(own, list) else own,
+            **wishes,
         )
         for number, parts in enumerate(prompts)
     ]
