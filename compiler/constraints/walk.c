@@ -188,7 +188,7 @@ typedef struct {
     i32 *stamps, stamp;                           /* [S] which search has seen a state */
     Closure *closures; /* [S] texts that can be read from a state */
     u8 *known;         /* [S] whether its closure is there */
-    u8 *alike;         /* [S] as asked by `is_alike`; 0: not yet */
+    u8 *alike;         /* [S] one more than `alike_for`; 0: not yet asked */
 } Dfa;
 
 /* Whether node k of the speller leads from state s to a class that may come there: live[s * width + k]. */
@@ -252,13 +252,14 @@ static i32 reach(Dfa *d, i32 s, const u8 *in) {
     return UNBOUNDED;
 }
 
-/* Whether texts of up to `length` characters, whatever they are, can be read from s and all get the label of s. */
-static int is_alike(Dfa *d, i32 s, i32 length) {
-    if (d->alike[s]) return d->alike[s] == 1;
-    i32 C = d->num_classes, todo[MAX_LOOKED_AT], count = 1, level = 0, alike = C > 1;
+/* How many characters can be read from s, whatever they are, so that each text of so many or fewer gets the label of s; a
+   lower bound where many states would have to be looked at. */
+static i32 alike_for(Dfa *d, i32 s) {
+    if (d->alike[s]) return d->alike[s] - 1;
+    i32 C = d->num_classes, todo[MAX_LOOKED_AT], count = 1, level = 0, depth = 0, alike = C > 1;
     d->stamps[s] = ++d->stamp;
     todo[0] = s;
-    for (i32 depth = 0; alike && depth < length && level < count; depth++)
+    for (; alike && depth < UNBOUNDED - 1 && level < count; depth += alike)
         for (i32 end = count; alike && level < end; level++)
             for (i32 x = 1; alike && x < C; x++) {
                 i32 t = d->delta[(i64)todo[level] * C + x];
@@ -266,8 +267,9 @@ static int is_alike(Dfa *d, i32 s, i32 length) {
                 alike = t && d->labels[t] == d->labels[s] && count < MAX_LOOKED_AT;
                 if (alike) d->stamps[t] = d->stamp, todo[count++] = t;
             }
-    d->alike[s] = alike ? 1 : 2;
-    return alike;
+    if (alike) depth = UNBOUNDED - 1;
+    d->alike[s] = (u8)(depth + 1);
+    return depth;
 }
 
 /* `reach` for all classes. */
@@ -661,7 +663,7 @@ static int is_free(const Machine *m, i64 state, i32 max_plain) {
     i64 leaf = state & 0xFFFFFFFFll;
     if (c->kind == OPEN_NAME) leaf -= c->base;
     else if (c->kind != STRING) return 0;
-    return leaf >= 0 && leaf % c->dfa->width == 0 && is_alike(c->dfa, (i32)(leaf / c->dfa->width), max_plain);
+    return leaf >= 0 && leaf % c->dfa->width == 0 && alike_for(c->dfa, (i32)(leaf / c->dfa->width)) >= max_plain;
 }
 
 #define FEW 12

@@ -409,7 +409,19 @@ class SchemaMachine:
             return self._item_step((*item[:2], None), self._parents[outer], QUOTE, after)
 
         exact = partial(self._reads, state) if text[2] is not None or item is not None else None
-        return string_mask(self, text[1], leaf_state, behind, exact, self._compares, trie)
+        unlike = self._unlike(outer) if item is not None and self._frames[parent][0] is Kind.ITEM_ROOT else []
+        return string_mask(self, text[1], leaf_state, behind, exact, self._compares, unlike, trie)
+
+    def _unlike(self, context: int) -> list[bytes]:
+        """What an item that is a string so far must not go on with up to its end, lest it be like another."""
+        read = self._frames[context][2]
+        if read is None:
+            return []
+        begun = json.loads(read + b'"')
+        wants = demand_of(self._frames[self._parents[context]][2])
+        texts = {json.loads(v) for want in wants for v in want.without or () if v.startswith('"')}
+        rests = [text[len(begun) :] for text in texts if text.startswith(begun)]
+        return [json.dumps(rest, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass") for rest in rests]
 
     def _compares(self, state: int) -> bool:
         """Whether the text at `state` is recorded, to be compared with other items or names."""

@@ -7,7 +7,7 @@ is walked once for all heads together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class CutTokens:
         entries.sort()
         self.pieces = list(pieces)
         self.heads = list(heads)
+        self.number_of_head = heads
+        self.escaped_heads = [number for head, number in heads.items() if b"\\" in head]
         # Pieces that may end a further name or item.
         self.is_far = [p.count(b'"') > 1 or b"}" in p or b"]" in p for p in self.pieces]
         self.far = [(p, token, head) for p, token, head in entries if self.is_far[p]]
@@ -172,13 +174,15 @@ def string_mask(
     behind: Callable[[int], int],
     reads: Callable[[bytes], bool] | None,
     compares: Callable[[int], bool],
+    unlike: Sequence[bytes],
     trie: TokenTrie,
 ) -> Mask:
     """The mask in `state` of a string. `behind(outcome)` is the machine's state after the closing quote, where this
     string's text is taken to be like no other.
 
     `reads` is set where later text may depend on this string's, which can only shut more out: it decides tokens one by
-    one that go as far as that, through states of which `compares` is true.
+    one that go as far as that, through states of which `compares` is true, and those that may end the string as one of
+    `unlike`, what it must not go on with, plainly spelled.
     """
     cut = cut_tokens(trie)
     found = reader.heads(state, trie)
@@ -208,6 +212,15 @@ def string_mask(
             label = found.changed.get(head, int(found.labels[head]))
             if label and piece in doubtful[label] and reads(token_bytes[token] or b""):
                 row[token >> 5] |= _BIT[token & 31]
+    if unlike:
+        assert reads is not None
+        numbers = [cut.number_of_head[rest] for rest in unlike if rest in cut.number_of_head]
+        for head in {*numbers, *cut.escaped_heads}:
+            for token, _ in cut.of_head[head]:
+                if reads(trie.vocabulary.token_bytes[token] or b""):
+                    row[token >> 5] |= _BIT[token & 31]
+                else:
+                    row[token >> 5] &= ~_BIT[token & 31]
     return Mask(row, _NO_WORDS, row[:0])
 
 
