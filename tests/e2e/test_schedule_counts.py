@@ -142,3 +142,34 @@ def test_the_longest_path_first_takes_fewer_forwards():
             texts.append(state.text())
         assert texts[0] == texts[1]
         assert used[0] <= 34 and used[1] >= 40
+
+
+@dslc.function
+def questions(s, document):
+    s += document
+    branches = s.fork(4)
+    for number, branch in enumerate(branches):
+        branch += f" Question {number}?" + dslc.gen("answer", max_tokens=4, ignore_eos=True)
+    branches.join()
+
+
+def test_what_branches_go_on_from_is_kept_in_a_pool_that_only_just_holds_them(engine):
+    """The pool is full of other texts, and every token of it is needed: still the branches' text is computed once."""
+    texts = [" ".join(f"{COUNTRIES[(i + k) % 6]} {i}" for k in range(40)) for i in range(6)]
+    options = {"temperature": 0, "seed": 0}
+
+    def used(engine, text):
+        before = engine.counters()
+        state = questions.run(document=text, backend=engine, **options)
+        return engine.counters() - before, state["answer"]
+
+    engine.flush_cache()
+    whole, answers = used(engine, texts[0])
+    need = whole.prefilled_tokens + whole.generated_tokens  # each of them once
+    with dslc.Engine(dtype="float32", max_total_tokens=need) as small:
+        for text in texts[1:]:
+            used(small, text)
+        found, same = used(small, texts[0])
+    assert found.evicted_tokens > 0
+    assert (found.prefilled_tokens, found.recomputed_tokens) == (whole.prefilled_tokens, 0)
+    assert same == answers
