@@ -327,7 +327,23 @@ print(memory("VmHWM") - before)
 """
 
 
-@pytest.mark.parametrize("how", ["safetensors", "gguf", "dummy", "moe"])
+def large_seer(folder):
+    """A checkpoint of Gemma 3 with its encoder of pictures, half of the weights each."""
+    import transformers as t
+
+    vision = t.SiglipVisionConfig(
+        hidden_size=512, intermediate_size=2048, num_hidden_layers=3, num_attention_heads=4, image_size=64,
+        patch_size=8, vision_use_head=False,
+    )  # fmt: skip
+    text = t.Gemma3TextConfig(
+        vocab_size=1024, hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=128, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    config = t.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=16, image_token_index=1023)
+    t.Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("how", ["safetensors", "gguf", "dummy", "moe", "vision"])
 def test_peak_memory_while_loading(how, tmp_path):
     """At most 1.3 times the weights in memory; a mixture's experts are many small tensors that go into large ones."""
     if how == "moe":
@@ -339,6 +355,9 @@ def test_peak_memory_while_loading(how, tmp_path):
 
         config = transformers.AutoConfig.from_pretrained(tmp_path)
         transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+        folder, gguf = tmp_path, ""
+    elif how == "vision":
+        large_seer(tmp_path)
         folder, gguf = tmp_path, ""
     else:
         folder = tiny_checkpoint("llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=4)

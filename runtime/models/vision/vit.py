@@ -44,7 +44,9 @@ class _Embeddings(nn.Module):
         if has_class:
             self.class_embedding = nn.Parameter(torch.empty(hidden))
         self.patch_embedding = nn.Conv2d(fields.get("num_channels", 3), hidden, patch, patch, bias=not has_class)
-        self.position_embedding = nn.Embedding(num_patches + has_class, hidden)
+        num = num_patches + has_class
+        # Without values: drawing them where there is no memory yet would import much of torch (145 MB, a second or more).
+        self.position_embedding = nn.Embedding(num, hidden, _weight=torch.empty(num, hidden))
         self.has_class = has_class
 
     def forward(self, pixels: Tensor) -> Tensor:
