@@ -191,14 +191,23 @@ typedef struct {
     u8 *alike;         /* [S] one more than `alike_for`; 0: not yet asked */
 } Dfa;
 
-/* Whether node k of the speller leads from state s to a class that may come there: live[s * width + k]. */
+/* Whether node k of the speller leads from state s to a class that may come there: live[s * width + k], zero before. */
 WIDER void dfa_live(i32 num_states, i32 num_classes, i32 width, const i32 *delta, const u8 *reach, u8 *live) {
-    for (i32 s = 0; s < num_states; s++)
+    u64 *below = malloc(sizeof(u64) * width);
+    for (i32 first = 0; first < num_classes; first += 64) { /* 64 classes at a time, as bits */
+        i32 last = first + 64 < num_classes ? first + 64 : num_classes;
         for (i32 k = 0; k < width; k++) {
-            u8 any = 0;
-            for (i32 c = 1; c < num_classes; c++) any |= (u8)(reach[(i64)k * num_classes + c] & (delta[(i64)s * num_classes + c] != 0));
-            live[(i64)s * width + k] = any;
+            below[k] = 0;
+            for (i32 c = first; c < last; c++) below[k] |= (u64)(c && reach[(i64)k * num_classes + c]) << (c - first);
         }
+        for (i32 s = 0; s < num_states; s++) {
+            const i32 *row = delta + (i64)s * num_classes;
+            u64 can = 0;
+            for (i32 c = first; c < last; c++) can |= (u64)(row[c] != 0) << (c - first);
+            for (i32 k = 0; k < width; k++) live[(i64)s * width + k] |= (can & below[k]) != 0;
+        }
+    }
+    free(below);
 }
 
 static i32 once(i32 *kept, i32 count, i32 class) {

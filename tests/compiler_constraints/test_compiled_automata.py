@@ -112,6 +112,8 @@ COMPARED = [
     {"type": "array", "uniqueItems": True,
      "items": {"type": "array", "uniqueItems": True, "items": {"enum": [1, 2, "a", "b"]}}},
     {"type": "object", "minProperties": 2, "maxProperties": 3, "additionalProperties": {"enum": ["a", "b", 1]}},
+    {"type": "object", "patternProperties": {"^(a|b+|é)$": {"type": "integer"}}, "additionalProperties": False,
+     "minProperties": 2},
     {"type": "string"}, {"type": "string", "minLength": 1, "maxLength": 3}, {"type": "array", "items": {}},
     {"type": "object", "properties": {"a": {"type": "string"}, "ab": {"type": "integer"}}},
 ]  # fmt: skip

@@ -399,7 +399,10 @@ class SchemaMachine:
         inner = state if item is None else item[1]
         context, leaf_state = inner >> SHIFT, inner & LEAF_BITS
         text, parent = self._frames[context], self._parents[context]
-        if text[0] is not Kind.STRING or not text[1].is_wide(leaf_state):
+        if text[0] is not Kind.STRING:
+            return None
+        recorded = text[2] is not None or item is not None
+        if not text[1].is_wide(leaf_state) and not (recorded and trie.native and text[1].is_between(leaf_state)):
             return None
 
         def behind(outcome: int) -> int:
@@ -408,7 +411,7 @@ class SchemaMachine:
                 return after
             return self._item_step((*item[:2], None), self._parents[outer], QUOTE, after)
 
-        exact = partial(self._reads, state) if text[2] is not None or item is not None else None
+        exact = partial(self._reads, state) if recorded else None
         unlike = self._unlike(outer) if item is not None and self._frames[parent][0] is Kind.ITEM_ROOT else []
         return string_mask(self, text[1], leaf_state, behind, exact, self._compares, unlike, trie)
 

@@ -181,6 +181,9 @@ class NameReader:
     def is_wide(self, state: int) -> bool:
         return state < self._base or (state - self._base) % self._free.width == 0
 
+    def is_between(self, state: int) -> bool:
+        return self.is_wide(state)
+
     def described(self) -> Description:
         return OpenName(self.trie, self._free, self._base, self.outcomes)
 

@@ -39,6 +39,9 @@ class Reader(Protocol):
     def is_wide(self, state: int) -> bool:
         """Whether masks are computed in arrays: `row` and `heads` may be asked for."""
 
+    def is_between(self, state: int) -> bool:
+        """Whether `state` is between two characters, not within one."""
+
     def row(self, state: int, vocabulary: TokenTrie) -> MaskRow:
         """The tokens that stay inside. Shared; not to be written to."""
 
@@ -75,6 +78,9 @@ class Leaf:
 
     def is_wide(self, state: int) -> bool:
         return is_wide(self.dfa, state)
+
+    def is_between(self, state: int) -> bool:
+        return state % self.dfa.width == 0
 
     def row(self, state: int, vocabulary: TokenTrie) -> MaskRow:
         return inside_row(self.dfa, state, vocabulary)
