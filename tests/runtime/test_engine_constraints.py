@@ -123,6 +123,17 @@ def test_a_finished_text_stops_though_end_of_text_is_barred() -> None:
             assert event.outputs[0].finish_reason.type == "stop" and event.outputs[0].text in ("yes", "no")
 
 
+def test_outputs_are_never_shorter_than_asked_for_free_or_constrained() -> None:
+    """100 seeds each; end-of-text is likely, and the regex is complete after every word."""
+    with make_engine() as engine:
+        ends = dict.fromkeys(engine.tokenizer.eos_ids, 8.0)  # type: ignore[union-attr]
+        options: dict[str, Any] = {"min_new_tokens": 6, "max_new_tokens": 12, "logit_bias": ends}
+        for regex in (None, r"([a-z]+ )*[a-z]+"):
+            asked = [request(f"{seed}", regex=regex, seed=seed, **options) for seed in range(100)]
+            lengths = [len(event.outputs[0].token_ids) for event in serve(engine, asked).values()]  # type: ignore[attr-defined]
+            assert min(lengths) >= 6 and any(length < 12 for length in lengths)
+
+
 def test_a_dead_end_fails_by_name() -> None:
     with make_engine() as engine:
         tokenizer = engine.tokenizer

@@ -151,6 +151,38 @@ def test_five_hundred_coroutines_do_not_mix_their_answers() -> None:
         assert engine.counters().requests == 500
 
 
+def test_two_engines_and_two_event_loops_at_once() -> None:
+    """Each loop asks both engines, which drive themselves; nobody gets what another asked for."""
+    engines = [make_engine(page_size=1), make_engine(disable_radix_cache=True)]
+    wrong: list[Any] = []
+
+    async def ask(engine: Engine, number: int) -> None:
+        ids, params = [number % 64, 3], {"max_new_tokens": 6, "seed": number}
+        wanted = draw_alone(engine.runner, ids, SamplingParams(**params), number)[0]  # type: ignore[arg-type]
+        if number % 2:
+            result: Any = await engine.async_generate(input_ids=ids, sampling_params=params)
+        else:
+            stream: Any = await engine.async_generate(input_ids=ids, sampling_params=params, stream=True)
+            result = [chunk async for chunk in stream][-1]
+        if result["output_ids"] != wanted:
+            wrong.append((number, result, wanted))
+
+    async def main(first: int) -> None:
+        await asyncio.gather(*(ask(engines[n % 3 == 0], first + n) for n in range(40)))
+
+    threads = [threading.Thread(target=lambda first=first: asyncio.run(main(first))) for first in (0, 100)]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong and not any(thread.is_alive() for thread in threads)
+    assert sum(engine.counters().requests for engine in engines) == 80
+    for engine in engines:
+        assert engine.wait(lambda engine=engine: not engine.scheduler.has_work, timeout=10)  # type: ignore[misc]
+        engine.check_integrity()
+        engine.close()
+
+
 def test_many_results_in_one_stream_come_with_their_index() -> None:
     with make_engine() as engine:
         options: dict[str, Any] = {"input_ids": [[1], [2]], "sampling_params": {"max_new_tokens": 3, "n": 2, "seed": 1}}
