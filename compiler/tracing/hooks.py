@@ -13,7 +13,7 @@ import json
 import operator
 import string
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .foreign import BINARY, CONTEXT, ITERATION, TRUTH, UNARY, asked_by, attribute, is_foreign, is_foreign_call, operate
@@ -73,7 +73,7 @@ class Hooks:
                 return operate(tracer, function, args, kwargs)
             if calls_back(function) and any(map(is_users, [*args, *kwargs.values()])):
                 return self._with_users_functions(function, args, kwargs)
-        if any(_holds_symbol(arg) for arg in args) or any(_holds_symbol(arg) for arg in kwargs.values()):
+        if _any_symbol(args) or (kwargs and _any_symbol(kwargs.values())):
             return self._symbolic_call(function, args, kwargs)
         if is_users_function(function):
             return tracer.call_user(function, args, kwargs)
@@ -539,6 +539,14 @@ def _holds_symbol(value: Any, depth: int = 4) -> bool:
         return any(_holds_symbol(item, depth - 1) for item in value.values())
     if isinstance(value, slice):
         return any(isinstance(part, Symbol) for part in (value.start, value.stop, value.step))
+    return False
+
+
+def _any_symbol(values: Iterable[Any]) -> bool:
+    # A generator would take longer than what it asks.
+    for value in values:  # noqa: SIM110
+        if type(value) not in _PLAIN and _holds_symbol(value):
+            return True
     return False
 
 

@@ -126,7 +126,7 @@ class _Merger:
                 return ops, (node, at)
             if isinstance(event, Enter):
                 body, rest = self.region((node, at))
-                ops.append(replace(event.op, body=tuple(body)))
+                ops.append(with_fields(event.op, body=tuple(body)))
                 if rest is None:
                     return ops, None
                 node, at = rest

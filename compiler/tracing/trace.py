@@ -30,9 +30,7 @@ class Guards:
 
     entries: tuple[tuple[Any, str, Any, str], ...] = field(repr=False, default=())
     inside: tuple[tuple[Any, ...], ...] = field(repr=False, default=())  # objects in the containers among the values
-    written: tuple[bytes | None, ...] = field(
-        repr=False, default=()
-    )  # containers of plain values
+    written: tuple[bytes | None, ...] = field(repr=False, default=())  # containers of plain values
 
     def hold(self) -> bool:
         """Whether every guarded value is what it was, so that the Program still stands for the function."""

@@ -545,8 +545,13 @@ class PathTracer:
 
     def enter(self, op: Role | Scope) -> None:
         self.tick()
-        self._check_try(op.where)
-        if isinstance(op, Role) and any(isinstance(o, Role) and o.stream == op.stream for o in self._open):
+        if self.guards:
+            self._check_try(op.where)
+        if (
+            self._open
+            and isinstance(op, Role)
+            and any(isinstance(o, Role) and o.stream == op.stream for o in self._open)
+        ):
             raise ProgramError("roles do not nest: close the open one first", where=op.where)
         self._open.append(op)
         self.events.append(Enter(op))
@@ -566,7 +571,7 @@ class PathTracer:
         known = self._streams[stream]
         if var in known.from_branches:
             return self._stateful("get", stream, var)
-        if any(isinstance(op, Scope) and op.stream == stream and op.var == var for op in self._open):
+        if self._open and any(isinstance(op, Scope) and op.stream == stream and op.var == var for op in self._open):
             raise UndefinedVariable(f"{var!r} is read inside its own scope", where=where)
         if self.has_loops or known.is_one_of_many:
             return self._stateful("typed", stream, var)  # a round before, or another op on this branch may have set it
