@@ -125,7 +125,7 @@ def test_a_finished_text_stops_though_end_of_text_is_barred() -> None:
 
 def test_outputs_are_never_shorter_than_asked_for_free_or_constrained() -> None:
     """100 seeds each; end-of-text is likely, and the regex is complete after every word."""
-    with make_engine() as engine:
+    with make_engine(max_running_requests=100, max_total_tokens=4096) as engine:
         ends = dict.fromkeys(engine.tokenizer.eos_ids, 8.0)  # type: ignore[union-attr]
         options: dict[str, Any] = {"min_new_tokens": 6, "max_new_tokens": 12, "logit_bias": ends}
         for regex in (None, r"([a-z]+ )*[a-z]+"):
