@@ -89,7 +89,7 @@ class Executor:
         self._next_ref = 0
         self.orders: Mapping[str, tuple[int, ...]] = NOTHING  # of order-free parts, by "stream path/occurrence"
         self.outputs: frozenset[str] | None = None  # the variables that can be read after the end; None: all
-        self._num_unordered: dict[int, int] = {}  # by stream
+        self._num_unordered: dict[int, int] | None = None  # by stream
         self._next_stream = 1
         self._delivered: tuple[BaseException, ...] = ()
 
@@ -257,8 +257,12 @@ class Executor:
     def next_order(self, number: int, where: SourceLoc | None) -> tuple[int, ...] | None:
         """The order of the next order-free parts on this stream; None: as given. What is used is remembered."""
         stream = self.streams[number]
-        key = f"{stream.path}/{self._num_unordered.get(stream.id, 0)}"
-        self._num_unordered[stream.id] = self._num_unordered.get(stream.id, 0) + 1
+        counts = self._num_unordered
+        if counts is None:
+            counts = self._num_unordered = {}
+        number = counts.get(stream.id, 0)
+        counts[stream.id] = number + 1
+        key = f"{stream.path}/{number}"
         return self.orders.get(key)
 
     def opaque(self, reason: str, where: SourceLoc | None) -> None:
@@ -444,11 +448,15 @@ class Executor:
 
     def _take_join(self, stream: Stream, op: Join) -> rules.Joined:
         """Settle at once what the parent's variables are after the join: lists that fill when the branches end."""
-        branches = tuple(self.streams[number] for number in op.streams)
+        streams = self.streams
+        branches = tuple([streams[number] for number in op.streams])
+        busy: list[Stream] = []
         for branch in branches:
             if branch.is_joined:
                 raise ProgramError("a branch is joined twice", where=op.where)
-        marks = tuple([self.mark(branch, lambda: None) for branch in branches if not branch.is_idle])
+            if branch.queue or branch.busy is not None or not branch.is_started:
+                busy.append(branch)
+        marks = tuple([self.mark(branch, lambda: None) for branch in busy])
         gathered: list[tuple[Slot, tuple[Slot, ...]]] = []
         for branch in branches:
             branch.is_joined = True
@@ -460,7 +468,7 @@ class Executor:
                 slot = Slot()
                 gathered.append((slot, slots))
                 self._set_variable(stream, name, slot)
-        return rules.Joined(branches, marks, gathered)
+        return rules.new_joined(branches, marks, gathered)
 
     # -- steps
 

@@ -309,17 +309,21 @@ class Function:
         variables that will be read: what no other can observe need not run. `orders` replays those of another run's
         `state.orders()`. Raises what failed, at its line.
         """
-        named: dict[str, Any] = {"backend": backend, "compiled": compiled}
+        others: dict[str, Any] = {} if compiled is None else {"compiled": compiled}
+        if backend is not None:
+            others["backend"] = backend
         rest = (
             stream or None, None if use_thread else False, seed, timeout, token_budget, history, compile_options,
             outputs, orders,
         )  # fmt: skip
         if rest != _NONE_GIVEN:
-            named.update(zip(_GIVEN, rest, strict=True))
-        own, others = self._split(options, named)
+            others.update({name: value for name, value in zip(_GIVEN, rest, strict=True) if value is not None})
+        own: dict[str, Any] = {}
+        if options or self.signature.has_options:
+            own, others = self._split(options, others)
         arguments = self.arguments(args, own)
         try:
-            running = Running.of(self._unbound((args, own)), others, None)
+            running = Running.of(self._unbound((args, own)) if self.bound else self, others, None)
         except DslcError as error:
             raise error.at(caller())  # noqa: B904 - it is the error itself, with its place
         if self.is_async:

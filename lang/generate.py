@@ -330,7 +330,7 @@ def send(
     assert slot is not None
     stream.busy = slot
     stream.request_id = request.id
-    executor.hub.send(executor, request, partial(_ended, executor, stream, slot, step, finished), progress)
+    executor.hub.send(executor, request, partial(ended, executor, stream, slot, step, finished), progress)
 
 
 def _ended_plainly(executor: Executor, stream: Stream, step: Step, event: Finished | Failed) -> None:
@@ -338,7 +338,7 @@ def _ended_plainly(executor: Executor, stream: Stream, step: Step, event: Finish
     slot = step.slot
     assert slot is not None
     if isinstance(event, Failed) or stream.busy is not slot:
-        _ended(executor, stream, slot, step, None, event)
+        ended(executor, stream, slot, step, None, event)
         return
     stream.busy = None
     stream.request_id = ""
@@ -359,7 +359,8 @@ def _ended_plainly(executor: Executor, stream: Stream, step: Step, event: Finish
         executor.advance(stream)
 
 
-def _ended(executor: Executor, stream: Stream, slot: Slot, step: Step, finished: Any, event: Finished | Failed) -> None:
+def ended(executor: Executor, stream: Stream, slot: Slot, step: Step, finished: Any, event: Finished | Failed) -> None:
+    """The last event of a request: `finished` takes a result, an error fails the stream."""
     if stream.busy is not slot:
         return  # the stream has failed meanwhile
     stream.request_id = ""

@@ -52,8 +52,8 @@ class Task:
     """One program instance in a hub: its executor and its body. `is_ended` when both are done."""
 
     __slots__ = (
-        "body", "context", "error", "executor", "greenlet", "is_ended", "is_nested", "on_end", "result", "stuck",
-        "waits_for",
+        "body", "context", "error", "executor", "greenlet", "is_direct", "is_ended", "is_nested", "on_end", "result",
+        "stuck", "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Task:
         self.context: contextvars.Context | None = None  # the caller's, where another thread begins the body
         self.on_end = on_end  # called in the hub's thread, where nobody iterates over `Hub.run`
         self.is_nested = False  # begun by another task of the same hub
+        self.is_direct = False  # its body needs no greenlet: it waits for nothing, and calls nothing of the user's
         self.greenlet: Any = None
         self.waits_for: Slot | None = None
         self.stuck: BaseException | None = None
@@ -340,6 +341,14 @@ class Hub:
     def _start(self, task: Task) -> None:
         self._num_started += 1
         self._tasks[task.executor] = task
+        if task.is_direct:
+            task.greenlet = self._main  # until it has handed over all, results do not end it
+            try:
+                self._body_of(task)
+            finally:
+                task.greenlet = None
+            self._body_ended(task)
+            return
         task.greenlet = greenlet.greenlet(lambda: self._body_of(task), self._main)
         task.greenlet.gr_context = task.context.copy() if task.context is not None else contextvars.copy_context()
         self._switch(task)
@@ -367,9 +376,12 @@ class Hub:
                 self.is_wary = True
         if body.dead:
             task.greenlet = None
-            if task.error is not None:
-                task.executor.crash(task.error)
-            self._settle(task)
+            self._body_ended(task)
+
+    def _body_ended(self, task: Task) -> None:
+        if task.error is not None:
+            task.executor.crash(task.error)
+        self._settle(task)
 
     def _settle(self, task: Task) -> None:
         """A task has ended when its body has, and nothing of it is in flight."""

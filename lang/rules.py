@@ -39,6 +39,7 @@ from ..core.errors import ProgramError, SourceLoc, TemplateError
 from . import rendered
 from .generate import generate
 from .media import append_media
+from .quick import maker
 from .score import select
 from .steps import append_special, check_text, close_run, root_of
 from .stream import OpenRole, Slot, Step, Stream
@@ -58,6 +59,9 @@ class Joined:
     branches: tuple[Stream, ...]
     marks: tuple[Slot, ...]
     gathered: list[tuple[Slot, tuple[Slot, ...]]]
+
+
+new_joined = maker(Joined)
 
 
 # -- text
@@ -211,12 +215,12 @@ def _fork(executor: Executor, stream: Stream, step: Step) -> None:
 
 def _join(executor: Executor, stream: Stream, step: Step) -> None:
     joined: Joined = step.extra
-    failed = next((branch.error for branch in joined.branches if branch.error is not None), None)
-    if failed is not None:
-        failed = root_of(failed)
-        for slot, _ in joined.gathered:
-            slot.fail(failed)
-        raise failed
+    for branch in joined.branches:
+        if branch.error is not None:
+            failed = root_of(branch.error)
+            for slot, _ in joined.gathered:
+                slot.fail(failed)
+            raise failed
     for slot, parts in joined.gathered:
         error = next((part.error for part in parts if part.error is not None), None)
         if error is not None:

@@ -30,7 +30,7 @@ from .quick import maker
 from .record import Keeper, recorded
 from .state import ProgramState
 from .takeover import Batch, Hands
-from .walker import walk_plan
+from .walker import never_waits, walk_plan
 
 if TYPE_CHECKING:
     from ..compiler.plan import Plan
@@ -54,6 +54,7 @@ class Running:
     outputs: tuple[str, ...] | None = None
     orders: Any = None  # of order-free parts, to be replayed: a mapping, or one for each row
     ahead: Plan | None = None  # of a program that is not whole: its body runs, and is checked against this
+    is_special: bool = True  # see `_specialise`
 
     @classmethod
     def of(cls, function: Function, options: Mapping[str, Any], where: SourceLoc | None) -> Running:
@@ -81,7 +82,10 @@ class Running:
         ahead = None
         if plan is None and compiled is None and run.history != "render":
             ahead = function.plan_ahead(target, compile_options)
-        return _new_running(function, target, run, plan, disabled, outputs, orders, ahead)
+        is_special = (
+            outputs is not None or orders is not None or target.capabilities.speculating or isinstance(target, Keeper)
+        )
+        return _new_running(function, target, run, plan, disabled, outputs, orders, ahead, is_special)
 
     @property
     def known(self) -> Plan | None:
@@ -90,17 +94,38 @@ class Running:
 
     def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None) -> Task:
         """One instance, as a task of this hub. `orders`: of order-free parts, as the schedule has them."""
-        return Task(*self.made(hub, arguments, instance, orders))
+        task = Task(*self.made(hub, arguments, instance, orders))
+        if self.plan is not None:
+            task.is_direct = never_waits(self.plan)
+        return task
 
     def made(
         self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None
     ) -> tuple[Executor, Callable[[], Any]]:
         """The executor of one instance, and what runs it: its plan walked, or its body."""
-        plan = self.plan
-        executor = Executor(hub, self.function.__name__, self.options, instance, plan)
+        plan, function = self.plan, self.function
+        executor: Executor
         if self.ahead is not None:
-            executor = FollowedExecutor(hub, self.function.__name__, self.options, instance)
-            executor.ahead = self.function.look_ahead(self.ahead)
+            executor = followed = FollowedExecutor(hub, function.__name__, self.options, instance)
+            followed.ahead = function.look_ahead(self.ahead)
+        else:
+            executor = Executor(hub, function.__name__, self.options, instance, plan)
+        if orders is not None or self.is_special:
+            self._specialise(executor, arguments, instance, orders)
+        if plan is None:
+            return executor, lambda: function.body(ProgramState(executor), **arguments)
+        may_block = False
+        if function.types:
+            executor.types = function.types
+        if function.hosts:
+            executor.hosts = function.hosts
+            may_block = self.may_block
+        return executor, lambda: walk_plan(executor, plan, arguments, may_block)
+
+    def _specialise(
+        self, executor: Executor, arguments: dict[str, Any], instance: int, orders: Orders | None = None
+    ) -> None:
+        """What few runs have: orders, outputs, a journal, a backend that writes ahead."""
         if self.orders is not None:
             orders = self.orders if isinstance(self.orders, Mapping) else self.orders[instance]
         if orders:
@@ -111,21 +136,18 @@ class Running:
             executor.journal = self.backend.begun(self.function, instance, arguments)
         if self.outputs is not None:
             executor.outputs = frozenset(self.outputs)
-        if plan is not None:
-            executor.types, executor.hosts = self.function.types, self.function.hosts
-            may_block = bool(executor.hosts) and self.may_block
-            return executor, lambda: walk_plan(executor, plan, arguments, may_block)
-        return executor, lambda: self.function.body(ProgramState(executor), **arguments)
 
     def run(self, arguments: dict[str, Any]) -> ProgramState:
         """Run to the end; raises what failed."""
         nested = Hub.here(self.backend)
         hub = nested or Hub(self.backend)
         executor, body = self.made(hub, arguments)
-        if self.plan is not None:
+        known = self.plan
+        if known is None:
+            known = self.ahead
+        else:
             self.refuse_overflow()
-        known = self.known
-        if known is not None and nested is None:
+        if known is not None and nested is None and known.has_branches:
             together.prepare_one(hub, known, self.disabled)
         hub.run_here(executor, body)
         if executor.failure is not None:
@@ -219,7 +241,7 @@ class Running:
     def refuse_overflow(self) -> None:
         """Raise ContextOverflow, at its line, where no run of the plan can fit the model's context."""
         able = self.backend.capabilities
-        if self.plan is not None and able.token_ids:
+        if self.plan is not None and able.token_ids and able.max_context_len is not None:
             refuse_overflow(self.plan, self.backend.tokenizer, able.max_context_len)
 
     def _run_here(

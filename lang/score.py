@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..compiler.ir import Select
 from ..core.errors import RequestError
-from ..core.events import Finished
+from ..core.events import Failed, Finished
 from ..core.request import GenRequest, ScoreTrie, Segment
 from ..core.sampling import SamplingParams
 from . import meta
 from .checks import check_choices
 from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
 from .choosing import choose
-from .generate import new_origin, request_id, seconds_left, seed_of, send
+from .generate import ended, new_origin, request_id, seconds_left, seed_of, send
 from .quick import maker
-from .steps import check_text, warn_of_specials
+from .steps import check_text, placed, warn_of_specials
 from .stream import Step, Stream, new_segment
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def select(executor: Executor, stream: Stream, step: Step) -> None:
         return
     if not able.scoring or tokenizer is None:
         raise RequestError(f"the backend {able.name!r} cannot score choices", field="choices")
-    choices = _choices(op)
+    choices = _choices(op) if isinstance(op, Select) else op.choices  # an expression's were checked when it was written
     method = choices_method(op.method)
     if not stream.segments:
         stream.begin(tokenizer, stream.open_role is not None)
@@ -59,7 +59,8 @@ def select(executor: Executor, stream: Stream, step: Step) -> None:
         raise RequestError("there must be some text before a select", field="choices")
     request = _request(executor, stream, number, fixed, scored.trie)
     if not method.needs_unconditional:
-        send(executor, stream, request, step, partial(_decide, executor, stream, step, method, scored, choices, None))
+        stream.busy, stream.request_id = step.slot, request.id
+        executor.hub.send(executor, request, partial(_scored_once, executor, stream, step, method, scored, choices))
         return
 
     def compare(event: Finished) -> None:
@@ -69,6 +70,32 @@ def select(executor: Executor, stream: Stream, step: Step) -> None:
         _score_alone(executor, stream, step, number, scored.trie, decide)
 
     send(executor, stream, request, step, compare)
+
+
+def _scored_once(
+    executor: Executor,
+    stream: Stream,
+    step: Step,
+    method: ChoicesSamplingMethod,
+    scored: _Scored,
+    choices: tuple[str, ...],
+    event: Finished | Failed,
+) -> None:
+    """The last event of a select whose method needs one scoring."""
+    slot = step.slot
+    assert slot is not None
+    if isinstance(event, Failed) or stream.busy is not slot:
+        ended(executor, stream, slot, step, None, event)
+        return
+    stream.busy = None
+    stream.request_id = ""
+    try:
+        _decide(executor, stream, step, method, scored, choices, None, event)
+    except Exception as error:
+        executor.fail_stream(stream, placed(error, step.where), slot)
+        return
+    if stream.queue and stream.busy is None:
+        executor.advance(stream)
 
 
 def _decide(
@@ -159,7 +186,7 @@ def _settle(executor: Executor, tokenizer: Tokenizer, stream: Stream) -> str:
         return ""
     warn_of_specials(executor, stream)
     pending = stream.pending
-    cut = stream.free_from(tokenizer)
+    cut = max(tokenizer.safe_cut(pending), stream.fixed)
     if not cut:
         return pending
     tail = pending[cut:]

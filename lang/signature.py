@@ -14,7 +14,7 @@ from .options import RUN_NAMES
 class Signature:
     """The parameters after the state. Raises ProgramError, at the function's line, where it cannot be a program."""
 
-    __slots__ = ("defaults", "name", "names", "names_set", "num_positional", "required", "signature")
+    __slots__ = ("defaults", "has_options", "name", "names", "names_set", "num_positional", "required", "signature")
 
     def __init__(self, body: Any, where: SourceLoc) -> None:
         self.name = body.__name__
@@ -32,6 +32,7 @@ class Signature:
                 )
         self.names = tuple(p.name for p in parameters)
         self.names_set = frozenset(self.names)
+        self.has_options = bool(self.names_set & RUN_NAMES)  # parameters called like options of run() go before them
         self.num_positional = sum(p.kind != p.KEYWORD_ONLY for p in parameters)
         self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.required = tuple(p.name for p in parameters if p.default is p.empty)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 JoinMode = Literal["gather_variable", "concate_and_append"]
 
 
-new_text, new_gen = maker(Text), maker(Gen)
+new_text, new_gen, new_fork, new_join = maker(Text), maker(Gen), maker(Fork), maker(Join)
 
 
 class TracedTypes:
@@ -236,9 +236,11 @@ class ProgramState:
             return cast("ProgramStateGroup", TracedGroup(self, size, where))
         if type(size) is not int or size < 1:
             raise ProgramError(f"fork() needs a positive number of branches, not {size!r}", where=where)
-        streams = tuple(self.sink.new_stream() for _ in range(size))
-        self.sink.emit(Fork(streams=streams, stream=self.stream, where=where))
-        return ProgramStateGroup([type(self)(self.sink, stream, self._types) for stream in streams], self)
+        sink, types, make = self.sink, self._types, type(self)
+        new_stream = sink.new_stream
+        streams = tuple([new_stream() for _ in range(size)])
+        sink.emit(new_fork(streams=streams, stream=self.stream, where=where))
+        return ProgramStateGroup([make(sink, stream, types) for stream in streams], self)
 
     def copy(self, position_ids_offset: list[int] | None = None) -> _Copy:
         """One branch, as a context manager: `with s.copy() as t:`. It is never joined."""
@@ -473,9 +475,9 @@ class ProgramStateGroup:
             raise ProgramError(
                 f"unknown join mode {mode!r}; use 'gather_variable' or 'concate_and_append'", where=where
             )
-        streams = tuple(state.stream for state in self.states)
+        streams = tuple([state.stream for state in self.states])
         self.parent.forget_types()
-        self.parent.sink.emit(Join(streams=streams, mode=mode, stream=self.parent.stream, where=where))
+        self.parent.sink.emit(new_join(streams=streams, mode=mode, stream=self.parent.stream, where=where))
 
     @overload
     def __getitem__(self, i: int) -> ProgramState: ...

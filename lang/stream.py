@@ -28,6 +28,7 @@ Run = list[tuple[str, SourceLoc | None]]
 new_segment = maker(Segment)
 GONE: Any = ()  # in place of what a finished stream does not need any more
 NO_CHANGES: Any = frozenset()  # of a branch: a set is made for the first
+NO_LOG: Any = ()  # of a branch that has appended nothing yet
 NO_SEEDS: tuple[int, ...] = (-1,)
 MAX_SEGMENTS = 64  # of a stream, before neighbours are joined
 
@@ -178,10 +179,10 @@ class Stream:
         self.id = id
         self.path = path
         # Settled prompt, the run that is not tokenised yet (with the user's lines), and the whole text in pieces.
-        self.segments: list[Segment] = GONE if parent is not None else []
-        self.run: Run = GONE if parent is not None else []
+        self.segments: list[Segment]
+        self.run: Run
         self.fixed = 0  # characters of the run up to the end of its last template text, which is never given back
-        self.pieces: list[str] = GONE if parent is not None else []
+        self.pieces: list[str]
         self.text_len = 0
         self.ahead: Ahead | None = None  # what a call wrote that may serve the next gens too
         self.last_mark: Slot | None = None  # what was generated last
@@ -195,21 +196,28 @@ class Stream:
         self.is_rendered = False  # the template writes all turns anew at each (history="render")
         self.scopes: tuple[tuple[Scope, int], ...] = ()
         # Variables and open regions, as of the last op emitted.
-        self.variables: dict[str, Slot] = {} if parent is None else parent.variables.copy()
-        self.changes: set[str] | None = None if parent is None else NO_CHANGES  # variables that a branch set itself
-        self.regions: tuple[Role | Scope, ...] = () if parent is None else parent.regions
+        self.variables: dict[str, Slot]
+        self.changes: set[str] | None  # variables that a branch set itself
+        self.regions: tuple[Role | Scope, ...]
         self.branches: tuple[Stream, ...] = ()
         self.siblings: tuple[Stream, ...] = ()  # the branches of the same fork, this one included
         # What is still to do.
         self.queue: deque[Step] = GONE  # made for the first step that has to wait
         self.busy: Slot | None = None  # the generation that must end before the next step
         self.request_id = ""  # of that generation
-        self.is_started = parent is None  # a branch starts when its fork is reached
+        self.is_started: bool  # a branch starts when its fork is reached
         self.is_joined = False
         self.error: BaseException | None = None
         self.num_requests = 0
         self.seeds = NO_SEEDS  # of the requests around the last one; see RunOptions.seeds_of
         self.num_branches = 0
+        if parent is None:
+            self.segments, self.run, self.pieces, self.is_started = [], [], [], True
+            self.variables, self.changes, self.regions = {}, None, ()
+        else:
+            self.segments = self.run = self.pieces = GONE
+            self.is_started = False
+            self.variables, self.changes, self.regions = parent.variables.copy(), NO_CHANGES, parent.regions
 
     @property
     def is_idle(self) -> bool:
@@ -289,7 +297,7 @@ class Stream:
             if self.feed is not None:
                 self.feed.add_text(text)
             if self.log is not None:
-                self.log.append(text)
+                self._note(text)
 
     def append_template(self, text: str, where: SourceLoc | None = None) -> None:
         """Template text without special tokens, in the current run."""
@@ -299,7 +307,14 @@ class Stream:
             self.fixed = sum([len(piece) for piece, _ in self.run])
             self.log = log
             if log is not None:
-                log.append((None, text, "", ""))
+                self._note((None, text, "", ""))
+
+    def _note(self, item: Any) -> None:
+        """Remember what a branch has appended."""
+        if self.log is NO_LOG:
+            self.log = [item]
+        elif self.log is not None:
+            self.log.append(item)
 
     def free_from(self, tokenizer: Tokenizer) -> int:
         """Where in the run the plain text begins whose ids later text could change."""
@@ -312,7 +327,7 @@ class Stream:
         if text:
             self.show(text)
         if self.log is not None:
-            self.log.append((ids, text, "", ""))
+            self._note((ids, text, "", ""))
 
     def append_special(self, text: str, tokenizer: Tokenizer | None) -> None:
         """Template text: special tokens in it end the run."""
@@ -332,7 +347,7 @@ class Stream:
         self.segments.append(Segment(media=ref))
         self.show(PLACEHOLDERS[ref.kind])
         if self.log is not None:
-            self.log.append(ref)
+            self._note(ref)
 
     def append_generated(self, ids: tuple[int, ...], tail: str, text: str, num_told: int = 0, healed: str = "") -> None:
         """What was generated: `ids` stay as they are, `tail` opens the next run; together they are `text`, after the
@@ -350,7 +365,7 @@ class Stream:
             if self.feed is not None and num_told < len(text):
                 self.feed.add_text(text[num_told:])
         if self.log is not None:
-            self.log.append((ids, text, tail, healed))
+            self._note((ids, text, tail, healed))
 
     def close_run(self, tokenizer: Tokenizer | None) -> None:
         """Tokenise what is pending. Without a tokenizer text stays text."""
@@ -400,7 +415,7 @@ class Stream:
             stream.first_message = num_messages
             stream.roles = self.roles
             stream.is_rendered = self.is_rendered
-            stream.log = []
+            stream.log = NO_LOG
             if role is not None:
                 stream.open_role = OpenRole(role.op, role.text_start, role.suffix)
             stream.is_started = True

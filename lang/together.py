@@ -48,9 +48,7 @@ def prepare(hub: Hub, draft: Draft) -> None:
 
 
 def prepare_one(hub: Hub, plan: Plan, disabled: Sequence[str]) -> None:
-    """The same for a single program: its branches may have gens in common."""
-    if not plan.has_branches:
-        return
+    """The same for a single program with branches: they may have gens in common."""
     if "common-gens" not in disabled:
         hub.common = CommonGens()
     hub.by_path = "critical-path" not in disabled and len(set(plan.paths.values())) > 1

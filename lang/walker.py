@@ -80,6 +80,18 @@ def walk_plan(executor: Executor, plan: Plan, arguments: Mapping[str, Any], may_
     return None
 
 
+def never_waits(plan: Plan) -> bool:
+    """Whether a walk through the plan reads no value that a generation gives: it hands over all ops at once."""
+    known: bool | None = plan.guesses.get("never waits")
+    if known is None:
+        known = plan.guesses["never waits"] = all(
+            (type(op) in _AT_ONCE and not (isinstance(op, Fork) and op.count is not None))
+            or (isinstance(op, Return) and next(_refs((op.value,)), None) is None)
+            for op in walk(plan.program.body)
+        )
+    return known
+
+
 class _Walker:
     def __init__(self, executor: Executor, arguments: Mapping[str, Any], plan: Plan, may_block: bool) -> None:
         self.executor = executor
@@ -463,6 +475,7 @@ def _note_constant(op: Gen | Select, operands: tuple[Any, ...]) -> bool:
 
 
 _role_header = copier(Role, "body")
+_AT_ONCE = frozenset({Text, Tokens, Special, Media, Arg, Gen, Select, Role, Scope, Fork, Copy, Join, Set, Expr})
 _CONTAINERS = frozenset({"tuple", "dict"})  # they hold what they are given: a list in them is a list
 
 

@@ -15,6 +15,7 @@ from dslc.compiler.ir import Ref, Select
 from dslc.core.errors import SourceLoc
 from dslc.core.request import GenRequest, LogprobWish, Origin, ScoreTrie, Segment, decode, encode
 from dslc.core.sampling import SamplingParams
+from dslc.lang import executor, hub
 from dslc.lang.quick import copier, maker
 
 HERE = SourceLoc("x.py", 3, "f")
@@ -159,6 +160,33 @@ def test_a_long_stream_sends_the_same_prompt_in_few_segments(has_tokenizer):
         ends.append(text.index(f"{turn}:", ends[-1]) + len(f"{turn}:"))
     assert backend.prompts == [text[:end] for end in ends[1:]]
     assert max(len(request.segments) for request in backend.requests) <= 2 * 64
+
+
+@pytest.mark.parametrize("max_ahead", [4, 1024])
+def test_plans_that_wait_for_nothing_need_no_greenlet(monkeypatch, max_ahead):
+    """All their ops are handed over at once; where there are too many, the hub works in between."""
+    monkeypatch.setattr(executor, "MAX_AHEAD", max_ahead)
+    begun = []
+    start = hub.Hub._start
+    monkeypatch.setattr(hub.Hub, "_start", lambda self, task: (start(self, task), begun.append(task.greenlet))[0])
+
+    @dslc.function
+    def straight(s, q):
+        s += "Q: " + q
+        for i in range(12):
+            s += dslc.gen(f"a{i}", max_tokens=2)
+        forks = s.fork(2)
+        forks += dslc.select("b", ["yes", "no"])
+        forks.join()
+        s["c"] = int(q)
+
+    rows = [{"q": q} for q in ("1", "2", "x", "3")]
+    states = straight.run_batch(rows, backend=ScriptedBackend("ok"), compiled=True, seed=1)
+    assert begun == [None] * 4
+    body = straight.run_batch(rows, backend=ScriptedBackend("ok"), compiled=False, seed=1)
+    for i in (0, 1, 3):
+        assert states[i].text() == body[i].text() and states[i].variables() == body[i].variables()
+    assert type(states[2].error()) is type(body[2].error()) is ValueError
 
 
 @dslc.function
