@@ -19,6 +19,7 @@ from .memory.kv_pool import KVPool, KVShape, tokens_in_budget
 from .memory.request_table import ReqToTokenPool
 from .native_step import NativeStep, hooks_of, library, native_step
 from .platform import Platform, platform_of
+from .torch_step import TorchStep, torch_step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +66,7 @@ class ModelRunner:
             )
             if self.model.is_generic and config.deterministic:
                 raise ConfigError("models that run through transformers' code cannot be", field="deterministic")
+            self._hooks = hooks_of(self.model)
             self.num_tokens = self._pool_size()
             self.kv_pool = KVPool(self.num_tokens, self.kv_shape, config.page_size, self.device)
             self.req_to_token = ReqToTokenPool(config.max_running_requests, self.context_length, self.device)
@@ -75,9 +77,9 @@ class ModelRunner:
                 self._pack_linears()
                 self._fix_counts()
             self.attention = backends.make(self.req_to_token)
+            self._short_way = self._torch_step() if self.native is None else None
             graphs = "C++ runs the model" if self.native is not None else decode_graphs(self)
         self.graphs = graphs if isinstance(graphs, DecodeGraphs) else None
-        self._hooks = hooks_of(self.model)
         self.how_forwards_run = {
             "forward": "C++" if self.native is not None else f"torch: {native}",
             "decode_graphs": graphs if isinstance(graphs, str) else f"batches of {list(graphs.buckets)}",
@@ -118,7 +120,10 @@ class ModelRunner:
 
     def launch(self, fb: ForwardBatch) -> Tensor:
         """`forward` in torch, for a batch that attention has been made ready for. What a graph captures."""
-        hidden: Tensor = self.model(fb.input_ids, fb.positions, fb, self.kv_pool, self.attention)
+        if self._short_way is not None and fb.num_rows and not any(self._hooks):
+            hidden = self._short_way.forward(fb)
+        else:
+            hidden = self.model(fb.input_ids, fb.positions, fb, self.kv_pool, self.attention)
         if fb.logits_rows.shape[0] < hidden.shape[0]:  # else ascending and without repeats: all rows
             hidden = hidden.index_select(0, fb.logits_rows)
         return self.model.logits(hidden)
@@ -135,15 +140,25 @@ class ModelRunner:
 
     def _why_not_native(self) -> str | None:
         """What forbids C++ whatever it can do; None if nothing does."""
-        config = self.config
         if self.platform.name != "cpu":
             return f"the device is {self.platform.name}"
-        asked = {config.attention_backend, config.prefill_attention_backend, config.decode_attention_backend}
-        if not asked <= {"auto", None}:
+        if self._asks_for_attention():
             return "an attention backend was asked for by name"
         if not self._has_room_to_pack():
             return "a packed copy of the weights does not fit into memory"
         return None
+
+    def _asks_for_attention(self) -> bool:
+        """Whether a backend is named: then the modules run as they are written."""
+        config = self.config
+        asked = {config.attention_backend, config.prefill_attention_backend, config.decode_attention_backend}
+        return not asked <= {"auto", None}
+
+    def _torch_step(self) -> TorchStep | None:
+        """The short way through a model in torch, on a CPU in fast mode."""
+        if self.platform.name != "cpu" or self._asks_for_attention() or self.config.deterministic:
+            return None
+        return torch_step(self.model, self.kv_pool, self.attention)
 
     def _native_step(self) -> NativeStep | str:
         """The C++ forward, if it knows the model; or why torch runs it."""

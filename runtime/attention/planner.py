@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..batch import ForwardMode
 from ..layers.attention import AttentionType
 from . import trees
 
@@ -98,6 +99,9 @@ class Planner:
         self.request_rows = fb.req_rows.tolist()
 
     def plan(self) -> Plan:
+        decodes = self._decodes_alike()
+        if decodes is not None:
+            return Plan([decodes], joined=False)
         shared = shared_spans(self.fb) if self.window is None and not self.bidirectional else []
         own_start = [0] * self.fb.num_requests
         parts = []
@@ -107,6 +111,28 @@ class Planner:
                 own_start[span.request] = span.end
         parts += [self._part(bucket, bool(shared)) for bucket in _buckets(self._own_spans(own_start))]
         return Plan(parts, joined=bool(shared))
+
+    def _decodes_alike(self) -> Part | None:
+        """All rows as one part, where each is a request's only one, without groups, and their lengths are similar.
+
+        What most forwards are: the way below comes to the same.
+        """
+        fb = self.fb
+        if fb.mode is not ForwardMode.DECODE or fb.groups or self.window is not None or self.bidirectional:
+            return None
+        lens, n = fb.seq_lens_cpu, fb.num_requests
+        longest = max(lens)
+        if longest > 1.5 * min(lens) + 32 or longest * n > MAX_BUCKET_KEYS or fb.num_rows != n or longest == 1:
+            return None
+        if n == 1:
+            slots = self.table[self.request_rows[0], :longest].astype(np.int64)
+            return Part(1, slice(0, 1), None, None, self._slots(slots), None)
+        slots = self.table[self.request_rows, :longest].astype(np.int64)
+        mask = None
+        if min(lens) < longest:
+            ahead = np.arange(longest) >= np.array(lens)[:, None]
+            mask = torch.from_numpy(np.where(ahead, np.float32("-inf"), np.float32(0))[:, None, None]).to(self.device)
+        return Part(n, slice(0, n), None, None, self._slots(slots.reshape(-1)), mask)
 
     def _own_spans(self, own_start: list[int]) -> Iterator[Span]:
         """The rows of each request with the keys they see from own_start on."""

@@ -20,12 +20,15 @@ from .ops import attend, attend_lse, causal_mask, merge_rows
 from .planner import Part, Plan, Planner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..batch import ForwardBatch
     from ..layers.attention import RadixAttention
     from ..memory.kv_pool import KVPool
     from ..memory.request_table import ReqToTokenPool
 
 SCRATCH = "torch_native"
+GATHERED_BYTES = 1 << 20  # keys and values gathered at once on a CPU: they are read again while its cache holds them
 
 
 @register_attention_backend("torch_native")
@@ -72,12 +75,17 @@ class TorchNativeBackend(AttentionBackend):
     ) -> Tensor:
         """[n * L, heads, D]"""
         q = _padded(q, part.rows, part.n)
+        mask = part.mask_like(q)
         if part.slots is None:
             k, v = _padded(k, part.rows, part.n), _padded(v, part.rows, part.n)
-        else:
-            k, v = self._gather("keys", keys, part, q), self._gather("values", values, part, q)
-        out = attend(q, k, v, part.mask_like(q), layer.scaling, layer.logit_cap, part.causal)
-        return out.transpose(1, 2).flatten(0, 1)
+            out = attend(q, k, v, mask, layer.scaling, layer.logit_cap, part.causal)
+            return out.transpose(1, 2).flatten(0, 1)
+        done = []
+        for some, slots in _pieces(part, keys):
+            k, v = self._gather("keys", keys, slots, q[some]), self._gather("values", values, slots, q[some])
+            out = attend(q[some], k, v, mask if mask is None else mask[some], layer.scaling, layer.logit_cap)
+            done.append(out.transpose(1, 2).flatten(0, 1))
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     def _attend_lse(
         self, part: Part, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, layer: RadixAttention
@@ -85,25 +93,31 @@ class TorchNativeBackend(AttentionBackend):
         """[n * L, heads, D], [n * L, heads]"""
         q = _padded(q, part.rows, part.n)
         mask = part.mask_like(q)
+        done = []
         if part.slots is None:
             k, v = _padded(k, part.rows, part.n), _padded(v, part.rows, part.n)
             mask = causal_mask(q) if part.causal else mask
+            done.append(attend_lse(q, k, v, mask, layer.scaling, layer.logit_cap))
         else:
-            k, v = self._gather("keys", keys, part, q), self._gather("values", values, part, q)
-        out, lse = attend_lse(q, k, v, mask, layer.scaling, layer.logit_cap)
-        return out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
+            for some, slots in _pieces(part, keys):
+                k, v = self._gather("keys", keys, slots, q[some]), self._gather("values", values, slots, q[some])
+                mine = mask if mask is None else mask[some]
+                done.append(attend_lse(q[some], k, v, mine, layer.scaling, layer.logit_cap))
+        outs, lses = zip(
+            *((out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)) for out, lse in done), strict=True
+        )
+        return (outs[0], lses[0]) if len(done) == 1 else (torch.cat(outs), torch.cat(lses))
 
-    def _gather(self, name: str, pool: Tensor, part: Part, q: Tensor) -> Tensor:
-        """A part's keys or values [n, kv_heads, S, D] in q's dtype; they hold until the next call with this name."""
-        slots = part.slots
-        assert slots is not None
+    def _gather(self, name: str, pool: Tensor, slots: Tensor | slice, q: Tensor) -> Tensor:
+        """Keys or values [n, kv_heads, S, D] of n = len(q) requests in q's dtype; they hold until the next call with
+        this name."""
         if isinstance(slots, slice):
-            return _padded(pool, slots, part.n).to(q.dtype)
+            return _padded(pool, slots, len(q)).to(q.dtype)
         kept = self._gathered.get(name)
         if kept is None or len(kept) < len(slots) or kept.shape[1:] != pool.shape[1:] or kept.dtype != pool.dtype:
             kept = self._gathered[name] = pool.new_empty((len(slots), *pool.shape[1:]))
         picked = torch.index_select(pool, 0, slots, out=kept[: len(slots)])
-        return picked.view(part.n, -1, *pool.shape[1:]).transpose(1, 2).to(q.dtype)
+        return picked.view(len(q), -1, *pool.shape[1:]).transpose(1, 2).to(q.dtype)
 
     def _plan(self, layer: RadixAttention, fb: ForwardBatch) -> Plan:
         plans = fb.scratch[SCRATCH]
@@ -113,6 +127,20 @@ class TorchNativeBackend(AttentionBackend):
             plans[kind] = Planner(fb, self.req_to_token.host, *kind).plan()
         plan: Plan = plans[kind]
         return plan
+
+
+def _pieces(part: Part, pool: Tensor) -> Iterator[tuple[slice, Tensor | slice]]:
+    """Which of a part's sequences are done together, with their slots: on a CPU as many as its cache has room for."""
+    slots = part.slots
+    assert slots is not None
+    if isinstance(slots, slice) or part.n == 1 or pool.device.type != "cpu":
+        yield slice(0, part.n), slots
+        return
+    num_keys = len(slots) // part.n
+    at_once = max(1, GATHERED_BYTES // (2 * num_keys * pool[0].nbytes))
+    for first in range(0, part.n, at_once):
+        end = min(part.n, first + at_once)
+        yield slice(first, end), slots[first * num_keys : end * num_keys]
 
 
 def _padded(x: Tensor, rows: Tensor | slice, n: int) -> Tensor:

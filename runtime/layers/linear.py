@@ -24,12 +24,14 @@ class Linear(RowWise):
     """y = x W^T + b, weight [out, in] in the checkpoint's dtype. x is cast to that dtype and y back to x's.
 
     The weight may stand there once more in an order that products like better (see `packing`): `native` is the product
-    in C++, for float32 x; `packed` the weight in oneDNN's order, for products of `packed_from` rows or more.
+    in C++, for float32 x; `packed` the weight in oneDNN's order, for products of `packed_from` rows or more; `single`
+    weight and bias in float32, for one row of float32.
     """
 
     native: Callable[[Tensor], Tensor] | None = None
     packed: Tensor | None = None
     packed_from = 1
+    single: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -42,6 +44,8 @@ class Linear(RowWise):
         dtype = x.dtype
         if self.native is not None and dtype == torch.float32:
             return self.native(x)
+        if self.single is not None and x.shape[0] == 1 and dtype == torch.float32:
+            return F.linear(x, *self.single)
         if dtype != self.weight.dtype:
             x = x.to(self.weight.dtype)
         if self.packed is not None and x.shape[0] >= self.packed_from:

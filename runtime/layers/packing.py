@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 ROW_COUNTS = (1, 8, 32)  # what is measured; a count between them goes with the one below
 REPEATS, ENOUGH_S = 5, 0.02  # of a measurement: so many, or as many as fit
 TOLERANCE = 0.02  # of the largest output, bfloat16's rounding included
+SINGLE_BYTES = 1 << 21  # a larger weight is read from too far away to be read in float32
+EVICTED = 1 << 20  # numbers that are read before a single row is timed: in a model other weights come between
 
 
 def use_native_linears(model: nn.Module, library: Library) -> None:
@@ -53,9 +55,12 @@ def use_native_linears(model: nn.Module, library: Library) -> None:
 def pack_linears(model: nn.Module, *, measured: bool = True) -> None:
     """Give each linear layer of the model packed weights (a second copy) where that is faster.
 
-    `measured` False packs all, for any number of rows: a choice that comes out the same in every run.
+    `measured` False packs all, for any number of rows: a choice that comes out the same in every run. Else small
+    weights of bfloat16 stand there in float32 too if that is faster for a single row: oneDNN takes some 25 us to begin,
+    torch's own product of float32 a few.
     """
     found: dict[tuple[object, ...], int | None] = {}
+    singles: dict[tuple[object, ...], bool] = {}
     packed: dict[int, Tensor] = {}  # tied weights are packed once
     for module in model.modules():
         if not isinstance(module, Linear) or type(module) not in (Linear, MergedLinear):
@@ -75,6 +80,13 @@ def pack_linears(model: nn.Module, *, measured: bool = True) -> None:
         rows = found[kind]
         if rows is not None:
             module.packed, module.packed_from = packed[id(weight)], rows
+        if not measured or weight.dtype != torch.bfloat16 or 4 * weight.numel() > SINGLE_BYTES:
+            continue
+        module.single = weight.detach().float(), None if module.bias is None else module.bias.detach().float()
+        if kind not in singles:
+            singles[kind] = _is_faster_in_float32(module)
+        if not singles[kind]:
+            module.single = None
 
 
 def _from_rows(layer: Linear, packed: Tensor, measured: bool) -> int | None:
@@ -98,10 +110,27 @@ def _from_rows(layer: Linear, packed: Tensor, measured: bool) -> int | None:
     return best
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    """The least of a few runs."""
+def _is_faster_in_float32(layer: Linear) -> bool:
+    """Whether one row of float32 should go through a layer's weight in float32 rather than in its own dtype."""
+    single = layer.single
+    row = torch.randn(1, layer.in_features, generator=torch.Generator().manual_seed(0))
+    others = torch.zeros(EVICTED)
+
+    def timed(chosen: tuple[Tensor, Tensor | None] | None) -> float:
+        layer.single = chosen
+        return _seconds(lambda: layer.rows(row), others.sum)
+
+    layer.rows(row)
+    slow, fast = timed(None), timed(single)
+    layer.single = single
+    return fast < slow
+
+
+def _seconds(run: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """The least of a few runs, each after another that does not count."""
     least, begin = float("inf"), time.perf_counter()
     for _ in range(REPEATS):
+        before()
         start = time.perf_counter()
         run()
         now = time.perf_counter()

@@ -264,3 +264,20 @@ def test_layer_options_that_make_no_sense_are_refused():
         RadixAttention(4, 8, 1.0, 2, 0, sliding_window=0)
     with pytest.raises(ValueError, match="sliding window"):
         RadixAttention(4, 8, 1.0, 2, 0, sliding_window=4, attn_type=AttentionType.ENCODER_ONLY)
+
+
+@pytest.mark.parametrize("lens", [[7], [1], [40, 41, 39], [5, 5], [3, 200], [60, 1, 1]])
+@pytest.mark.parametrize("gathered", [1, 1 << 20])
+def test_decodes_planned_at_once_are_those_planned_one_by_one(lens, gathered, monkeypatch):
+    monkeypatch.setattr(torch_native, "GATHERED_BYTES", gathered)
+    outs = []
+    for quick in (planner.Planner._decodes_alike, lambda self: None):
+        monkeypatch.setattr(planner.Planner, "_decodes_alike", quick)
+        world = World("torch_native")
+        seqs = [world.sequence() for _ in lens]
+        if max(lens) > 1:
+            world.run([(seq, n - 1) for seq, n in zip(seqs, lens, strict=True) if n > 1])
+        got, expected = world.run([(seq, 1) for seq in seqs])
+        check((got, expected))
+        outs.append(got)
+    torch.testing.assert_close(*outs)

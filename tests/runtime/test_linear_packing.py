@@ -1,5 +1,7 @@
 """Packed weights give the same products, are chosen for a shape once, and are left alone where they are wrong."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from support.tiny_models import tiny_checkpoint
@@ -89,3 +91,25 @@ def test_tied_weights_are_packed_once():
     layers = [module for module in model.modules() if isinstance(module, (Linear, MergedLinear))]
     assert all(layer.packed is not None for layer in layers)
     assert len({id(layer.packed) for layer in layers}) == len({id(layer.weight) for layer in layers})
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_small_weights_stand_in_float32_too_where_one_row_is_faster(bias, monkeypatch):
+    small, large = linear(64, 130, torch.bfloat16, bias), linear(1024, 640, torch.bfloat16, bias)
+    single = linear(64, 130, torch.float32, bias)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    expected = small(x)
+    took = cycle([2.0, 1.0])  # the second way is always the faster one
+    monkeypatch.setattr(packing, "_seconds", lambda *runs: next(took))
+    pack_linears(torch.nn.ModuleList([small, large, single]))
+    assert small.single is not None and large.single is None and single.single is None
+    exact = torch.nn.functional.linear(x[:1], small.weight.float(), None if small.bias is None else small.bias.float())
+    torch.testing.assert_close(small(x[:1]), exact)
+    torch.testing.assert_close(small(x), expected, atol=2e-2, rtol=2e-2)  # more rows as before
+    slow = linear(64, 130, torch.bfloat16, bias)
+    monkeypatch.setattr(packing, "_seconds", lambda *runs: 1.0)
+    pack_linears(slow)
+    assert slow.single is None
+    pack_linears(slow, measured=False)
+    assert slow.single is None
