@@ -44,7 +44,7 @@ BUILTIN = ROOT / "runtime" / "builtin" / "dslc_tiny"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from baselines import SeparateChoices, in_program_order  # noqa: E402
-from workloads import Workload, workloads  # noqa: E402
+from workloads import Workload, json_extraction, json_free, text_rows, workloads  # noqa: E402
 
 WAYS = ("dslc", "no compiler", "op by op", "branches together", "bare")
 SLOW = ("bare", "transformers")  # run once, in batches only
@@ -220,6 +220,18 @@ def summary(record: list[dict[str, Any]]) -> None:
                 print(f"MISSED: {row['workload']}, {mode}: {row['ratio']:.2f}x of the time without the compiler")
 
 
+def json_steps(way: Way, num_rows: int) -> None:
+    """Model steps per output token of JSON, one program after the other: five bounded fields, and two free strings."""
+    for name, program in (("five bounded fields", json_extraction), ("two free strings", json_free)):
+        way.engine.flush_cache()
+        before = way.engine.counters()
+        for row in text_rows(num_rows):
+            program.run(**row, backend=way.backend, temperature=0, seed=0)
+        used = way.engine.counters() - before
+        print(f"JSON of {name}: {used.forwards} forwards for {used.generated_tokens} tokens, "
+              f"{used.forwards / used.generated_tokens:.2f} a token")  # fmt: skip
+
+
 def check_account(load: Workload, way: Way) -> None:
     """The account of this workload against the engine's counters."""
     way.engine.flush_cache()
@@ -282,6 +294,8 @@ def run_all(options: argparse.Namespace, model: str) -> None:
             chosen = [way for way in made if not (one_by_one and way.name in SLOW)]
             report(load, mode, measure(load, chosen, options.pairs, one_by_one, 1, options.clock), record)
     summary(record)
+    if not options.only or "JSON extraction" in options.only:
+        json_steps(made[0], options.latency_rows)
     if options.account:
         for load in workloads(options.rows):
             if not options.only or load.name in options.only:

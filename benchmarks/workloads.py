@@ -255,6 +255,21 @@ def json_extraction(s, text):
     s += dslc.gen("character", json_schema=CHARACTER, max_tokens=96)
 
 
+FREE = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 40}, "story": {"type": "string", "maxLength": 160}},
+    "required": ["name", "story"],
+    "additionalProperties": False,
+}
+
+
+@dslc.function
+def json_free(s, text):
+    """Two strings of any text, where little is forced: printed beside the other, in no mean."""
+    s += f"{text}\nThe same as JSON: "
+    s += dslc.gen("character", json_schema=FREE, max_tokens=96)
+
+
 def text_rows(num: int) -> list[dict[str, Any]]:
     return [{"text": f"{NAMES[i % 10]} the {ANIMALS[i // 10 % 10]} is a student. {sentence(random.Random(i))}"}
             for i in range(num)]  # fmt: skip
