@@ -94,7 +94,7 @@ def hooks_of(model: nn.Module) -> list[dict[int, Any]]:
 
 def native_step(model: CausalLM, kv_pool: KVPool, req_to_token: ReqToTokenPool) -> NativeStep | str:
     """The C++ forward of this model, or in a sentence why torch runs it."""
-    reason = _unlike_llama(model)
+    reason = unlike_llama(model)
     if reason is not None:
         return reason
     loaded = library()
@@ -106,8 +106,8 @@ def native_step(model: CausalLM, kv_pool: KVPool, req_to_token: ReqToTokenPool) 
         return str(error)
 
 
-def _unlike_llama(model: Any) -> str | None:
-    """What about this model the C++ forward does not know; None if it knows all of it."""
+def unlike_llama(model: Any) -> str | None:
+    """What about this model the forwards of Llama's shape do not know (C++, `torch_step`); None if they know it all."""
 
     def runs(module: nn.Module, cls: type[nn.Module], *names: str) -> bool:
         return isinstance(module, cls) and all(getattr(type(module), n) is getattr(cls, n) for n in ("forward", *names))
