@@ -346,7 +346,7 @@ class Engine(GenerateAPI, EncodeAPI):
         """Check and queue requests; see `Backend.submit`.
 
         Tokenising is done in the calling thread, and compiling too if it is quick; other constraints are compiled
-        elsewhere, and their requests come to the scheduler when that is done.
+        elsewhere, and pictures processed; such requests come to the scheduler when that is done.
         """
         for source in requests:
             if self._is_closed:

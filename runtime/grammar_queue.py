@@ -1,6 +1,7 @@
-"""Requests whose constraint takes a while to compile: they wait here, and neither their caller nor the loop does.
+"""Requests whose constraint takes a while to compile, or that have pictures: they wait here, and neither their caller
+nor the loop does.
 
-A request comes to the scheduler as a message like any other, only later: when its constraint is compiled. So a trace
+A request comes to the scheduler as a message like any other, only later: when it is prepared. So a trace
 replays, and other requests go on. One that is cancelled while it waits is told at once; what its constraint compiles to
 is kept for the next.
 """
@@ -92,16 +93,20 @@ class GrammarQueue:
         return True
 
     def expire(self, now: float) -> None:
-        """Fail those whose deadline has passed while their constraint was being compiled."""
+        """Fail those whose deadline has passed while they were being prepared."""
         with self._lock:
             late = [(name, waiting) for name, waiting in self._waiting.items() if waiting.deadline <= now]
             self.next_deadline = min((w.deadline for w in self._waiting.values() if w.deadline > now), default=math.inf)
-        error = ErrorInfo.of(DeadlineExceeded("the deadline passed before the request's constraint was compiled"))
+        error = ErrorInfo.of(
+            DeadlineExceeded(
+                "the deadline passed before the request's constraint was compiled and its pictures processed"
+            )
+        )
         for request_id, waiting in late:
             self._fail(request_id, waiting, error)
 
     def close(self, error: ErrorInfo) -> None:
-        """Fail all that wait, and refuse what comes. What is being compiled is not waited for."""
+        """Fail all that wait, and refuse what comes. What is being prepared is not waited for."""
         with self._lock:
             self._is_closed = True
             waiting, threads = list(self._waiting), self._threads

@@ -128,7 +128,9 @@ class Intake:
         return now + timeout
 
     def takes_long(self, source: GenRequest) -> bool:
-        """Whether the request's constraint is yet to be compiled, and that may take a while."""
+        """Whether the request has pictures to be processed, or a constraint whose compiling may take a while."""
+        if self.media is not None and any(segment.media is not None for segment in source.segments):
+            return True
         if source.constraint is None or self.tokenizer is None or self.grammar_backend == "none":
             return False
         return not is_quick(
@@ -156,6 +158,20 @@ class Intake:
             )
         stop_set(params.stop, params.stop_regex)
         self._check_processor(source)
+        self._check_media(source)
+
+    def _check_media(self, source: GenRequest) -> None:
+        """Before any picture is decoded."""
+        places = [number for number, segment in enumerate(source.segments) if segment.media is not None]
+        for count, number in enumerate(places, 1):
+            ref = source.segments[number].media
+            assert ref is not None
+            try:
+                if self.media is None:
+                    raise RequestError(f"the model takes no {ref.kind}s, only text")
+                self.media.check_count(count)
+            except RequestError as error:
+                raise RequestError(error.message, field=f"segments[{number}].media") from None
 
     def _check_processor(self, source: GenRequest) -> None:
         name = source.logit_processor
@@ -198,7 +214,7 @@ class Intake:
         text = ""
         for number, segment in enumerate(source.segments):
             if segment.media is not None:
-                picture = self._picture(segment.media, number, len(placed))
+                picture = self._picture(segment.media, number)
                 what = picture.processed
                 if not text and what.text_before:
                     text = taken_back(ids, self.tokenizer)
@@ -223,16 +239,13 @@ class Intake:
             raise RequestError("the prompt is empty: there is nothing to continue", field="segments")
         return np.array(ids, dtype=np.int32)
 
-    def _picture(self, ref: MediaRef, number: int, num_before: int) -> Picture:
-        """The picture of a segment, before which the prompt has `num_before`."""
-        field = f"segments[{number}].media"
-        if self.media is None:
-            raise RequestError(f"the model takes no {ref.kind}s, only text", field=field)
+    def _picture(self, ref: MediaRef, number: int) -> Picture:
+        """The picture of a segment."""
+        assert self.media is not None
         try:
-            self.media.check_count(num_before + 1)
             return self.media.picture(ref)
         except RequestError as error:
-            raise RequestError(error.message, field=field) from None
+            raise RequestError(error.message, field=f"segments[{number}].media") from None
 
     def _encode(self, text: str, number: int) -> list[int]:
         if not text:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -65,6 +66,7 @@ class MediaLibrary:
         self._ids: dict[str, int] = {}  # by digest of pixels and settings
         self._recent: OrderedDict[str, Picture] = OrderedDict()  # by digest of the file
         self._num_bytes = 0
+        self._making: dict[str, Future[Picture]] = {}  # by digest of the file
         self._lock = threading.Lock()
         self._settings = hashlib.sha256(processor.settings.encode()).digest()
 
@@ -73,7 +75,10 @@ class MediaLibrary:
         return self.processor.kinds
 
     def picture(self, ref: MediaRef) -> Picture:
-        """The picture of a request. Raises RequestError for what cannot be decoded or processed."""
+        """The picture of a request, made once however many ask for it at the same time.
+
+        Raises RequestError for what cannot be decoded or processed.
+        """
         if ref.kind not in self.kinds:
             raise RequestError(f"the model takes no {ref.kind}s")
         key = hashlib.sha256(f"{ref.kind} {ref.fps}\0".encode() + ref.data).hexdigest()
@@ -82,15 +87,32 @@ class MediaLibrary:
             if known is not None:
                 self._recent.move_to_end(key)
                 return known
+            making = self._making.get(key)
+            if making is None:
+                own = self._making[key] = Future()
+        if making is not None:
+            return making.result()
+        try:
+            made = self._made(ref)
+            with self._lock:
+                self._keep(key, made)
+            own.set_result(made)
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._making[key]
+        return made
+
+    def _made(self, ref: MediaRef) -> Picture:
         pixels: Pixels = np.asarray(decode_image(ref)) if ref.kind == "image" else decode_frames(ref)
         is_image = ref.kind == "image"
         digest = self._digest(ref.kind if is_image else f"{ref.kind} {ref.fps}", pixels)
         processed = self.processor.image(pixels) if is_image else self.processor.video(pixels, ref.fps)
         with self._lock:
             self.num_processed += 1
-            made = Picture(self._ids.setdefault(digest, self._first_id + len(self._ids)), digest, processed)
-            self._keep(key, made)
-        return made
+            return Picture(self._ids.setdefault(digest, self._first_id + len(self._ids)), digest, processed)
 
     def check_count(self, number: int) -> None:
         """Refuse a prompt with more pictures than allowed."""

@@ -23,7 +23,9 @@ def segment(part: Any) -> Segment:
         return Segment(text=part)
     if isinstance(part, Film):
         return Segment(media=replace(video_ref(part.frames, 64), fps=part.fps))
-    return Segment(media=video_ref(part, 64) if isinstance(part, np.ndarray) else image_ref(part))
+    if isinstance(part, np.ndarray):
+        return Segment(media=video_ref(part, 64))
+    return Segment(media=image_ref(part))
 
 
 def run(engine: dslc.Engine, prompts: list[list[Any]], num: int = NUM, **wishes: Any) -> list[Any]:
