@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .allocator import IntArray, MemoryAccountError, PageAllocator
+from .allocator import IntArray, MemoryAccountError, PageAllocator, has_twice
 from .prefix_cache import DEFAULT_NAMESPACE, Namespace, Node, PrefixCache, TokenIds, slots_of_pages
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class MemoryManager:
         self.cache.check_integrity()
         free, cached, owned = self.allocator.free_pages(), self.cache.all_pages(), self.owned_pages()
         every = np.concatenate([free, cached, owned])
-        if len(every) != self.allocator.num_pages or len(np.unique(every)) != len(every):
+        if len(every) != self.allocator.num_pages or has_twice(every):
             raise MemoryAccountError(
                 f"{len(free)} free + {len(cached)} cached + {len(owned)} owned pages, {len(np.unique(every))} "
                 f"different ones, of {self.allocator.num_pages}"

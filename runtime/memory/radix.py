@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import RequestError
-from .allocator import MemoryAccountError
+from .allocator import MemoryAccountError, has_twice
 from .eviction import LRU, EvictionPolicy, NextUse, Rank
 from .prefix_cache import (
     BYTES_PER_ID,
@@ -519,7 +519,7 @@ class RadixCache:
         if sizes != counted:
             raise MemoryAccountError(f"recounted sizes {sizes} differ from the account {counted}")
         pages = self.all_pages()
-        if len(np.unique(pages)) != len(pages) or (len(pages) and int(pages.min()) < 1):
+        if len(pages) and (int(pages.min()) < 1 or has_twice(pages)):
             raise MemoryAccountError("a page is in the tree twice, or it is the padding page")
 
     def _check_node(self, node: Node) -> None:
