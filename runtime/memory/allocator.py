@@ -133,7 +133,7 @@ class PageAllocator:
 
 
 def has_twice(pages: npt.NDArray[np.integer]) -> bool:
-    """Whether a page stands there more than once. Numbers below 0 are no pages: True. Much quicker than to sort them."""
+    """Whether a page stands there more than once. Numbers below 0 are no pages: True. Quicker than to sort them."""
     return len(pages) > 0 and (int(pages.min()) < 0 or int(np.bincount(pages).max()) > 1)
 
 

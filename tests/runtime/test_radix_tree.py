@@ -524,7 +524,7 @@ def test_all_verbs_in_any_order_against_the_model():
     run_state_machine_as_test(
         CacheMachine,
         settings=settings(
-            max_examples=150,
+            max_examples=80,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,
