@@ -121,6 +121,11 @@ def _gemma3(files: _Files) -> PictureTokens:
     return PictureTokens(lambda size: (num, num + 4))
 
 
+def _mllama(files: _Files) -> PictureTokens:
+    """One place, from which the picture is looked at."""
+    return PictureTokens(lambda size: (1, 1))
+
+
 def _qwen_vl(files: _Files) -> PictureTokens:
     """Two marks, and one for each square of patches of the picture, brought to a number of pixels within limits; of a
     video two frames are one picture."""
@@ -176,6 +181,7 @@ _FAMILIES: dict[str, Callable[[_Files], PictureTokens]] = {
     "LlavaNextForConditionalGeneration": _llava_next,
     "LlavaOnevisionForConditionalGeneration": _llava_onevision,
     "Gemma3ForConditionalGeneration": _gemma3,
+    "MllamaForConditionalGeneration": _mllama,
     "Qwen2VLForConditionalGeneration": _qwen_vl,
     "Qwen2_5_VLForConditionalGeneration": _qwen_vl,
 }

@@ -126,6 +126,7 @@ DIALECTS: dict[str, Dialect] = {
         local_theta=10_000.0,
         positions_are_stretched=True,
     ),
+    "mllama_text_model": Dialect(defaults={"rms_norm_eps": 1e-5, "rope_theta": 500_000.0}),
     "gpt2": Dialect(
         names={
             "num_hidden_layers": "n_layer",
@@ -190,6 +191,10 @@ NESTED_DEFAULTS: dict[str, Mapping[str, Any]] = {
     "qwen2": {
         "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
+    },
+    "mllama_text_model": {
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 40,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
     },
     "gemma3_text": {
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from ..models.vision.base import VisionLM
 from ..transfer import to_device
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
     from torch import Tensor
 
     from ..batch import ForwardBatch
     from ..scheduling.batch import Batch, Extend
-    from .picture import Picture
+    from .picture import Picture, Placed
 
 FEATURE_BYTES = 256 << 20
 
@@ -29,11 +32,22 @@ class MediaRows:
 
     `rows` [P] int64 are the rows, ascending, whose embeddings are `features` [P, hidden]; None if there are none.
     `positions` [3, T] int64 replace the rows' own in rotary embedding; None where the model knows one axis only.
+    `across`: what rows look at in cross attention; rows in none of them look at nothing.
     """
 
     rows: Tensor | None = None
     features: Tensor | None = None
     positions: Tensor | None = None
+    across: tuple[Across, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Across:
+    """The rows [first, last) of a forward look at `states` [S, ...], what the encoder gave of their pictures."""
+
+    first: int
+    last: int
+    states: Tensor
 
 
 class FeatureCache:
@@ -59,18 +73,32 @@ class FeatureCache:
             return known
         pixels = {name: tensor.to(self.device) for name, tensor in picture.processed.pixels.items()}
         made = self.model.encode_media(pixels)
-        if made.shape[0] != picture.processed.num_features:
-            raise RuntimeError(f"the encoder gave {made.shape[0]} rows for {picture.processed.num_features} places")
+        num = picture.processed.num_states or picture.processed.num_features
+        if made.shape[0] != num:
+            raise RuntimeError(f"the encoder gave {made.shape[0]} rows where {num} should be")
         self.num_encoded += 1
         self._known[picture.id] = made
         self._num_bytes += made.nbytes
-        while self._num_bytes > self.max_bytes and len(self._known) > 1:
-            _, oldest = self._known.popitem(last=False)
-            self._num_bytes -= oldest.nbytes
+        if not self.model.looks_across:
+            self._drop({picture.id})
         return made
+
+    def _drop(self, needed: set[int]) -> None:
+        """Make room, but keep these."""
+        for number in list(self._known):
+            if self._num_bytes <= self.max_bytes:
+                return
+            if number not in needed:
+                self._num_bytes -= self._known.pop(number).nbytes
 
     def attach(self, fb: ForwardBatch, batch: Batch) -> None:
         """Give a forward what it takes from the pictures of its requests."""
+        if self.model.looks_across:
+            across = tuple(self._across(batch))
+            fb.media = MediaRows(across=across) if across else None
+            # Every later row of these requests looks at them again: what runs is never dropped.
+            self._drop({placed.picture.id for seq in batch.seqs for placed in seq.request.media})
+            return
         rows, parts = [], []
         first = len(batch.decodes)
         for extend in batch.extends:
@@ -86,6 +114,32 @@ class FeatureCache:
             fb.media = MediaRows(to_device(np.concatenate(rows), self.device), torch.cat(parts), positions)
         elif positions is not None:
             fb.media = MediaRows(positions=positions)
+
+    def _across(self, batch: Batch) -> Iterator[Across]:
+        """What each row looks at: pictures side by side, of which the last is the last one up to it."""
+        row = 0
+        for seq in batch.decodes:
+            if seq.request.media:
+                yield Across(row, row + 1, self._states(seq.request.media, len(seq.request.prompt_ids)))
+            row += 1
+        for extend in batch.extends:
+            media = extend.seq.request.media
+            inside = [placed.start for placed in media if extend.start < placed.start < extend.end]
+            bounds = [extend.start, *inside, extend.start + extend.num_rows]  # a trie's rows see what the last one sees
+            for start, end in pairwise(bounds):
+                if media and media[0].start <= start:
+                    first = row + start - extend.start
+                    yield Across(first, first + end - start, self._states(media, start))
+            row += extend.num_rows
+
+    def _states(self, media: tuple[Placed, ...], position: int) -> Tensor:
+        seen: list[Placed] = []
+        for placed in media:
+            if placed.start > position:
+                break
+            seen = [*seen, placed] if seen and seen[-1].end == placed.start else [placed]
+        parts = [self.of(placed.picture) for placed in seen]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _positions(self, batch: Batch) -> Tensor:
         num_decodes = len(batch.decodes)

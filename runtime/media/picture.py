@@ -26,6 +26,9 @@ class Processed:
     `text_before` and `text_after` are text that comes with the picture: it is tokenised together with what stands next
     to it. `is_whole`: the rows of its places see each other, those that come later too. Then no forward may end inside
     it, and something must stand after it.
+
+    `num_states`: the rows that the encoder gives where they do not stand in the prompt, but are looked at from there
+    (cross attention).
     """
 
     pixels: dict[str, Tensor]
@@ -37,6 +40,7 @@ class Processed:
     text_before: str = ""
     text_after: str = ""
     is_whole: bool = False
+    num_states: int = 0
 
     def __post_init__(self) -> None:
         if self.is_whole and not self.after:

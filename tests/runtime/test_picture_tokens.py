@@ -20,7 +20,7 @@ from dslc.runtime.media.library import MediaLibrary
 from dslc.runtime.models.registry import known_models
 from dslc.runtime.models.vision.base import VisionLM
 
-FAMILIES = ["gemma3", "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl"]
+FAMILIES = ["gemma3", "mllama", "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl"]
 SIZES = [(40, 30), (64, 28), (28, 64), (28, 28), (200, 31), (13, 90), (300, 300)]
 
 

@@ -16,7 +16,7 @@ from dslc.runtime.models.registry import known_models
 from dslc.runtime.models.vision.base import VisionLM
 
 torch.set_num_threads(1)
-FAMILIES = ["gemma3", "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl"]
+FAMILIES = ["gemma3", "mllama", "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl"]
 
 
 def test_every_model_that_sees_is_here():

@@ -133,9 +133,24 @@ def _gemma3(**overrides: Any) -> tuple[Any, Any]:
     return t.Gemma3ForConditionalGeneration(config), processor
 
 
+def _mllama(**overrides: Any) -> tuple[Any, Any]:
+    import transformers as t
+
+    vision = t.MllamaVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_global_layers=2, attention_heads=2,
+        image_size=16, patch_size=4, vision_output_dim=96, intermediate_layers_indices=[0, 2], max_num_tiles=4,
+    )  # fmt: skip
+    text = {**TEXT, "num_hidden_layers": 4, "bos_token_id": IMAGE_ID, "cross_attention_layers": [1, 3]}
+    config = t.MllamaConfig(
+        vision_config=vision, text_config=t.MllamaTextConfig(**text), image_token_index=SOFT_ID, **overrides
+    )
+    processor = t.MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=4)
+    return t.MllamaForConditionalGeneration(config), processor
+
+
 _MAKERS = {
-    "gemma3": _gemma3, "llava": _llava, "qwen2_vl": _qwen2_vl, "llava_next": _llava_next, "qwen2_5_vl": _qwen2_5_vl,
-    "llava_onevision": _llava_onevision,
+    "gemma3": _gemma3, "mllama": _mllama, "llava": _llava, "qwen2_vl": _qwen2_vl, "llava_next": _llava_next,
+    "qwen2_5_vl": _qwen2_5_vl, "llava_onevision": _llava_onevision,
 }  # fmt: skip
 
 
@@ -189,6 +204,8 @@ def vision_inputs(path: Path, parts: list[Any]) -> dict[str, Any]:
     kind = model.config.model_type
     if kind == "gemma3":
         return _gemma3_inputs(processor, parts)
+    if kind == "mllama":
+        return _mllama_inputs(processor, parts)
     ids: list[int] = []
     pixels: dict[str, list[Any]] = {}
     for part in parts:
@@ -267,6 +284,27 @@ def _as_picture(frame: Any) -> Any:
     from PIL import Image
 
     return Image.fromarray(frame)
+
+
+def _mllama_inputs(processor: Any, parts: list[Any]) -> dict[str, Any]:
+    """One id for each picture, and who looks at which."""
+    import torch
+    from transformers.models.mllama import processing_mllama as theirs
+
+    ids: list[int] = []
+    made, shown = None, [part for part in parts if not isinstance(part, str)]
+    for part in parts:
+        own = tiny_tokenizer()(part, add_special_tokens=False)["input_ids"] if isinstance(part, str) else [SOFT_ID]
+        ids += own
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
+    if shown:
+        made = dict(processor([shown], return_tensors="pt"))
+        tiles = made.pop("num_tiles")
+        mask = theirs.convert_sparse_cross_attention_mask_to_dense(
+            [theirs.get_cross_attention_token_mask(ids, SOFT_ID)], tiles, processor.max_image_tiles, len(ids)
+        )
+        inputs.update(made, cross_attention_mask=torch.tensor(mask))
+    return inputs
 
 
 def _stacked(values: list[Any]) -> Any:
@@ -354,3 +392,8 @@ def _renew_kinds(inputs: dict[str, Any]) -> None:
         inputs["mm_token_type_ids"] = _kinds(inputs["input_ids"])
     if "token_type_ids" in inputs:
         inputs["token_type_ids"] = (inputs["input_ids"] == SOFT_ID).long()
+    if "cross_attention_mask" in inputs:  # new rows look at what the last one looks at
+        import torch
+
+        mask, num = inputs["cross_attention_mask"], inputs["input_ids"].shape[1]
+        inputs["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, num - mask.shape[1], -1, -1)], dim=1)

@@ -42,6 +42,7 @@ class VisionLM(CausalLM):
     """
 
     is_spatial: ClassVar[bool] = False  # positions follow the grids of pictures (M-RoPE)
+    looks_across: ClassVar[bool] = False  # what `encode_media` gives is looked at by cross attention
     RENAMED: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     BASE_PREFIX = ""
 

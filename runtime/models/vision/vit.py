@@ -45,7 +45,7 @@ class _Embeddings(nn.Module):
             self.class_embedding = nn.Parameter(torch.empty(hidden))
         self.patch_embedding = nn.Conv2d(fields.get("num_channels", 3), hidden, patch, patch, bias=not has_class)
         num = num_patches + has_class
-        # Without values: drawing them where there is no memory yet would import much of torch (145 MB, a second or more).
+        # Without values: drawing them for the meta device would import much of torch (145 MB, a second or more).
         self.position_embedding = nn.Embedding(num, hidden, _weight=torch.empty(num, hidden))
         self.has_class = has_class
 
