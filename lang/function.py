@@ -25,6 +25,7 @@ from .prefix import cache_prefix
 from .running import Running
 from .signature import Signature
 from .state import ProgramState, TracedTypes
+from .takeover import HOLD_S, LONG_HOLD_S
 from .type_names import type_names
 
 if TYPE_CHECKING:
@@ -275,12 +276,13 @@ class Function:
                 )
         return self._may_block
 
-    def note_holds(self, num_holds: int, num_bodies: int) -> None:
-        """A batch has ended in which bodies kept a thread for more than a few milliseconds so many times.
+    def note_holds(self, held_s: Sequence[float]) -> None:
+        """A batch has ended whose bodies have kept their threads for these seconds, at most.
 
-        A thread may be kept by other processes too, so a few such times prove nothing.
+        A thread may be kept by other processes too, so a few milliseconds of a few bodies prove nothing.
         """
-        self._may_block = num_holds > max(1, num_bodies // 4)
+        num_holds = sum(1 for held in held_s if held > HOLD_S)
+        self._may_block = num_holds > max(1, len(held_s) // 4) or max(held_s, default=0.0) > LONG_HOLD_S
 
     # -- running
 

@@ -52,8 +52,8 @@ class Task:
     """One program instance in a hub: its executor and its body. `is_ended` when both are done."""
 
     __slots__ = (
-        "body", "context", "error", "executor", "greenlet", "is_direct", "is_ended", "is_nested", "on_end", "result",
-        "stuck", "waits_for",
+        "body", "context", "error", "executor", "greenlet", "held_s", "is_direct", "is_ended", "is_nested", "on_end",
+        "result", "stuck", "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,7 @@ class Task:
         self.is_nested = False  # begun by another task of the same hub
         self.is_direct = False  # its body needs no greenlet: it waits for nothing, and calls nothing of the user's
         self.greenlet: Any = None
+        self.held_s = 0.0  # for how long code of the user's has kept its thread, at most
         self.waits_for: Slot | None = None
         self.stuck: BaseException | None = None
         self.result: Any = None
@@ -97,7 +98,6 @@ class Hub:
     sends_hints = False  # requests say which KV their plan needs again
     by_path = False  # of those sent together, the ones go first after which most is still to come
     num_requests = 0
-    num_holds = 0  # how often code of the user's has kept a thread for longer than HOLD_S
     is_wary = False  # code of the user's that was thought to be quick has kept a thread
     held_since: float | None = None  # when the body that runs was resumed
     hands: Hands | None = None  # who makes calls that may block; None: the hub's own thread
@@ -201,12 +201,12 @@ class Hub:
                 value = context.run(function)
             except BaseException as raised:
                 error = raised
-            is_hold = time.perf_counter() - began > HOLD_S
-            self.post(lambda: back(value, error, is_hold))
+            spent = time.perf_counter() - began
+            self.post(lambda: back(value, error, spent))
 
-        def back(value: Any, error: BaseException | None, is_hold: bool) -> None:
+        def back(value: Any, error: BaseException | None, spent: float) -> None:
             self._num_away -= 1
-            self.num_holds += is_hold
+            task.held_s = max(task.held_s, spent)
             if error is not None:
                 slot.fail(error)
             else:
@@ -371,8 +371,9 @@ class Hub:
             self.held_since = None
             _HERE.hub = outer
             self._current = before
-            if time.perf_counter() - began > HOLD_S:
-                self.num_holds += 1
+            spent = time.perf_counter() - began
+            if spent > HOLD_S:
+                task.held_s = max(task.held_s, spent)
                 self.is_wary = True
         if body.dead:
             task.greenlet = None

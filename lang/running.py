@@ -261,8 +261,11 @@ class Running:
             return
         hub.hands = Hands(threads) if threads > 1 else None
         batch = Batch(make, order, threads, carriers_of(self.backend), contextvars.copy_context())
-        yield from batch.run(hub)
-        self.function.note_holds(batch.num_holds, len(rows))
+        held: list[float] = []
+        for task in batch.run(hub):
+            held.append(task.held_s)
+            yield task
+        self.function.note_holds(held)
 
     def _spread(
         self,
@@ -275,7 +278,7 @@ class Running:
         ended: queue.SimpleQueue[Task] = queue.SimpleQueue()
         carriers = carriers_of(self.backend)
         running: dict[Task, CarrierHub] = {}
-        hubs: set[CarrierHub] = set()
+        held: list[float] = []
         context = contextvars.copy_context()
         for i in order:
 
@@ -287,13 +290,13 @@ class Running:
 
             hub, task = carriers.start(make, threads)
             running[task] = hub
-            hubs.add(hub)
         try:
             while running:
                 task = ended.get()
                 del running[task]
+                held.append(task.held_s)
                 yield task
-            self.function.note_holds(sum(hub.num_holds for hub in hubs), len(rows))
+            self.function.note_holds(held)
         finally:
             error = Aborted("the batch was left before its end")
             for task, hub in running.items():

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .carrier import CarrierHub, Carriers
     from .hub import Hub, Task
 
-HOLD_S = 0.005  # user code that keeps a thread for longer is taken to block
+HOLD_S = 0.005  # user code that keeps a thread for longer may block; other processes can make that of quick code too
+LONG_HOLD_S = 0.1  # and what keeps it for longer does
 LOOK_S = 0.005  # how often somebody looks
 
 
@@ -71,11 +72,6 @@ class Batch:
         self._elsewhere: dict[Task, CarrierHub] = {}
         self._ended: queue.SimpleQueue[Task] = queue.SimpleQueue()
         self._lock = threading.Lock()
-
-    @property
-    def num_holds(self) -> int:
-        """How often a body has kept its thread for longer than HOLD_S."""
-        return sum(hub.num_holds for hub in self._takers)
 
     def run(self, hub: Hub) -> Iterator[Task]:
         """Run all in the caller's hub, and where that is kept in others too; yields each as it ends."""

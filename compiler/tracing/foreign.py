@@ -25,6 +25,7 @@ _PLAIN = frozenset(
     {str, int, float, bool, complex, bytes, type(None), list, tuple, dict, set, frozenset, range, slice, Symbol,
      types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type}
 )  # fmt: skip
+_TYPING = frozenset({"typing", "typing_extensions"})  # Literal[...], Optional[...]: types, which nobody changes
 _GUARDED = (list, tuple, dict, set, frozenset)  # a guard compares all that they hold
 
 _ITERATION = ("__iter__", "__next__", "__getitem__")
@@ -86,6 +87,8 @@ def is_foreign(tracer: PathTracer, value: Any, asked: Sequence[str]) -> bool:
         return False
     owner = next((cls for cls in kind.__mro__ if any(name in cls.__dict__ for name in asked)), object)
     if owner is object:
+        return False
+    if owner.__module__ in _TYPING:
         return False
     if not is_pure_module(owner.__module__):
         return True

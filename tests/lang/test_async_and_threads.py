@@ -229,7 +229,7 @@ def test_bodies_found_to_be_quick_need_no_threads_the_next_time(monkeypatch):
         monkeypatch.setattr(module, "HOLD_S", 1000.0)  # on a busy machine any body may lose its core for a while
     program, rows = sleeping_batch(8, 0.0)
     assert program.may_block
-    program.note_holds(0, 8)
+    program.note_holds([0.0] * 8)
     seen = set()
     tool = TOOLS["tool"]
     TOOLS["tool"] = lambda x: (seen.add(threading.get_ident()), tool(x))[1]

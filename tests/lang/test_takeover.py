@@ -64,7 +64,7 @@ def check(states):
 def test_programs_that_block_at_once_are_taken_over(compiled, judged):
     program = dslc.function(begins.body)
     if judged is not None:
-        program.note_holds(NUM if judged == "slow" else 0, NUM)
+        program.note_holds([1.0 if judged == "slow" else 0.0] * NUM)
     check(program.run_batch(ROWS, backend=ScriptedBackend("ok"), compiled=compiled, num_threads=NUM))
 
 
@@ -73,7 +73,7 @@ def test_programs_that_block_later(compiled):
     program = dslc.function(goes_on.body)
     assert program.may_block
     check(program.run_batch(ROWS, backend=ScriptedBackend("ok"), compiled=compiled, num_threads=NUM))
-    program.note_holds(NUM, NUM)
+    program.note_holds([1.0] * NUM)
     HELD["barrier"].reset()
     check(program.run_batch(ROWS, backend=ScriptedBackend("ok"), compiled=compiled))
 
@@ -81,7 +81,7 @@ def test_programs_that_block_later(compiled):
 def test_a_plan_judged_quick_whose_calls_block():
     """The first call is made in the hub's own thread; once it has been kept, the others are made elsewhere."""
     program = dslc.function(goes_on.body)
-    program.note_holds(0, NUM)
+    program.note_holds([0.0] * NUM)
     HELD["barrier"] = threading.Barrier(NUM - 1)
     first = threading.Event()
 
@@ -96,6 +96,47 @@ def test_a_plan_judged_quick_whose_calls_block():
     states = program.run_batch(ROWS, backend=ScriptedBackend("ok"), num_threads=NUM)
     assert [state.error() for state in states] == [None] * NUM
     assert all("dslc-call" in name for name in HELD["threads"])
+
+
+@pytest.mark.parametrize(
+    ("held", "may_block"),
+    [
+        ([0.0] * 64, False),
+        ([0.02] * 16 + [0.0] * 48, False),  # a busy machine
+        ([0.02] * 17 + [0.0] * 47, True),
+        ([1.0] + [0.0] * 63, True),  # one of them has slept
+        ([0.02], False),
+        ([], False),
+    ],
+)
+def test_what_a_batch_teaches_of_its_bodies(held, may_block):
+    program = dslc.function(goes_on.body)
+    assert program.may_block  # it calls what nobody can look into
+    program.note_holds(held)
+    assert program.may_block is may_block
+
+
+@pytest.mark.parametrize("compiled", [False, None])
+@pytest.mark.parametrize("judged", ["slow", "quick"])
+def test_a_single_sleeper_is_remembered(compiled, judged):
+    """A tool that is slow for a few rows must not hold up the next batch."""
+
+    def sleeps_once(x):
+        if x == "5":
+            threading.Event().wait(takeover.LONG_HOLD_S * 1.2)
+        return f"({x})"
+
+    HELD["call"] = sleeps_once
+
+    @dslc.function
+    def program(s, i):
+        s += f"{i}" + dslc.gen("a")
+        s += tool(str(i))
+
+    program.note_holds([1.0 if judged == "slow" else 0.0])
+    states = program.run_batch(ROWS, backend=ScriptedBackend("ok"), compiled=compiled, num_threads=NUM)
+    assert [state.error() for state in states] == [None] * NUM and states[5].text() == "5ok(5)"
+    assert program.may_block
 
 
 def test_at_most_num_threads_at_once():
@@ -138,7 +179,7 @@ def test_no_thread_is_left_and_none_is_made_for_quick_calls(monkeypatch):
         s += f"{i}" + dslc.gen("a")
         s += HELD["call"](s["a"])
 
-    program.note_holds(0, 1)
+    program.note_holds([0.0])
     program.run_batch([{"i": i} for i in range(50)], backend=ScriptedBackend("ok"))
     assert seen == {threading.get_ident()}
     for thread in threading.enumerate():
@@ -169,7 +210,7 @@ def test_context_variables_follow_the_program(compiled, judged):
         s += dslc.gen("a")
         return HELD["read"]()
 
-    program.note_holds(NUM if judged == "slow" else 0, NUM)
+    program.note_holds([1.0 if judged == "slow" else 0.0] * NUM)
     token = USER.set("ann")
     try:
         states = program.run_batch(ROWS, backend=ScriptedBackend("ok"), compiled=compiled)
@@ -220,7 +261,7 @@ def test_an_exception_in_a_call_made_elsewhere(program, compiled, judged):
 
     HELD["call"] = fails
     program = dslc.function(program.body)
-    program.note_holds(NUM if judged == "slow" else 0, NUM)
+    program.note_holds([1.0 if judged == "slow" else 0.0] * NUM)
     backend = ScriptedBackend(lambda prompt: "no" if prompt == "3" else "ok")
     states = program.run_batch(ROWS, backend=backend, compiled=compiled)
     assert [i for i, state in enumerate(states) if state.error() is not None] == [3]
@@ -242,7 +283,7 @@ def test_leaving_a_batch_that_is_held_ends_it(compiled, judged):
         s += HELD["call"](i)
         s += dslc.gen("b")
 
-    program.note_holds(NUM if judged == "slow" else 0, NUM)
+    program.note_holds([1.0 if judged == "slow" else 0.0] * NUM)
     backend = ScriptedBackend("ok")
     threading.Timer(0.3, release.set).start()
     states = program.run_batch(ROWS, backend=backend, compiled=compiled, generator_style="unordered", num_threads=NUM)
@@ -264,6 +305,6 @@ def test_a_generation_of_another_program_goes_on_while_a_call_is_made_elsewhere(
         if i != 0:
             s += dslc.gen("b")
 
-    program.note_holds(2, 2)
+    program.note_holds([1.0, 1.0])
     states = program.run_batch([{"i": 0}, {"i": 1}], backend=ScriptedBackend("a long answer", tokens_per_step=1))
     assert [state.error() for state in states] == [None, None] and produced.is_set()
