@@ -6,6 +6,7 @@
   1/64 of the requests, and all prompts share their first half. No arithmetic on logits: they and the draws are
   constants;
 - `loads`: the same for simpler loads, and what a request costs more that streams its text or has stop strings;
+- `queue`: steps of 64 running under churn while 100, 10,000 and 100,000 requests wait, first come first served;
 - `full`: steps of 256 decodes with 0 to 1,048,576 tokens in the cache;
 - `cost`: the share of throughput that the radix cache takes where nothing can hit, at 2 ms a forward;
 - `cache`: match + insert of a 1,024-token prompt (page size 16) while 100,000 sequences are cached, and eviction;
@@ -90,11 +91,31 @@ def bench_steps(load, num_running, num_steps, policy="lpm"):
             run_all_prefilled(engine, num_running)
             timed_steps(engine, 20, phases=phases)
             times = timed_steps(engine, num_steps, phases=phases)
+    return best_third(times)
+
+
+def best_third(times):
+    """{"step", "p99", and each phase: median} of timed steps."""
     third = len(times) // 3
     windows = [list(zip(*times[i : i + third], strict=True)) for i in range(0, 3 * third, third)]
     step, *parts = min(windows, key=lambda window: statistics.median(window[0]))
     phases_us = {name: microseconds(part)[0] for name, part in zip(PHASES, parts, strict=True)}
     return {"step": microseconds(step)[0], "p99": microseconds([row[0] for row in times])[1], **phases_us}
+
+
+def bench_queue(num_waiting, num_steps, num_running=64):
+    """As `bench_steps`, with that many requests waiting all the time."""
+    engine = make_engine(num_running, schedule_policy="fcfs")
+    with engine:
+        phases = Phases(engine)
+        fresh = fresh_prompts(64)
+
+        def top_up():
+            missing = num_running + num_waiting - engine.scheduler.num_waiting
+            submit(engine, [next(fresh) for _ in range(missing)] if missing > num_running else [], 32, spread=64)
+
+        timed_steps(engine, 60, top_up, phases)
+        return best_third(timed_steps(engine, num_steps, top_up, phases))
 
 
 def bench_full_cache(num_cached, num_steps):
@@ -344,7 +365,7 @@ def bench_aging(num_requests, bound):
     return rows
 
 
-PARTS = ("steps", "loads", "full", "cost", "cache", "order", "aging")
+PARTS = ("steps", "loads", "queue", "full", "cost", "cache", "order", "aging")
 
 
 def main():
@@ -386,6 +407,18 @@ def print_loads(args):
         more = results[f"{load}, lpm, 256 running"]["step"] - results["decodes, lpm, 256 running"]["step"]
         results[f"{load}: more per request"] = more / 256
         print(f"{load}: {more / 256:.2f} us more per request at 256 running")
+    return results
+
+
+def print_queue(args):
+    results = {}
+    for num_waiting in (100, 10_000, 100_000):
+        row = results[num_waiting] = bench_queue(num_waiting, 100 if args.quick else 300)
+        print(
+            f"64 running, {num_waiting:7,} waiting: schedule {row['schedule']:7.1f}, step {row['step']:7.1f}, "
+            f"99th percentile {row['p99']:7.1f}",
+            flush=True,
+        )
     return results
 
 
