@@ -57,7 +57,7 @@ class MediaProcessor(Protocol):
 
 
 class MediaLibrary:
-    """The pictures of one engine. Thread-safe: requests are prepared in their callers' threads."""
+    """The pictures of one engine. Thread-safe: requests are prepared in several."""
 
     def __init__(self, processor: MediaProcessor, first_id: int) -> None:
         self.processor = processor

@@ -51,20 +51,16 @@ class QwenWindowVision(nn.Module):
 
     def __init__(self, fields: Mapping[str, Any], hidden_size: int, path: str) -> None:
         super().__init__()
-        try:
-            width, num_heads, depth = int(fields["hidden_size"]), int(fields["num_heads"]), int(fields["depth"])
-            inner, patch = int(fields["intermediate_size"]), int(fields["patch_size"])
-        except KeyError as error:
-            raise ModelLoadError(f"field 'vision_config.{error.args[0]}' is missing", path=path) from None
-        self.merge = int(fields.get("spatial_merge_size", 2))
-        self.side = int(fields.get("window_size", 112)) // self.merge // patch
+        width, num_heads, patch = fields["hidden_size"], fields["num_heads"], fields["patch_size"]
+        self.merge = fields.get("spatial_merge_size", 2)
+        self.side = fields.get("window_size", 112) // self.merge // patch
         if self.side < 1:
             raise ModelLoadError(
                 f"field 'vision_config.window_size' must be at least {self.merge * patch}, the side of what is merged "
                 "to one feature",
                 path=path,
             )
-        out_size = int(fields.get("out_hidden_size", hidden_size))
+        out_size = fields.get("out_hidden_size", hidden_size)
         if out_size != hidden_size:
             raise ModelLoadError(
                 f"field 'vision_config.out_hidden_size' is {out_size}, the decoder's hidden_size {hidden_size}: they "
@@ -75,9 +71,12 @@ class QwenWindowVision(nn.Module):
         self.head_dim = width // num_heads
         act = activation(fields.get("hidden_act", "silu"), path)
         norm = partial(RMSNorm, eps=1e-6)
-        channels = int(fields.get("in_channels", fields.get("in_chans", 3)))
-        self.patch_embed = PatchEmbed(channels, int(fields.get("temporal_patch_size", 2)), patch, width)
-        self.blocks = nn.ModuleList(Block(width, num_heads, norm, GatedMLP(width, inner, act)) for _ in range(depth))
+        channels = fields.get("in_channels", fields.get("in_chans", 3))
+        self.patch_embed = PatchEmbed(channels, fields.get("temporal_patch_size", 2), patch, width)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, norm, GatedMLP(width, fields["intermediate_size"], act))
+            for _ in range(fields["depth"])
+        )
         self.merger = Merger(width, self.merge, hidden_size, norm)
 
     def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.errors import ModelLoadError, RequestError
+from ...core.errors import RequestError
 from ..media.image_processor import ImageProcessor, video_settings
 from ..media.picture import Processed
 from .vision.base import VisionLM
@@ -173,18 +173,15 @@ class QwenVision(nn.Module):
 
     def __init__(self, fields: Mapping[str, Any], hidden_size: int, path: str) -> None:
         super().__init__()
-        try:
-            width, num_heads, depth = int(fields["embed_dim"]), int(fields["num_heads"]), int(fields["depth"])
-            inner = int(width * fields.get("mlp_ratio", 4))
-            self.patch = int(fields["patch_size"])
-        except KeyError as error:
-            raise ModelLoadError(f"field 'vision_config.{error.args[0]}' is missing", path=path) from None
-        self.merge = int(fields.get("spatial_merge_size", 2))
+        width, num_heads, depth = fields["embed_dim"], fields["num_heads"], fields["depth"]
+        inner = int(width * fields.get("mlp_ratio", 4))
+        self.patch = fields["patch_size"]
+        self.merge = fields.get("spatial_merge_size", 2)
         self.head_dim = width // num_heads
         act = activation(fields.get("hidden_act", "quick_gelu"), path)
         norm = partial(nn.LayerNorm, eps=1e-6)
-        channels = int(fields.get("in_channels", fields.get("in_chans", 3)))
-        self.patch_embed = PatchEmbed(channels, int(fields.get("temporal_patch_size", 2)), self.patch, width)
+        channels = fields.get("in_channels", fields.get("in_chans", 3))
+        self.patch_embed = PatchEmbed(channels, fields.get("temporal_patch_size", 2), self.patch, width)
         self.blocks = nn.ModuleList(Block(width, num_heads, norm, VisionMLP(width, inner, act)) for _ in range(depth))
         self.merger = Merger(width, self.merge, hidden_size, norm)
 

@@ -170,6 +170,19 @@ def test_fields_that_llava_onevision_configurations_leave_out_are_those_of_qwen2
     assert config.tie_word_embeddings and config.rope.theta == 1e6
 
 
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_missing_and_wrong_sizes_of_the_encoder_are_named_with_their_file(family, tmp_path):
+    needed = {
+        "qwen2_vl": ("embed_dim", "num_heads", "depth", "patch_size"),
+        "qwen2_5_vl": ("hidden_size", "num_heads", "depth", "patch_size", "intermediate_size"),
+    }.get(family, ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size"))
+    for number, name in enumerate(needed):
+        for value, message in ((None, "is missing"), (-1, "must be a positive integer, not -1"), ("x", "not 'x'")):
+            path = changed(tiny_vision(family), tmp_path / f"{number} {value}", vision_config={name: value})
+            with pytest.raises(dslc.ModelLoadError, match=rf"config.json.*vision_config.{name}' .*{message}"):
+                dslc.Engine(model_path=str(path), **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
@@ -179,7 +192,11 @@ def test_fields_that_llava_onevision_configurations_leave_out_are_those_of_qwen2
             "out_hidden_size' is 32, the decoder's hidden_size 64",
         ),
         ("qwen2_5_vl", {"vision_config": {"window_size": 4}}, "window_size' must be at least 8"),
-        ("qwen2_5_vl", {"vision_config": {"intermediate_size": None}}, "vision_config.intermediate_size' is missing"),
+        ("qwen2_5_vl", {"vision_config": {"out_hidden_size": 64.5}}, "out_hidden_size' must be a positive integer"),
+        ("qwen2_vl", {"vision_config": {"embed_dim": 33}}, "embed_dim' is 33, which 2 heads"),
+        ("llava", {"vision_config": {"hidden_size": 33}}, "hidden_size' is 33, which 2 heads"),
+        ("llava_next", {"vision_config": {"model_type": "resnet"}}, "vision_config.model_type 'resnet' is not known"),
+        ("llava_next", {"image_grid_pinpoints": None}, "'image_grid_pinpoints' is missing"),
         ("llava_onevision", {"vision_aspect_ratio": "square"}, "vision_aspect_ratio' must be anyres_max_N"),
     ],
 )

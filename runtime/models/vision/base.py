@@ -15,6 +15,7 @@ from ..llama import LlamaForCausalLM
 from ..mistral import MistralForCausalLM
 from ..qwen2 import Qwen2ForCausalLM
 from ..qwen3 import Qwen3ForCausalLM
+from .fields import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,8 +107,11 @@ class VisionLM(CausalLM):
         return int(self.outer("image_token_id", self.config.fields.get("image_token_index")))
 
     def outer(self, name: str, default: Any = None) -> Any:
-        """A field of the whole config.json. Raises ModelLoadError where it is missing and has no default."""
+        """A field of the whole config.json; an object as `Fields`.
+
+        Raises ModelLoadError where it is missing and has no default.
+        """
         value = self.config.fields.get(name, default)
         if value is None:
             raise ModelLoadError(f"field {name!r} is missing", path=str(self.config.path / "config.json"))
-        return value
+        return Fields(name, value, self.config.path / "config.json") if isinstance(value, dict) else value
