@@ -7,7 +7,7 @@ import re
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -23,6 +23,7 @@ from .regex_ast import ANY_TEXT, NEVER, Chars, repeat
 # Longer than the text of any context: a bound beyond it is none.
 MAX_COUNTED_LENGTH = 2**20
 MAX_PRODUCT_STATES = 200_000
+_FEW_STATES, _FEW_TEXTS = 100, 20  # of languages that are joined text by text
 
 ALL = from_regex(ANY_TEXT)
 NONE = from_regex(NEVER)
@@ -254,6 +255,11 @@ def tag(languages: Sequence[CharDfa]) -> tuple[CharDfa, tuple[int, ...]]:
             distinct[language.key] = known, members | 1 << i
     if not distinct:
         return NONE, (0,)
+    few = _few_texts(distinct.values())
+    if few is not None:
+        numbers = {0: 0}  # members -> label
+        labels = [numbers.setdefault(members, len(numbers)) for members in few.values()]
+        return from_texts(few, labels), tuple(numbers)
     (result, members), *others = distinct.values()
     bits = [0, members]
     for language, members in others:
@@ -261,6 +267,19 @@ def tag(languages: Sequence[CharDfa]) -> tuple[CharDfa, tuple[int, ...]]:
         result = product(result, language, partial(_add_member, sets, bits, members))
         bits = list(sets)
     return result, tuple(bits)
+
+
+def _few_texts(languages: Collection[tuple[CharDfa, int]]) -> dict[str, int] | None:
+    """The texts of several small languages, each with the members of those it is in; None where they are not small."""
+    found: dict[str, int] = {}
+    if len(languages) < 3:  # the product is quick
+        return None
+    for language, members in languages:
+        if language.num_states > _FEW_STATES or not language.is_finite or (language.count or 0) > _FEW_TEXTS:
+            return None
+        for text in language.texts():
+            found[text] = found.get(text, 0) | members
+    return found
 
 
 def _add_member(sets: dict[int, int], bits: list[int], members: int, x: int, y: int) -> int:

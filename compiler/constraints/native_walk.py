@@ -12,7 +12,6 @@ import threading
 import weakref
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain
 from string import ascii_lowercase, ascii_uppercase
@@ -37,23 +36,20 @@ _LOOKED_AT = 96  # contexts around a state, when a walk looks ahead
 _WIDE = 24  # string states with more moves than this have a row that is shared
 
 
-@dataclass(frozen=True, slots=True)
-class Moves:
+class Moves(NamedTuple):
     """A context with one state and these moves."""
 
     moves: Mapping[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """Bytes that must come (the leaf says how many have), and the state behind them."""
 
     text: bytes
     target: int
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A text read by `dfa`. `outcomes[label]` is 0 where a text with that label may not end.
 
     A string ends with a double quote, another text before the first byte that it cannot take.
@@ -64,16 +60,14 @@ class Leaf:
     is_string: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """One of the declared names whose bit is set."""
 
     trie: NameTrie
     allowed: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpenName:
+class OpenName(NamedTuple):
     """Any name: label 2 + i for declared name i, 1 for others, which `free` reads; its states begin at `base`."""
 
     trie: NameTrie

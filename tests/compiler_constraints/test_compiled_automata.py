@@ -107,6 +107,8 @@ WORDS = Vocabulary.of((*(t.encode() for t in TOKENS), *RAW, *(bytes([b]) for b i
 COMPARED = [
     {"type": "array", "uniqueItems": True, "items": {"type": "string"}},
     {"type": "array", "uniqueItems": True, "items": {"type": "string", "maxLength": 2}, "minItems": 2},
+    {"type": "array", "uniqueItems": True, "items": {"enum": ["a", "b", "ab"]}, "minItems": 2},
+    {"type": "array", "uniqueItems": True, "prefixItems": [{"type": "string"}, {"const": "a"}], "items": {"const": 1}},
     {"type": "array", "uniqueItems": True, "items": {"type": "object", "properties": {"a": {"type": "string"}}}},
     {"type": "array", "uniqueItems": True, "items": {"type": ["integer", "boolean", "null"]}, "maxItems": 4},
     {"type": "array", "uniqueItems": True,

@@ -286,7 +286,11 @@ class SchemaMachine:
             if frame[3] is Phase.OPEN:
                 moves[QUOTE] = key
             else:
-                moves[self.style.comma[0]] = self._text(self.style.comma[1:], self._gap(self._text(b'"', key)))
+                comma = self.style.comma
+                if self.style.gap:
+                    moves[comma[0]] = self._text(comma[1:], self._gap(self._text(b'"', key)))
+                else:
+                    moves[comma[0]] = self._text(comma[1:] + b'"', key)
         if result := program.close(tracks):
             moves[0x7D] = self._deliver(parent, result)
         return moves
@@ -413,7 +417,8 @@ class SchemaMachine:
 
         exact = partial(self._reads, state) if recorded else None
         unlike = self._unlike(outer) if item is not None and self._frames[parent][0] is Kind.ITEM_ROOT else []
-        return string_mask(self, text[1], leaf_state, behind, exact, self._compares, unlike, trie)
+        depends = item is not None and self._frames[self._parents[outer]][1].may_run_out
+        return string_mask(self, text[1], leaf_state, behind, exact, self._compares, unlike, depends, trie)
 
     def _unlike(self, context: int) -> list[bytes]:
         """What an item that is a string so far must not go on with up to its end, lest it be like another."""

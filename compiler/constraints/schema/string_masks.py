@@ -53,7 +53,6 @@ class CutTokens:
         self.escaped_heads = [number for head, number in heads.items() if b"\\" in head]
         # Pieces that may end a further name or item.
         self.is_far = [p.count(b'"') > 1 or b"}" in p or b"]" in p for p in self.pieces]
-        self.far = [(p, token, head) for p, token, head in entries if self.is_far[p]]
         columns = np.array(entries, np.int64).reshape(-1, 3)
         self.tokens, self.head_of = columns[:, 1], columns[:, 2]
         self.first = np.searchsorted(columns[:, 0], np.arange(len(self.pieces) + 1)).tolist()
@@ -175,6 +174,7 @@ def string_mask(
     reads: Callable[[bytes], bool] | None,
     compares: Callable[[int], bool],
     unlike: Sequence[bytes],
+    depends: bool,
     trie: TokenTrie,
 ) -> Mask:
     """The mask in `state` of a string. `behind(outcome)` is the machine's state after the closing quote, where this
@@ -182,7 +182,7 @@ def string_mask(
 
     `reads` is set where later text may depend on this string's, which can only shut more out: it decides tokens one by
     one that go as far as that, through states of which `compares` is true, and those that may end the string as one of
-    `unlike`, what it must not go on with, plainly spelled.
+    `unlike`, what it must not go on with, plainly spelled. `depends`: whatever comes behind it may depend on its text.
     """
     cut = cut_tokens(trie)
     found = reader.heads(state, trie)
@@ -193,7 +193,7 @@ def string_mask(
         if reads is None:
             pieces = [0, *sorted(walk(machine, cut.piece_trie, after))] if after >= 0 else []
         else:
-            pieces, doubtful[label] = _pieces_behind(machine, cut, after, compares)
+            pieces, doubtful[label] = _pieces_behind(machine, cut, after, compares, depends)
         allowed[label] = tuple(pieces)
     row = reader.row(state, trie).copy()
     for label in found.distinct:
@@ -208,10 +208,11 @@ def string_mask(
     if any(doubtful.values()):
         assert reads is not None
         token_bytes = trie.vocabulary.token_bytes
-        for piece, token, head in cut.far:
-            label = found.changed.get(head, int(found.labels[head]))
-            if label and piece in doubtful[label] and reads(token_bytes[token] or b""):
-                row[token >> 5] |= _BIT[token & 31]
+        for label, weighed in doubtful.items():
+            for at in (i for p in weighed for i in range(cut.first[p], cut.first[p + 1])):
+                token, head = int(cut.tokens[at]), int(cut.head_of[at])
+                if found.changed.get(head, int(found.labels[head])) == label and reads(token_bytes[token] or b""):
+                    row[token >> 5] |= _BIT[token & 31]
     if unlike:
         assert reads is not None
         numbers = [cut.number_of_head[rest] for rest in unlike if rest in cut.number_of_head]
@@ -225,9 +226,10 @@ def string_mask(
 
 
 def _pieces_behind(
-    machine: SchemaMachine, cut: CutTokens, after: int, compares: Callable[[int], bool]
+    machine: SchemaMachine, cut: CutTokens, after: int, compares: Callable[[int], bool], depends: bool
 ) -> tuple[list[int], frozenset[int]]:
-    """The pieces that may come after `after`, and, apart from these, the far ones that would on the way be compared."""
+    """The pieces that may come after `after`, and, apart from these, the far ones that would on the way be compared
+    (`depends`: all but the empty one)."""
     trie = cut.piece_trie
     pieces = [0] if after >= 0 else []
     doubtful: list[int] = []
@@ -237,7 +239,7 @@ def _pieces_behind(
         for child, target in readable_children(machine, trie, node, state):
             is_compared = compared or compares(target)
             for p in trie.token_ids[trie.token_start[child] : trie.token_start[child + 1]]:
-                (doubtful if is_compared and cut.is_far[p] else pieces).append(p)
+                (doubtful if depends or (is_compared and cut.is_far[p]) else pieces).append(p)
             todo.append((child, target, is_compared))
     return sorted(pieces), frozenset(doubtful)
 

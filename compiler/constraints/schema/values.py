@@ -14,6 +14,7 @@ from ..char_algebra import difference, from_texts, tag, union
 from ..char_dfa import CharDfa
 from ..speller import Spelling
 from ..spelling import shared_byte_dfa
+from .distinct import MAX_ENUMERATED, values_of
 from .names import NameTrie, OpenNames
 from .numbers import ALL_NUMBERS, INTEGERS, NO_NUMBERS, spelled
 from .plans import ArrayPlan, ArrayTrack, ObjectPlan, ObjectTrack, Want
@@ -185,6 +186,15 @@ class ArrayProgram:
             if self.plans[member].can_close(track):
                 bits |= self.bits[member]
         return bits
+
+    @cached_property
+    def may_run_out(self) -> bool:
+        """Whether items of some kind have few values, so that there may be none left that differs from all others."""
+        for plan in self.plans:
+            for formula in (*plan.atom.prefix, plan.atom.rest):
+                if values_of(plan.shape_of(formula), MAX_ENUMERATED):
+                    return True
+        return False
 
     def next_item(self, tracks: ArrayTracks) -> PendingArray:
         """What one more item may lead to."""
