@@ -11,6 +11,7 @@ from .errors import RequestError
 
 MAX_N = 1024  # parallel samples of one request
 MAX_STOP_STRINGS = 256
+MAX_STOP_CHARS = 16_384  # of all stop strings, or of all stop regexes, together
 MAX_TOP_LOGPROBS = 20
 
 
@@ -120,6 +121,10 @@ class SamplingParams:
             for i, item in enumerate(value):
                 if not isinstance(item, str) or not item:
                     raise RequestError(f"must be a non-empty string, not {item!r}", field=f"{name}[{i}]")
+            if sum(map(len, value)) > MAX_STOP_CHARS:
+                raise RequestError(
+                    f"at most {MAX_STOP_CHARS} characters are allowed, got {sum(map(len, value))}", field=name
+                )
 
     def _verify_ids(self, vocab_size: int | None) -> None:
         for i, token_id in enumerate(self.stop_token_ids):

@@ -117,7 +117,7 @@ class StopSet:
         return StopMatcher(self)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def stop_set(stops: tuple[str, ...], regexes: tuple[str, ...]) -> StopSet:
     """A StopSet, made once per process."""
     return StopSet(stops, regexes)

@@ -93,6 +93,14 @@ def test_millions_of_choices_are_refused_before_anything_is_made_for_them(stream
             tracemalloc.stop()
 
 
+@pytest.mark.parametrize("name", ["stop", "stop_regex"])
+def test_long_stops_are_refused_before_anything_is_made_of_them(name: str) -> None:
+    for stops in ("x" * 10**6, ["x" * 100] * 200):
+        with pytest.raises(RequestError, match=f"{name}: at most 16384 characters"):
+            SamplingParams(**{name: stops}).verify()  # type: ignore[arg-type]
+    SamplingParams(**{name: ["x" * 100] * 160}).verify()  # type: ignore[arg-type]
+
+
 # -- coming and going -------------------------------------------------------------------------------------------------
 
 
