@@ -42,15 +42,18 @@ def engine_of(path: Any, **options: Any) -> dslc.Engine:
     return engine
 
 
-def run(engine: dslc.Engine, parts: list[Any], num: int = NUM) -> Any:
-    ended: list[Any] = []
-    request = GenRequest(
-        id="r",
+def request_of(parts: list[Any], num: int = NUM, name: str = "r") -> GenRequest:
+    return GenRequest(
+        id=name,
         segments=tuple(Segment(text=p) if isinstance(p, str) else Segment(media=image_ref(p)) for p in parts),
         sampling=SamplingParams(max_new_tokens=num, temperature=0.0, ignore_eos=True),
         logprobs=LogprobWish(),
     )
-    engine.submit([request], lambda event: ended.append(event) if hasattr(event, "outputs") else None)
+
+
+def run(engine: dslc.Engine, parts: list[Any], num: int = NUM) -> Any:
+    ended: list[Any] = []
+    engine.submit([request_of(parts, num)], lambda event: ended.append(event) if hasattr(event, "outputs") else None)
     engine.wait(lambda: bool(ended))
     return ended[0]
 
@@ -85,6 +88,27 @@ def test_no_piece_ends_inside_a_picture_and_chunks_change_nothing(path, size):
         assert len(pictures) == 2 and not any(first < end < last for first, last in pictures)
         held = [last - first for first, last in pictures if start <= first and last <= end]
         assert end - start <= max(size, sum(held[:1]))  # a picture may be more than a forward's budget, nothing else
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_requests_that_have_to_give_way_come_back_the_same(path, page_size):
+    """Little memory: prompts wait, are retracted in mid-answer, and find parts of their pictures in the cache."""
+    prompts = [["A", picture(seed), "and ", picture(seed + 1), " b" * seed] for seed in range(4)]
+    wanted = [vision_greedy(path, parts, 16)[0] for parts in prompts]
+    options = {"max_total_tokens": 160, "chunked_prefill_size": 11, "schedule_conservativeness": 0.01}
+    with engine_of(path, page_size=page_size, **options) as engine:
+        ended: dict[str, Any] = {}
+        requests = [request_of(parts, 16, str(number)) for number, parts in enumerate(prompts)]
+
+        def sink(event: Any) -> None:
+            if hasattr(event, "outputs") or hasattr(event, "error"):
+                ended[event.request_id] = event
+
+        engine.submit(requests, sink)
+        engine.wait(lambda: len(ended) == len(requests))
+        assert [list(ended[request.id].outputs[0].token_ids) for request in requests] == wanted
+        assert engine.counters().preemptions > 0
+        engine.check_integrity()
 
 
 def test_seeing_only_backwards_would_give_something_else(path, monkeypatch):
