@@ -15,7 +15,7 @@ from support.tiny_models import tiny_checkpoint
 import dslc
 from dslc.compiler.plan import Plan
 from dslc.lang.executor import Executor
-from dslc.lang.hub import Hub, Task
+from dslc.lang.hub import Hub
 from dslc.lang.options import run_options
 from dslc.lang.state import ProgramState
 from dslc.lang.walker import walk_plan
@@ -65,7 +65,7 @@ def loaded_run(function, backend, arguments, options):
     hub = Hub(backend)
     executor = Executor(hub, function.__name__, run_options(options, None), 0, again)
     executor.types, executor.hosts = function.types, function.hosts
-    hub.run_here(Task(executor, lambda: walk_plan(executor, again, arguments)))
+    hub.run_here(executor, lambda: walk_plan(executor, again, arguments))
     return ProgramState(executor)
 
 
