@@ -173,6 +173,7 @@ def test_fields_that_llava_onevision_configurations_leave_out_are_those_of_qwen2
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_missing_and_wrong_sizes_of_the_encoder_are_named_with_their_file(family, tmp_path):
     needed = {
+        "mllama": ("hidden_size", "num_hidden_layers", "intermediate_size", "image_size"),
         "qwen2_vl": ("embed_dim", "num_heads", "depth", "patch_size"),
         "qwen2_5_vl": ("hidden_size", "num_heads", "depth", "patch_size", "intermediate_size"),
     }.get(family, ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size"))
