@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ProgramError
 from ..core.events import Event, Finished
+from ..core.wire import converted
 from .around import Around, prompt_ids
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ class Record:
 
         Raises ProgramError naming the line that is no line of a journal.
         """
-        import msgspec
-
         record = cls()
         data = path.read_bytes() if path.exists() else b""
         record.num_bytes = data.rfind(b"\n") + 1
@@ -65,7 +64,7 @@ class Record:
                         raise ValueError
                     record.seed, record.made_for = found["seed"], found["made_for"]
                 elif "gen" in found:
-                    record.gens[found["gen"]] = msgspec.convert(found["finished"], Finished)
+                    record.gens[found["gen"]] = converted(found["finished"], Finished)
                     if "asked" in found:
                         record.notes.append(found)
                 elif "run" in found or "instance" in found:

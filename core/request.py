@@ -7,10 +7,11 @@ Made by `lang`'s executor and by `Engine.generate`; read by the engine, on whate
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from .constraint import Constraint
 from .sampling import SamplingParams
+from .wire import decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,4 @@ def encode(request: GenRequest) -> bytes:
 
 def decode(data: bytes) -> GenRequest:
     """The request in `data`. Raises msgspec.ValidationError (a ValueError) naming the path of what does not fit."""
-    import msgspec
-
-    decoded: Any = msgspec.msgpack.decode(data, type=GenRequest)
-    return decoded  # type: ignore[no-any-return]
+    return decoded(data, GenRequest)

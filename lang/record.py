@@ -31,6 +31,7 @@ from ..compiler.printer import print_program
 from ..core.backend import Capabilities, Counters
 from ..core.errors import DslcError, ErrorInfo, ProgramError
 from ..core.events import Event, Failed, Finished
+from ..core.wire import converted
 from .scripted import ScriptedTokenizer
 
 if TYPE_CHECKING:
@@ -329,10 +330,7 @@ class _NoPin:
 
 
 def _finished(data: Any) -> Finished:
-    import msgspec
-
-    found: Finished = msgspec.convert(data, Finished)
-    return found
+    return converted(data, Finished)
 
 
 def replay(
@@ -354,15 +352,13 @@ def replay(
         if (found.hash if found is not None else None) != made_for.get("tokenizer"):
             raise ProgramError(f"{file}: recorded with another tokenizer than that of {live.capabilities.name!r}")
         return Replay(live, record)
-    import msgspec
-
     able = made_for.get("capabilities") or {"name": "replay", "scoring": True, "logprobs": True, "token_ids": True}
     known: Tokenizer | None = None
     if made_for.get("tokenizer") is not None:
         known = _tokenizer(file, tokenizer, made_for.get("tokenizer_path") or made_for.get("model"))
         if known.hash != made_for["tokenizer"]:
             raise ProgramError(f"{file}: recorded with another tokenizer; give its folder as tokenizer=")
-    capabilities: Capabilities = msgspec.convert({**able, "kv_tokens": None}, Capabilities)
+    capabilities = converted({**able, "kv_tokens": None}, Capabilities)
     return Replay(_NoModel(file, capabilities, known), record)
 
 
