@@ -1,8 +1,8 @@
 """Values from plain data: MessagePack, or what JSON gives, checked against the fields of their classes.
 
 msgspec works out what it must know of a class at the first use, and runs Python code meanwhile. Two threads that do so
-at once crash the process (msgspec 0.22; seen where that took longer than a thread's turn, as under tracemalloc). So here
-a class is met by one thread first.
+at once crash the process (msgspec 0.22; seen where that took longer than a turn of a thread, as under tracemalloc). So
+here a class is met by one thread first.
 """
 
 from __future__ import annotations
