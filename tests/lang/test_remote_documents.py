@@ -1,9 +1,8 @@
 """docs/remote.md and docs/testing.md: their Python blocks run, in order, as one file each, against local servers; the
 session of docs/repl.md is what `dslc repl` prints."""
 
-import os
+import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from support.providers import KEY, OpenAIServer
 from support.sglang_server import GenerateServer
 
 import dslc
+from dslc.cli import main
 from dslc.cli_programs import BUILTIN_MODEL
 
 torch.set_num_threads(1)
@@ -57,14 +57,11 @@ def test_testing(tmp_path, capsys, monkeypatch):
     assert lines == ["True True", "1 used again, 1 made"]
 
 
-def test_the_session_of_the_repl(tmp_path):
+def test_the_session_of_the_repl(tmp_path, capsys, monkeypatch):
     text = (DOCS / "repl.md").read_text(encoding="utf-8")
     session = re.search(r"<!-- session -->\n```text\n(.*?)```", text, re.DOTALL).group(1)
     lines = re.findall(r"^dslc> (.*)$", session, re.MULTILINE)
-    code = "import sys; from dslc.cli import main; sys.exit(main(['repl', '--sampling', 'temperature=0']))"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DSLC_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="\n".join(lines) + "\n", capture_output=True, text=True, env=environment,
-        timeout=200, check=True,
-    )  # fmt: skip
-    assert done.stdout == session
+    monkeypatch.setenv("DSLC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert main(["repl", "--sampling", "temperature=0"]) == 0
+    assert capsys.readouterr().out == session
