@@ -52,10 +52,13 @@ def default_backend() -> Backend:
         if _backend is None:
             if _factory is None:
                 raise ProgramError("no backend is set: call dslc.set_default_backend(dslc.Engine(...)) first")
-            warnings.warn(
+            where = caller()
+            warnings.warn_explicit(
                 "no backend was set, so programs run on the built-in model dslc-tiny; "
                 "dslc.set_default_backend(dslc.Engine(model_path=...)) sets another",
-                stacklevel=5,
+                UserWarning,
+                where.file if where is not None else "dslc",
+                where.line if where is not None else 0,
             )
             _backend = _factory()
         return _backend
