@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROW_COUNTS = (1, 8, 32)  # what is measured; a count between them goes with the one below
-REPEATS, ENOUGH_S = 5, 0.02  # of a measurement: so many, or as many as fit
+REPEATS, ENOUGH, ENOUGH_S = 7, 3, 0.02  # rounds of a measurement: so many, or as many as fit, but not fewer than that
+CLEARLY = 0.8  # what is not expected to be the faster way must be so by more than noise
 TOLERANCE = 0.02  # of the largest output, bfloat16's rounding included
-SINGLE_BYTES = 1 << 21  # a larger weight is read from too far away to be read in float32
+SINGLE_BYTES = 1 << 19  # reading a larger weight in float32 takes longer than it saves
 EVICTED = 1 << 20  # numbers that are read before a single row is timed: in a model other weights come between
 
 
@@ -90,7 +91,7 @@ def pack_linears(model: nn.Module, *, measured: bool = True) -> None:
 
 
 def _from_rows(layer: Linear, packed: Tensor, measured: bool) -> int | None:
-    """From how many rows on the packed product is the better one; None if never, or if it is wrong."""
+    """From how many rows on the packed product is no worse; None if never, or if it is wrong."""
     rng = torch.Generator().manual_seed(0)
     rows = torch.randn(ROW_COUNTS[-1], layer.in_features, generator=rng).to(layer.weight.dtype)
     expected = F.linear(rows, layer.weight, layer.bias).float()
@@ -102,9 +103,11 @@ def _from_rows(layer: Linear, packed: Tensor, measured: bool) -> int | None:
         return 1
     best: int | None = None
     for count in reversed(ROW_COUNTS):
-        some = rows[:count]
-        plain = _seconds(lambda x=some: F.linear(x, layer.weight, layer.bias))  # type: ignore[misc]
-        if _seconds(lambda x=some: packed_product(x, packed, layer.bias)) > plain:  # type: ignore[misc]
+        plain, ours = _seconds(
+            lambda x=rows[:count]: F.linear(x, layer.weight, layer.bias),  # type: ignore[misc]
+            lambda x=rows[:count]: packed_product(x, packed, layer.bias),  # type: ignore[misc]
+        )
+        if plain < CLEARLY * ours:
             break
         best = count
     return best
@@ -116,25 +119,27 @@ def _is_faster_in_float32(layer: Linear) -> bool:
     row = torch.randn(1, layer.in_features, generator=torch.Generator().manual_seed(0))
     others = torch.zeros(EVICTED)
 
-    def timed(chosen: tuple[Tensor, Tensor | None] | None) -> float:
+    def through(chosen: tuple[Tensor, Tensor | None] | None) -> None:
         layer.single = chosen
-        return _seconds(lambda: layer.rows(row), others.sum)
+        layer.rows(row)
 
-    layer.rows(row)
-    slow, fast = timed(None), timed(single)
+    in_own, in_float32 = _seconds(lambda: through(None), lambda: through(single), before=others.sum)
     layer.single = single
-    return fast < slow
+    return in_float32 < CLEARLY * in_own
 
 
-def _seconds(run: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
-    """The least of a few runs, each after another that does not count."""
-    least, begin = float("inf"), time.perf_counter()
-    for _ in range(REPEATS):
-        before()
-        start = time.perf_counter()
-        run()
-        now = time.perf_counter()
-        least = min(least, now - start)
-        if now - begin > ENOUGH_S:
+def _seconds(*ways: Callable[[], object], before: Callable[[], object] = lambda: None) -> list[float]:
+    """The least time of each way, over rounds in which they take turns: other work on the machine hits all of them.
+
+    `before` is run before each and does not count.
+    """
+    least, begin = [float("inf")] * len(ways), time.perf_counter()
+    for number in range(REPEATS):
+        for i, run in enumerate(ways):
+            before()
+            start = time.perf_counter()
+            run()
+            least[i] = min(least[i], time.perf_counter() - start)
+        if number + 1 >= ENOUGH and time.perf_counter() - begin > ENOUGH_S:
             break
     return least
