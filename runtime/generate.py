@@ -39,7 +39,7 @@ class _Job:
     request: GenRequest
     texts: defaultdict[int, str] = field(default_factory=partial(defaultdict, str))  # by choice, as streamed so far
     ids: defaultdict[int, list[int]] = field(default_factory=partial(defaultdict, list))
-    logprobs: defaultdict[int, list[TokenLogprob]] = field(default_factory=partial(defaultdict, list))
+    told: defaultdict[int, dict[str, list[Any]]] = field(default_factory=partial(defaultdict, dict))  # log-probs so far
     prefilled: Prefilled | None = None
     last: Finished | Failed | None = None
 
@@ -48,7 +48,6 @@ class _Job:
         if isinstance(event, Tokens):
             self.texts[event.index] += event.text
             self.ids[event.index] += event.token_ids
-            self.logprobs[event.index] += event.logprobs
             return True
         if isinstance(event, (Finished, Failed)):
             self.last = event
@@ -272,7 +271,10 @@ class GenerateAPI(ABC):
             meta["e2e_latency"] = last.finished_at - last.queued_at
             meta["seed"] = last.seed
             meta["forced_tokens"], meta["is_complete"] = output.num_forced_tokens, output.is_complete
-            self._add_logprobs(meta, job, output.logprobs, last.prompt_logprobs)
+            wish = job.request.logprobs
+            if wish is not None:
+                for name, tokens in (("input", last.prompt_logprobs), ("output", output.logprobs)):
+                    meta |= {f"{name}_{key}": rows for key, rows in self._logprobs(wish, tokens).items()}
             results.append({"text": output.text, "output_ids": list(output.token_ids), "meta_info": meta})
         return results
 
@@ -282,7 +284,11 @@ class GenerateAPI(ABC):
             raise event.error.exception()
         if isinstance(event, Tokens):
             meta = self._meta(job, job.prefilled, len(job.ids[event.index]), None)
-            self._add_logprobs(meta, job, tuple(job.logprobs[event.index]), ())
+            if job.request.logprobs is not None:  # each is worked out once, however many chunks it is told in
+                told = job.told[event.index]
+                for key, rows in self._logprobs(job.request.logprobs, event.logprobs).items():
+                    told.setdefault(key, []).extend(rows)
+                    meta |= {f"input_{key}": [], f"output_{key}": list(told[key])}
             chunk = {"text": job.texts[event.index], "output_ids": list(job.ids[event.index]), "meta_info": meta}
             yield chunk if is_one else {**chunk, "index": number * n + event.index}
             return
@@ -298,12 +304,8 @@ class GenerateAPI(ABC):
             meta["prompt_tokens"], meta["cached_tokens"] = prompt.num_prompt_tokens, prompt.num_cached_tokens
         return meta
 
-    def _add_logprobs(
-        self, meta: dict[str, Any], job: _Job, output: tuple[TokenLogprob, ...], prompt: tuple[TokenLogprob, ...]
-    ) -> None:
-        wish = job.request.logprobs
-        if wish is None:
-            return
+    def _logprobs(self, wish: LogprobWish, tokens: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        """Log-probs of tokens as (log-prob, id, text or None), by the ends of their names."""
 
         def triple(token_id: int, value: float | None) -> tuple[float | None, int, str | None]:
             tokenizer = self.tokenizer if wish.with_text else None
@@ -311,12 +313,12 @@ class GenerateAPI(ABC):
                 return value, token_id, None
             return value, token_id, tokenizer.decode([token_id], False)
 
-        for name, tokens in (("input", prompt), ("output", output)):
-            meta[f"{name}_token_logprobs"] = [triple(token.token_id, token.logprob) for token in tokens]
-            if wish.top:
-                meta[f"{name}_top_logprobs"] = [[triple(*pair) for pair in t.top] or None for t in tokens]
-            if wish.token_ids:
-                meta[f"{name}_token_ids_logprobs"] = [[triple(*pair) for pair in t.chosen] or None for t in tokens]
+        found: dict[str, list[Any]] = {"token_logprobs": [triple(token.token_id, token.logprob) for token in tokens]}
+        if wish.top:
+            found["top_logprobs"] = [[triple(*pair) for pair in token.top] or None for token in tokens]
+        if wish.token_ids:
+            found["token_ids_logprobs"] = [[triple(*pair) for pair in token.chosen] or None for token in tokens]
+        return found
 
     # Requests
 
