@@ -128,6 +128,14 @@ def test_every_example_is_run_and_listed_and_says_what_it_teaches():
         assert len(text.splitlines()) <= 80
 
 
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md"])
+def test_links_lead_somewhere(page):
+    """mkdocs checks those of the site."""
+    found = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text("utf-8"))
+    assert len(found) > 10
+    assert [at for at in found if not (ROOT / page).parent.joinpath(at).exists()] == []
+
+
 @pytest.mark.slow
 def test_in_a_fresh_environment(tmp_path):
     """A wheel of this package in a new virtual environment, away from the sources, runs every page."""
