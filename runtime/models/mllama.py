@@ -105,8 +105,7 @@ class MllamaTextModel(LlamaModel):
         super().__init__(config, act_dtype, layer)
         self.embed_tokens = Embedding(config.vocab_size + NUM_SPARE_IDS, config.hidden_size)
         places = config.read.get("cross_attention_layers", None)
-        self.across: list[int] = sorted(DEFAULT_LAYERS if places is None else places)
-        for number, place in enumerate(self.across):
+        for number, place in enumerate(sorted(DEFAULT_LAYERS if places is None else places)):
             self.layers[place] = CrossLayer(config, number)
 
 
@@ -164,9 +163,7 @@ class MllamaForConditionalGeneration(VisionLM):
         """[states, layers that look across, 2, kv_heads, D]: a picture's keys and values for each."""
         found = self.vision_model(pixels["pixels"].to(self.act_dtype), pixels["shape"], pixels["used"])
         states = self.multi_modal_projector(found[: int(pixels["used"].sum())].flatten(0, 1))
-        model = self.language_model.model
-        assert isinstance(model, MllamaTextModel)
-        layers = [model.layers[place] for place in model.across]
+        layers = [layer for layer in self.language_model.model.layers if isinstance(layer, CrossLayer)]
         return torch.stack([layer.cross_attn.keys_and_values(states) for layer in layers], dim=1)
 
     def forward(
