@@ -36,14 +36,15 @@ class GatedMLP(nn.Module):
 
 
 def windows(frames: int, rows: int, columns: int, side: int) -> list[Tensor]:
-    """The cells (int64, counted frame by frame, row by row) of each window of at most `side` x `side` of one frame."""
-    cells = torch.arange(frames * rows * columns).view(frames, rows, columns)
-    return [
-        window.flatten()
-        for frame in cells.unbind(0)
-        for band in torch.split(frame, side)
-        for window in torch.split(band, side, dim=1)
-    ]
+    """The cells (int64, counted frame by frame, row by row) of each window of at most `side` x `side` of one frame.
+
+    Frame by frame, in each the largest windows first: windows of one size are computed together.
+    """
+    found = []
+    for frame in torch.arange(frames * rows * columns).view(frames, rows, columns).unbind(0):
+        pieces = [window.flatten() for band in torch.split(frame, side) for window in torch.split(band, side, dim=1)]
+        found += sorted(pieces, key=len, reverse=True)
+    return found
 
 
 class QwenWindowVision(nn.Module):

@@ -6,6 +6,7 @@ patches of two frames each -> blocks with rotation by (row, column) -> each 2 x 
 from __future__ import annotations
 
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,7 +109,7 @@ def patch_angles(grid: tuple[int, int, int], merge: int, head_dim: int, device: 
 
 
 class VisionAttention(nn.Module):
-    """Each row sees the rows of its own frame."""
+    """Each row sees the rows of its own piece: a frame, or a window of one. `lengths` are those of the pieces."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -118,10 +119,12 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], lengths: list[int]) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
         q, k = rotated(q, *angles), rotated(k, *angles)
-        parts = [
-            F.scaled_dot_product_attention(*[y.transpose(0, 1)[None] for y in piece])[0].transpose(0, 1).flatten(1)
-            for piece in zip(*[torch.split(y, lengths) for y in (q, k, v)], strict=True)
-        ]
+        parts, start = [], 0
+        for length, group in groupby(lengths):  # neighbours of one length are computed together
+            end = start + length * len(list(group))
+            apart = [y[start:end].view(-1, length, *y.shape[1:]).transpose(1, 2) for y in (q, k, v)]
+            parts.append(F.scaled_dot_product_attention(*apart).transpose(1, 2).flatten(0, 1).flatten(1))
+            start = end
         out: Tensor = self.proj(torch.cat(parts))
         return out
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.tiny_vision import picture, tiny_vision, vision_inputs
 from support.vision_checks import (
     TOLERANCE,
@@ -74,7 +75,13 @@ def test_windows_are_the_cells_of_one_frame_within_a_square(frames, rows, column
     for cell in range(frames * rows * columns):
         frame, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         brute.setdefault((frame, row // side, column // side), []).append(cell)
-    assert [window.tolist() for window in found] == [brute[key] for key in sorted(brute)]
+
+    def largest_first(key):
+        return key[0], -len(brute[key]), *key[1:]
+
+    assert [window.tolist() for window in found] == [brute[key] for key in sorted(brute, key=largest_first)]
+    for cells in brute.values():
+        assert len({cell // (rows * columns) for cell in cells}) == 1
 
 
 def test_a_window_sees_nothing_outside_it(tmp_path):
@@ -168,6 +175,32 @@ def test_fields_that_llava_onevision_configurations_leave_out_are_those_of_qwen2
     config = ModelConfig.load(tmp_path)
     assert (config.hidden_size, config.num_layers, config.num_heads, config.context_length) == (896, 24, 14, 32768)
     assert config.tie_word_embeddings and config.rope.theta == 1e6
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_5_vl"])
+def test_checkpoints_with_the_names_of_either_age_load(family, tmp_path):
+    """The hub's files have the names of transformers 4, some have those of transformers 5's modules."""
+    path = tiny_vision(family)
+    tensors = load_file(path / "model.safetensors")
+    ages = {
+        "hub": {"vision_tower.": "vision_tower.vision_model."},
+        "modules": {
+            "vision_tower.": "model.vision_tower.", "multi_modal_projector.": "model.multi_modal_projector.",
+            "image_newline": "model.image_newline", "language_model.model.": "model.language_model.",
+            "language_model.lm_head.": "lm_head.", "visual.": "model.visual.", "model.": "model.language_model.",
+        },
+    }  # fmt: skip
+    wanted = expected(path, ["Look: ", picture(0), "x"])
+    for age, names in ages.items():
+        folder = changed(path, tmp_path / age)
+        renamed = {}
+        for name, tensor in tensors.items():
+            old = next((begin for begin in names if name.startswith(begin)), "")
+            renamed[names.get(old, "") + name[len(old) :]] = tensor
+        assert age == "hub" or all(name.startswith(("model.", "lm_head.")) for name in renamed)
+        save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+        with dslc.Engine(model_path=str(folder), **OPTIONS) as engine:
+            assert ids_of(run(engine, [["Look: ", picture(0), "x"]])) == [wanted]
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
