@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from ...core.constraint import Constraint
+from .nfa import MAX_POSITIONS, count_positions
 from .regex_ast import Alt, Cat, Regex, Repeat
 from .regex_syntax import RegexError, parse_regex
 
@@ -25,7 +26,8 @@ def work_of(constraint: Constraint) -> int:
     if work > INLINE_WORK:
         return work
     if constraint.kind == "regex":
-        return work + _PER_POSITION * positions_of(source)
+        positions = positions_of(source)
+        return work if positions > MAX_POSITIONS and is_refused(source) else work + _PER_POSITION * positions
     if constraint.kind == "json_schema":
         try:
             return work + _PER_POSITION * _in_schema(json.loads(source))
@@ -40,6 +42,14 @@ def positions_of(pattern: str) -> int:
         return _positions(parse_regex(pattern))
     except (RegexError, RecursionError):
         return 0
+
+
+def is_refused(pattern: str) -> bool:
+    """Whether a pattern has more characters once its repeats are written out than are taken."""
+    try:
+        return count_positions(parse_regex(pattern)) > MAX_POSITIONS
+    except (RegexError, RecursionError):
+        return True
 
 
 def _positions(node: Regex) -> int:

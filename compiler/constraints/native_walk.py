@@ -148,18 +148,21 @@ class _Scratch(ctypes.Structure):
     )  # fmt: skip
 
 
+Cut = tuple["TokenTrie", "LongArray"]  # a tree over the ends of some tokens, and the ids in the order of its tokens
+
+
 class NativeTrie:
     """A `TokenTrie` for the walk, whole and cut down to the tokens with a double quote, with scratch space.
 
     `behind` holds those with plain text before the first double quote, from that on; `odd` the others.
     """
 
-    def __init__(self, trie: TokenTrie, behind: TokenTrie, odd: TokenTrie, max_plain: int, lib: ctypes.PyDLL) -> None:
+    def __init__(self, trie: TokenTrie, lib: ctypes.PyDLL) -> None:
         self.lib = lib
-        self.whole = self._tree(trie, 0, trie.num_words)
-        self.quoted = self._tree(trie, 1, 0)
-        self.behind = self._tree(behind, 0, 0)
-        self.odd = self._tree(odd, 0, 0)
+        behind, odd, max_plain = split_at_quotes(trie)
+        self.whole = self._tree((trie, trie.tokens), 0, trie.num_words)
+        self.quoted = self._tree((trie, trie.tokens), 1, 0)
+        self.behind, self.odd = self._tree(behind, 0, 0), self._tree(odd, 0, 0)
         self.num_words = trie.num_words
         self.words = np.zeros(trie.num_words + 1, np.int64)
         self.values = np.zeros(trie.num_words + 1, np.int32)
@@ -180,9 +183,10 @@ class NativeTrie:
         self.scratch = ctypes.addressof(self._scratch)
         self.lock = threading.RLock()  # for the scratch space: a walk may call back, and another thread come in
 
-    def _tree(self, trie: TokenTrie, quoted: int, num_words: int) -> int:
+    def _tree(self, cut: Cut, quoted: int, num_words: int) -> int:
+        trie, tokens = cut
         parts = [np.ascontiguousarray(a) for a in (trie.bytes, *(a.astype(np.int64) for a in (
-            trie.children, trie.token_starts, trie.tokens)))]  # fmt: skip
+            trie.children, trie.token_starts, tokens)))]  # fmt: skip
         made: int = self.lib.trie_new(trie.num_nodes, *map(_pointer, parts), quoted, num_words)
         weakref.finalize(self, self.lib.trie_free, made)
         return made
@@ -423,33 +427,34 @@ def native_trie(trie: TokenTrie) -> NativeTrie | None:
     lib = library()
     if lib is None or trie.max_token_len > MAX_DEPTH or not trie.num_nodes:
         return None
-    return NativeTrie(trie, *split_at_quotes(trie), lib)
+    return NativeTrie(trie, lib)
 
 
-def split_at_quotes(trie: TokenTrie) -> tuple[TokenTrie, TokenTrie, int]:
+def split_at_quotes(trie: TokenTrie) -> tuple[Cut, Cut, int]:
     """The tokens with a double quote as two trees, and the most characters before a quote in the first.
 
     The first has the tokens in which whole characters that stand for themselves in JSON come before the first double
     quote, each from that quote on; the second has the other tokens, whole.
     """
-    from ...core.constraint import Vocabulary
-    from .token_trie import TokenTrie
-
-    behind: list[bytes | None] = [None] * trie.vocab_size
-    odd: list[bytes | None] = [None] * trie.vocab_size
-    most = 0
-    for token in trie.tokens.tolist():
+    behind, odd, most = [], [], 0
+    for token in trie.quoted_ids:
         data = trie.vocabulary.token_bytes[token] or b""
         head, quote, rest = data.partition(b'"')
-        if not quote:
-            continue
         try:
             text = head.decode("utf-8")
         except UnicodeDecodeError:
             text = "\\"
         if "\\" in text or min(text, default=" ") < " ":
-            odd[token] = data
+            odd.append((token, data))
         else:
-            behind[token] = quote + rest
+            behind.append((token, quote + rest))
             most = max(most, len(text))
-    return TokenTrie(Vocabulary.of(tuple(behind), ())), TokenTrie(Vocabulary.of(tuple(odd), ())), most
+    return _cut(behind), _cut(odd), most
+
+
+def _cut(tokens: list[tuple[int, bytes]]) -> Cut:
+    from ...core.constraint import Vocabulary
+    from .token_trie import TokenTrie
+
+    trie = TokenTrie(Vocabulary(tuple(data for _, data in tokens), (), ""))
+    return trie, np.array([token for token, _ in tokens], np.int64)[trie.tokens] if tokens else trie.tokens

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from ...core.constraint import Vocabulary
 from .char_algebra import ALL, forget_combined
 from .char_dfa import from_regex
@@ -13,12 +11,12 @@ from .schema.names import forget_names
 from .schema.scalars import forget_patterns
 from .schema.string_masks import CUT_TOKENS, cut_tokens
 from .schema.values import standard_leaves
-from .speller import Spelling, forget_spellers, speller_of
+from .speller import forget_spellers, speller_of
 from .spelling import forget_shared_dfas, shared_byte_dfa
 from .token_trie import TokenTrie, trie_of
 from .wide import pin_rows
 
-_USUAL = ("[a-z]*", "[^a]*", ".*", r"\S*", r"\s*")  # what patterns tell apart beyond ASCII
+_USUAL = ("[a-z]*", "[^a]*", ".*", r"\S*")  # what patterns tell apart beyond ASCII
 
 
 def prepare_vocabulary(vocabulary: Vocabulary) -> TokenTrie:
@@ -30,8 +28,8 @@ def prepare_vocabulary(vocabulary: Vocabulary) -> TokenTrie:
         standard_leaves()
         for pattern in _USUAL:
             chars = from_regex(parse_regex(pattern, "ecma"))
-            for spelling in get_args(Spelling):
-                speller_of(chars.bounds, chars.classes, spelling)
+            speller_of(chars.bounds, chars.classes, "json")
+            speller_of(chars.bounds, chars.classes, "json-plain")
         if trie.native is not None:
             for closure in usual_closures():
                 trie.pin(closure.key, trie.native.closure_row(closure))

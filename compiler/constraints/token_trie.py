@@ -40,6 +40,8 @@ class TokenTrie:
         lengths = np.array([len(t) for t in tokens], np.int64)
         offsets = np.cumsum(lengths) - lengths
         self.max_token_len = int(lengths.max()) if len(ids) else 0
+        with_quote = np.unique(np.searchsorted(offsets + lengths, np.flatnonzero(data == 0x22), side="right"))
+        self.quoted_ids = [ids[i] for i in with_quote.tolist()]  # of the tokens with a double quote
 
         bytes_by_level = [np.zeros(1, np.uint8)]
         parents_by_level = [np.zeros(0, np.int64)]

@@ -34,13 +34,11 @@ class CutTokens:
     `tokens[first[p] : first[p + 1]]` are the tokens with piece p, `head_of` the numbers of their heads."""
 
     def __init__(self, trie: TokenTrie) -> None:
-        ends = set(trie.vocabulary.eos_ids)
         pieces: dict[bytes, int] = {b"": 0}
         heads: dict[bytes, int] = {b"": 0}
         entries: list[tuple[int, int, int]] = []
-        for token, data in enumerate(trie.vocabulary.token_bytes):
-            if not data or token in ends:
-                continue
+        for token in trie.quoted_ids:
+            data = trie.vocabulary.token_bytes[token] or b""
             at = data.find(b'"')
             while at >= 0:
                 piece, head = data[at + 1 :], data[:at]
