@@ -79,6 +79,7 @@ class Function:
         self._last_plan: tuple[Any, Any, Traced, Plan] | None = None  # what it was made for, and it
         self._has_source = True
         self._may_block: bool | None = None
+        self._never_blocks: bool | None = None
         self.num_looked_ahead = 0  # runs of a body with its trace as look-ahead
         self.num_lost_ahead = 0  # of them, those that did what the trace did not foretell
 
@@ -128,6 +129,7 @@ class Function:
         with self._lock:
             if self._traced is None or not self._traced.guards.hold():
                 self._plans.clear()
+                self._never_blocks = None
                 types: dict[str, set[TypeSpec | None]] = {}
                 self._traced = trace(
                     self.body,
@@ -275,6 +277,23 @@ class Function:
                     for op in walk(body)
                 )
         return self._may_block
+
+    @property
+    def never_blocks(self) -> bool:
+        """Whether the compiler knows all that a body does, and it only computes.
+
+        Then what keeps its thread is other processes, and a second thread would not help.
+        """
+        if self._never_blocks is None:
+            try:
+                program = self._trace().program
+            except DslcError:
+                self._never_blocks = False
+            else:
+                self._never_blocks = program.is_whole and not any(
+                    isinstance(op, Host) and not op.is_pure for op in walk(program.body)
+                )
+        return self._never_blocks
 
     def note_holds(self, held_s: Sequence[float]) -> None:
         """A batch has ended whose bodies have kept their threads for these seconds, at most.

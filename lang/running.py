@@ -256,7 +256,7 @@ class Running:
         hub = Hub(self.backend)
         if draft is not None:
             together.prepare(hub, draft)
-        if self.plan is not None and not self.function.hosts:
+        if (self.plan is not None and not self.function.hosts) or self.function.never_blocks:
             yield from hub.run(make(hub, i) for i in order)
             return
         hub.hands = Hands(threads) if threads > 1 else None

@@ -116,6 +116,24 @@ def test_what_a_batch_teaches_of_its_bodies(held, may_block):
     assert program.may_block is may_block
 
 
+def test_what_only_computes_has_no_second_thread(monkeypatch):
+    """On a busy machine its thread may lose the core for long; that is no reason to start others."""
+
+    @dslc.function
+    def program(s, i):
+        s += f"{i}" + dslc.gen("a")
+        s += s["a"].strip().upper()
+
+    assert program.never_blocks and not dslc.function(goes_on.body).never_blocks
+    monkeypatch.setattr(hub, "HOLD_S", -1.0)
+    monkeypatch.setattr(takeover, "HOLD_S", -1.0)
+    started = []
+    monkeypatch.setattr(takeover.threads, "start", lambda target, name: started.append(name))
+    states = program.run_batch(ROWS, backend=ScriptedBackend("ok"), compiled=False)
+    assert [state.text() for state in states] == [f"{i}okOK" for i in range(NUM)]
+    assert not started and not program.may_block
+
+
 @pytest.mark.parametrize("compiled", [False, None])
 @pytest.mark.parametrize("judged", ["slow", "quick"])
 def test_a_single_sleeper_is_remembered(compiled, judged):
