@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import fcntl
 import json
+import os
 import threading
 import weakref
 from collections import Counter, deque
@@ -35,8 +36,6 @@ from ..core.wire import converted
 from .scripted import ScriptedTokenizer
 
 if TYPE_CHECKING:
-    import os
-
     from ..core.backend import Backend, EventSink
     from ..core.request import GenRequest
     from ..core.text.tokenizer import Tokenizer
@@ -77,7 +76,12 @@ class Recording:
     """A file that runs are written to, line by line; open only while a line is written."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Begin the file anew. Raises ProgramError for a file that holds something else than a recording."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise ProgramError(f"a recording is named by its path, not {path!r}")
         self.path = Path(path)
+        if self.path.is_file() and self.path.stat().st_size and not _is_recording(self.path):
+            raise ProgramError(f"{self.path} holds something else, which would be lost; name another file")
         self.path.write_bytes(b"")
         self._lock = threading.Lock()
         self._made_for: dict[str, Any] | None = None
@@ -108,6 +112,21 @@ class Recording:
         with self.path.open("ab") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
             file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+
+
+def _is_recording(path: Path) -> bool:
+    with path.open("rb") as file:
+        return f'"{FORMAT}"'.encode() in file.read(64)
+
+
+def _load(path: Path) -> Record:
+    """What a recording holds. Raises ProgramError where there is none."""
+    if not path.is_file():
+        raise ProgramError(f"{path}: there is no such recording")
+    record = Record.load(path)
+    if not record.num_bytes:
+        raise ProgramError(f"{path}: nothing is recorded in it")
+    return record
 
 
 class Recorded(Keeper):
@@ -298,7 +317,8 @@ class _NoModel:
         for request in requests:
             error = ProgramError(
                 f"{self.path} holds no generation with this prompt, these options and this seed; "
-                "dslc.replay(path, live=...) makes what is not there"
+                "dslc.replay(path, live=...) makes what is not there (functions that an interpreted body calls are "
+                "called anew: what they give may be another prompt)"
             )
             sink(Failed(request.id, ErrorInfo.of(error)))
 
@@ -343,9 +363,7 @@ def replay(
     that is no recording, or another tokenizer.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ProgramError(f"{file}: there is no such recording")
-    record = Record.load(file)
+    record = _load(file)
     made_for = record.made_for
     if live is not None:
         found = live.tokenizer
@@ -460,7 +478,4 @@ def _irs(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _notes(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    file = Path(path)
-    if not file.is_file():
-        raise ProgramError(f"{file}: there is no such recording")
-    return Record.load(file).notes
+    return _load(Path(path)).notes

@@ -141,6 +141,11 @@ def test_what_is_no_recording_is_named(tmp_path, engine):
     (tmp_path / "bad.jsonl").write_text("hello\n")
     with pytest.raises(dslc.ProgramError, match=r"bad\.jsonl:1: not a line"):
         dslc.replay(tmp_path / "bad.jsonl")
+    for nothing in (b"", b"\xff\xfe\x00", b'{"format": "cut off'):
+        (tmp_path / "empty.jsonl").write_bytes(nothing)
+        for read in (dslc.replay, lambda path: list(steps(path))):
+            with pytest.raises(dslc.ProgramError, match=r"empty\.jsonl: nothing is recorded in it"):
+                read(tmp_path / "empty.jsonl")
     story.run(topic="cats", backend=ScriptedBackend("yes"), record=tmp_path / "run.jsonl")
     with pytest.raises(dslc.ProgramError, match="another tokenizer"):
         dslc.replay(tmp_path / "run.jsonl", live=engine)
@@ -168,3 +173,15 @@ def test_a_journal_of_dslc_run_and_a_recording_are_of_one_format(tmp_path, capsy
     code = main(["run", str(tmp_path / "prog.py"), "--replay", str(tmp_path / "run.jsonl"), "--sampling", "seed=8"])
     shown = capsys.readouterr()
     assert code == 0 and recorded in shown.out and "1 gens and 0 host results used again" in shown.err
+
+
+def test_a_file_of_something_else_is_not_written_over(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine\n")
+    with pytest.raises(dslc.ProgramError, match=r"notes\.txt holds something else, which would be lost"):
+        story.run(topic="cats", backend=ScriptedBackend("yes"), record=tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine\n"
+    with pytest.raises(dslc.ProgramError, match="a recording is named by its path, not True"):
+        story.run(topic="cats", backend=ScriptedBackend("yes"), record=True)
+    for _ in range(2):  # a recording begins anew
+        story.run(topic="cats", backend=ScriptedBackend("yes"), record=tmp_path / "run.jsonl")
+    assert len([line for line in (tmp_path / "run.jsonl").read_text().splitlines() if '"format"' in line]) == 1
