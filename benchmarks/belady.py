@@ -176,9 +176,11 @@ def _replay_lpm(jobs: list[Job], prompts: list[list[Edge]], runs: list[list[Edge
 
 
 def record(load: Workload, **options: Any) -> tuple[list[Job], Any]:
+    """The requests of a run, and what it counted. One thread: on a busy machine a tool that is descheduled would count
+    as one that blocks, and the order of the programs would follow from the clock."""
     with dslc.Engine(dtype="float32", **options) as engine:
         recording, before = Recording(engine), engine.counters()
-        load.program.run_batch(load.rows, backend=recording, temperature=0, seed=0, on_error="raise")
+        load.program.run_batch(load.rows, num_threads=1, backend=recording, temperature=0, seed=0, on_error="raise")
         return recording.jobs(), engine.counters() - before
 
 

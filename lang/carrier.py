@@ -111,6 +111,7 @@ class CarrierHub(Hub):
         """Before serving: begin these tasks too, under the decisions of the hub that had them."""
         self._unstarted = tasks
         self.common = CommonGens() if like.common is not None else None
+        self.pressure = like.pressure
         self.sends_hints = like.sends_hints
         self.hands = like.hands
         self.is_wary = True

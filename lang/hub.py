@@ -333,13 +333,15 @@ class Hub:
     def _may_start(self) -> bool:
         if self._nested or self.pressure is None or not self._in_flight:
             return bool(self._nested) or self._num_started < MAX_STARTED
-        return self.pressure.allows(self._num_started)
+        return self.pressure.allows_more()
 
     def _next_task(self) -> Task | None:
         return self._nested.popleft() if self._nested else next(self._unstarted, None)
 
     def _start(self, task: Task) -> None:
         self._num_started += 1
+        if self.pressure is not None:
+            self.pressure.begun()
         self._tasks[task.executor] = task
         if task.is_direct:
             task.greenlet = self._main  # until it has handed over all, results do not end it

@@ -10,6 +10,8 @@ import dslc
 from dslc.compiler.passes.base import CompileOptions
 from dslc.core.errors import ArgumentError, ProgramError
 from dslc.core.events import Finished, FinishReason, Output
+from dslc.lang.carrier import CarrierHub, carriers_of
+from dslc.lang.hub import Hub
 from dslc.lang.pressure import Pressure
 
 DOCUMENTS = ["The red boat is in Oslo.", "The blue car is in Rome.", "The green lamp is in Prague.", "Nobody knows."]
@@ -228,7 +230,11 @@ def finished(new, output):
 
 def test_pressure_learns_what_programs_hold():
     pressure = Pressure(4, 400.0)
-    assert [pressure.allows(n) for n in (3, 4)] == [True, False]
+    found = []
+    for _ in range(5):
+        found.append(pressure.allows_more())
+        pressure.begun()
+    assert found == [True] * 4 + [False]
     for program in "ab":
         pressure.computed(program, finished(10, 10))
         pressure.computed(program, finished(20, 10))
@@ -237,6 +243,14 @@ def test_pressure_learns_what_programs_hold():
     pressure.computed("c", finished(5000, 0))
     pressure.ended("c")
     assert pressure.limit == 1
+
+
+def test_a_hub_that_takes_over_shares_what_the_pool_holds():
+    engine = backend()
+    kept, taking = Hub(engine), CarrierHub(engine, carriers_of(engine).driver)
+    kept.pressure = Pressure(3, 400.0)
+    taking.begin_from(iter(()), kept)
+    assert taking.pressure is kept.pressure
 
 
 # different programs at once
