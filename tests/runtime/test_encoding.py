@@ -211,6 +211,27 @@ def test_encoding_from_several_threads_while_the_engine_drives_itself():
         engine.encode(input_ids=[4])
 
 
+def test_inputs_of_a_caller_who_was_interrupted_are_dropped(monkeypatch):
+    """Ctrl-C while they are read in chunks: what they hold is freed, and the next call is served as ever."""
+    with engine_for(family_folder("qwen2"), is_embedding=True, chunked_prefill_size=8) as engine:
+        ids = inputs()
+        wanted = [result["embedding"] for result in engine.encode(input_ids=ids)]
+        with monkeypatch.context() as patch:
+
+            def interrupted(ready, timeout=None):
+                engine.step()
+                assert engine.encoder.num_leases > 0
+                raise KeyboardInterrupt
+
+            patch.setattr(engine, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.encode(input_ids=ids[3:])
+        engine.check_integrity()
+        assert [result["embedding"] for result in engine.encode(input_ids=ids)] == wanted
+        assert engine.encoder.num_leases == 0 and not engine.encoder.jobs
+        engine.check_integrity()
+
+
 def test_what_is_refused():
     with engine_for(family_folder("qwen2"), is_embedding=True, max_total_tokens=48) as engine:
         for options, message in (
@@ -221,6 +242,9 @@ def test_what_is_refused():
             ({"input_ids": [4], "pooling": "max"}, "must be one of last, cls, mean, tokens"),
             ({"input_ids": [4], "dimensions": 65}, "between 1 and 64"),
             ({"prompt": "a"}, "no tokenizer"),
+            ({"prompt": 5}, "prompt: must be a string"),
+            ({"input_ids": 5}, "input_ids: must be a list"),
+            ({"input_ids": [[4], 5]}, "input_ids: must be a list"),
         ):
             with pytest.raises(RequestError, match=message):
                 engine.encode(**options)

@@ -25,6 +25,7 @@ from dslc.core.events import Event, Failed, Finished
 from dslc.core.request import GenRequest, LogprobWish, MediaRef, ScoreTrie, Segment
 from dslc.core.sampling import SamplingParams
 from dslc.runtime.engine import Engine
+from dslc.runtime.memory.allocator import MemoryAccountError
 
 
 def make_engine(*, overlap: bool = False, standin: dict[str, Any] | None = None, **options: Any) -> Engine:
@@ -355,6 +356,26 @@ def test_a_fault_in_the_scheduler_itself_ends_everything_in_flight_and_leaves_a_
             assert "injected fault" in str(seen.error("a")) and "injected fault" in str(seen.error("b"))
         engine.check_integrity()
         assert serve(engine, [GOOD]).ids("good")
+
+
+def test_memory_that_does_not_add_up_after_a_fault_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is lost: the check says so, and after a fault in the loop nothing is left that could be wrong."""
+    with make_engine(page_size=4) as engine:
+        serve(engine, [GOOD])
+        handle = engine.pin((9, 8, 7, *serve(engine, [GOOD]).ids("good")))
+        assert handle.num_tokens > 0
+        engine.scheduler.memory.allocator.alloc(1)
+        with pytest.raises(MemoryAccountError, match="of 1024"):
+            engine.check_integrity()
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.scheduler, "_lease", lambda *given: 1 / 0)
+            engine.check_when_idle = False
+            assert "division by zero" in str(serve(engine, [request("a")]).error("a"))
+        engine.check_integrity()
+        assert engine.get_server_info()["free_tokens"] == 4096
+        with pytest.raises(RequestError, match="not held"):
+            engine.unpin(handle)
+        assert serve(engine, [GOOD]).ids("good") == draw_alone(engine.runner, (9, 8, 7), GOOD.sampling, 1)[0]  # type: ignore[arg-type]
 
 
 def test_a_sink_that_raises_costs_its_request_only() -> None:
