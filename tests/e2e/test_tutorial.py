@@ -137,6 +137,7 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # torch is unpacked, and a wheel built
 def test_in_a_fresh_environment(tmp_path):
     """A wheel of this package in a new virtual environment, away from the sources, runs every page."""
     python = tmp_path / "venv" / "bin" / "python"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from aiohttp import web
-from support.sglang_server import GenerateServer
+from support.sglang_server import GenerateServer, HttpServer
 
 import dslc
 from dslc.cli_programs import BUILTIN_MODEL
@@ -200,6 +200,13 @@ def test_no_server_is_named_at_once():
         dslc.RuntimeEndpoint("localhost:30000")
 
 
+def test_a_server_of_another_protocol_is_pointed_out():
+    with HttpServer() as server:
+        says = "/get_model_info: it answered 404.* is it a server that speaks SGLang's protocol.*dslc.OpenAI"
+        with pytest.raises(dslc.RemoteError, match=says):
+            dslc.RuntimeEndpoint(server.url)
+
+
 def test_a_tokenizer_that_is_not_here_is_named(engine, tmp_path):
     with GenerateServer(engine, tmp_path / "not-here") as server:
         with pytest.raises(dslc.ModelLoadError, match="tokenizer= gives another place"):
@@ -251,7 +258,7 @@ async def wrong(request, body):
 
 FAULTS = {
     "429": (status(429), "429: no 429", True), "500": (status(500), "500: no 500", True),
-    "timeout": (sleeps, "within 0.5 s", True), "cut": (cut, "cut", True), "answer": (malformed, "no JSON", False),
+    "timeout": (sleeps, "within 0.8 s", True), "cut": (cut, "cut", True), "answer": (malformed, "no JSON", False),
     "400": (status(400), "400: no 400", False),
 }  # fmt: skip
 
@@ -268,7 +275,8 @@ LINE = ask.where.line + 3
 @pytest.mark.parametrize("kind", FAULTS)
 def test_faults_name_provider_request_and_line(server, kind):
     fault, says, passes = FAULTS[kind]
-    with dslc.RuntimeEndpoint(server.url, backoff=FAST, timeout=0.5, max_retries=1) as backend:
+    limit = 0.8 if kind == "timeout" else 30.0  # short only where the server is not to be in time
+    with dslc.RuntimeEndpoint(server.url, backoff=FAST, timeout=limit, max_retries=1) as backend:
         server.requests.clear()
         server.faults = [fault] * 5
         with pytest.raises(dslc.RemoteError) as caught:
