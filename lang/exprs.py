@@ -141,9 +141,9 @@ class RoleEdgeExpr(Expression):
 
 
 @traceable
-def image(source: Any) -> Expression:
+def image(expr: Any) -> Expression:
     """Append a picture: a path, bytes, a URL (where `media_limits` allows it), a PIL image or an array of uint8."""
-    return MediaExpr("image", source, (), caller())
+    return MediaExpr("image", expr, (), caller())
 
 
 @traceable

@@ -352,15 +352,65 @@ def _select_by_gen(name: str | None, given: dict[str, Any], where: SourceLoc | N
 
 
 @traceable
-def gen_int(name: str | None = None, *args: Any, **options: Any) -> Expression:
-    """`gen` of an integer (SGLang's `gen_int`)."""
-    return gen(name, *args, **{**options, "dtype": int})
+def gen_int(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+    *,
+    min_tokens: int | None = None,
+    **options: Unpack[LaterNames],
+) -> GenExpr[str]:
+    """`gen` of an integer, whose value stays text. Without `min_tokens` in third place, as in SGLang."""
+    return gen(
+        name, max_tokens, min_tokens, n, stop, stop_token_ids, stop_regex, temperature, top_p, top_k, min_p,
+        frequency_penalty, presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num,
+        return_text_in_logprobs, int, **options,
+    )  # fmt: skip
 
 
 @traceable
-def gen_string(name: str | None = None, *args: Any, **options: Any) -> Expression:
-    """`gen` of a quoted string (SGLang's `gen_string`)."""
-    return gen(name, *args, **{**options, "dtype": str})
+def gen_string(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    n: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    ignore_eos: bool | None = None,
+    return_logprob: bool | None = None,
+    logprob_start_len: int | None = None,
+    top_logprobs_num: int | None = None,
+    return_text_in_logprobs: bool | None = None,
+    *,
+    min_tokens: int | None = None,
+    **options: Unpack[LaterNames],
+) -> GenExpr[str]:
+    """`gen` of a quoted string, whose value stays text. Without `min_tokens` in third place, as in SGLang."""
+    return gen(
+        name, max_tokens, min_tokens, n, stop, stop_token_ids, stop_regex, temperature, top_p, top_k, min_p,
+        frequency_penalty, presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num,
+        return_text_in_logprobs, str, **options,
+    )  # fmt: skip
 
 
 @traceable

@@ -14,11 +14,16 @@ import dslc as sgl
 from dslc.lang import compat
 from dslc.lang.partial import MISSING, partial_json
 
-# name -> its parameters in order ("*" before keyword-only ones that we add).
+AFTER_N = (
+    "stop stop_token_ids stop_regex temperature top_p top_k min_p frequency_penalty presence_penalty ignore_eos "
+    "return_logprob logprob_start_len top_logprobs_num return_text_in_logprobs"
+).split()
+# name -> its parameters in order; ours may have more behind them. (Those of `gen` are in test_gen_options.)
 NAMES = {
     "function": ["func", "num_api_spec_tokens"],
-    "gen_int": ["name"],
-    "gen_string": ["name"],
+    "gen_int": ["name", "max_tokens", "n", *AFTER_N],
+    "gen_string": ["name", "max_tokens", "n", *AFTER_N],
+    "image": ["expr"],
     "select": ["name", "choices", "temperature", "choices_method"],
     "video": ["path", "num_frames"],
     "system": ["expr"], "user": ["expr"], "assistant": ["expr"],
@@ -26,33 +31,80 @@ NAMES = {
     "separate_reasoning": ["expr", "model_type"],
     "set_default_backend": ["backend"], "flush_cache": ["backend"], "get_server_info": ["backend"],
 }  # fmt: skip
-STATE_METHODS = (
-    "text messages sync error fork copy text_iter text_async_iter get_var set_var get_meta_info var_scope "
-    "system user assistant ret_value __contains__ __getitem__ __setitem__ __iadd__"
-).split()
-GROUP_METHODS = "join __getitem__ __iadd__ __len__ __iter__".split()
-FUNCTION_METHODS = "run run_batch bind trace cache compile __call__".split()
+STATE = {
+    "text": [], "messages": [], "sync": [], "error": [], "fork": ["size", "position_ids_offset"],
+    "copy": ["position_ids_offset"], "text_iter": ["var_name"], "text_async_iter": ["var_name", "return_meta_data"],
+    "get_var": ["name"], "set_var": ["name", "value"], "get_meta_info": ["name"], "var_scope": ["name"],
+    "system": ["expr"], "user": ["expr"], "assistant": ["expr"], "__contains__": ["name"], "__getitem__": ["name"],
+    "__setitem__": ["name", "value"], "__iadd__": ["other"],
+}  # fmt: skip
+GROUP = {
+    "join": ["mode"], "__getitem__": ["i"], "__setitem__": ["i", "value"], "__iadd__": ["other"], "__len__": [],
+    "__iter__": [],
+}  # fmt: skip
+# Of runs: keyword-only.
+RUN = ["max_new_tokens", "n", *AFTER_N, "backend"]
+METHODS = [
+    *((dslc.ProgramState, name, names) for name, names in STATE.items()),
+    *((dslc.ProgramStateGroup, name, names) for name, names in GROUP.items()),
+    (dslc.Function, "cache", ["backend"]),
+]
+
+
+def positional(function):
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds and p.name != "self"]
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_names_and_parameters(name):
-    found = [
-        p.name
-        for p in inspect.signature(getattr(sgl, name)).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    assert found == NAMES[name]
+    assert positional(getattr(sgl, name))[: len(NAMES[name])] == NAMES[name]
+
+
+@pytest.mark.parametrize(("owner", "name", "names"), METHODS, ids=[f"{o.__name__}.{n}" for o, n, _ in METHODS])
+def test_methods_and_parameters(owner, name, names):
+    assert positional(getattr(owner, name))[: len(names)] == names
+
+
+def test_options_of_runs():
+    """All at once, as keywords; each is looked at by itself in test_gen_options."""
+
+    @sgl.function
+    def program(s, q):
+        s += q + sgl.gen("a")
+
+    values = {
+        "max_new_tokens": 4, "n": 1, "stop": "x", "stop_token_ids": [7], "stop_regex": "y+", "temperature": 0.5,
+        "top_p": 0.9, "top_k": 4, "min_p": 0.1, "frequency_penalty": 0.1, "presence_penalty": 0.2, "ignore_eos": True,
+        "return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 1, "return_text_in_logprobs": True,
+        "backend": ScriptedBackend("ok"),
+    }  # fmt: skip
+    assert list(values) == RUN
+    state = program.run("Q", **values, stream=False, use_thread=True)
+    assert state["a"] == "ok" and isinstance(state, dslc.ProgramState)
+    states = program.run_batch([{"q": "Q"}], **values, num_threads=2, progress_bar=False, generator_style=False)
+    assert [state["a"] for state in states] == ["ok"]
+
+
+def test_typed_gens_have_sglangs_positions():
+    """There is no min_tokens in third place, as gen() has."""
+    for make, dtype in ((sgl.gen_int, int), (sgl.gen_string, str)):
+        made = make("x", 16, 2, "stop", [3], "re", 0.5, 0.9, 4, 0.1, 0.2, 0.3, True, True, 0, 2, True)
+        same = sgl.gen(
+            "x", max_tokens=16, n=2, stop="stop", stop_token_ids=[3], stop_regex="re", temperature=0.5, top_p=0.9,
+            top_k=4, min_p=0.1, frequency_penalty=0.2, presence_penalty=0.3, ignore_eos=True, return_logprob=True,
+            logprob_start_len=0, top_logprobs_num=2, return_text_in_logprobs=True, dtype=dtype,
+        )  # fmt: skip
+        assert (made.var, made.sampling, made.logprobs) == (same.var, same.sampling, same.logprobs)
+        assert made.constraint == same.constraint and make("x", min_tokens=2, seed=1).sampling[0][1] == 2
 
 
 def test_everything_else_that_programs_name():
     for name in "gen image Engine Runtime token_length_normalized greedy_token_selection global_config".split():
         assert getattr(sgl, name) is not None
     assert sgl.unconditional_likelihood_normalized.name == "unconditional_likelihood_normalized"
-    for name in STATE_METHODS:
-        assert hasattr(dslc.ProgramState, name)
-    for name in GROUP_METHODS:
-        assert hasattr(dslc.ProgramStateGroup, name)
-    for name in FUNCTION_METHODS:
+    assert hasattr(dslc.ProgramState, "ret_value")
+    for name in "run run_batch bind trace cache compile __call__".split():
         assert hasattr(dslc.Function, name)
     for name in compat.__all__:
         assert getattr(compat, name) is not None
@@ -85,6 +137,15 @@ def test_trace_and_its_documented_type_error():
     assert with_fstring.compile().is_whole
     with pytest.raises(dslc.ArgumentError, match="no argument 'nope'"):
         few_shot_qa.trace(nope=1)
+    backend = ScriptedBackend("ok")
+    there = few_shot_qa.trace(backend=backend, question="x")
+    assert there == few_shot_qa.bind(question="x").plan(backend.tokenizer).program != few_shot_qa.trace(question="x")
+
+    @sgl.function
+    def of_a_backend(s, backend):
+        s += sgl.gen("a", stop=backend)
+
+    assert of_a_backend.trace(backend="x").params == ()  # a parameter goes before the option
 
 
 def test_cache_sends_the_constant_beginning_only():
