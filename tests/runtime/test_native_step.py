@@ -26,6 +26,13 @@ def native_runner(name: str, dtype: str = "float32", **options: Any) -> ModelRun
     return runner
 
 
+def test_where_there_is_a_compiler_there_is_the_library() -> None:
+    """Else a mistake in the C++ would skip the tests of this file instead of failing them."""
+    if native_build.compiler("c++") is None or native_build.is_switched_off() or native_build.library_folder() is None:
+        pytest.skip("no compiler here, or nothing may be built")
+    assert isinstance(native_step.library(), Library), native_step.library()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_it_equals_torch(name: str) -> None:
     found = many_batches(native_runner(name))
