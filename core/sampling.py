@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -62,22 +63,18 @@ class SamplingParams:
     custom_params: str = ""
 
     def __post_init__(self) -> None:
-        """Bring the convenient spellings (a single stop string, a list, a dict) into the one stored form."""
-        for name in ("stop", "stop_regex"):
+        """Bring the convenient spellings (a single stop string, a list, a dict) into the one stored form.
+
+        Raises RequestError naming the field where that cannot be done.
+        """
+        for name, one in (("stop", str), ("stop_regex", str), ("stop_token_ids", int)):
             value = getattr(self, name)
             if not isinstance(value, tuple):
-                value = (value,) if isinstance(value, str) else tuple(value or ())
-                object.__setattr__(self, name, value)
-        if not isinstance(self.stop_token_ids, tuple):
-            ids: Any = self.stop_token_ids
-            object.__setattr__(self, "stop_token_ids", (ids,) if isinstance(ids, int) else tuple(ids or ()))
+                object.__setattr__(self, name, (value,) if isinstance(value, one) else _as_tuple(value, name))
         if not isinstance(self.logit_bias, tuple):
-            bias: Any = self.logit_bias
-            items = sorted((int(k), float(v)) for k, v in dict(bias or {}).items())
-            object.__setattr__(self, "logit_bias", tuple(items))
+            object.__setattr__(self, "logit_bias", _as_bias(self.logit_bias))
         if not isinstance(self.custom_params, str):
-            params: Any = self.custom_params
-            object.__setattr__(self, "custom_params", json.dumps(dict(params), sort_keys=True) if params else "")
+            object.__setattr__(self, "custom_params", _as_json(self.custom_params))
 
     @property
     def is_greedy(self) -> bool:
@@ -136,6 +133,40 @@ class SamplingParams:
 
 
 SAMPLING_FIELDS: frozenset[str] = frozenset(f.name for f in fields(SamplingParams))
+
+
+def _as_tuple(value: Any, field: str) -> tuple[Any, ...]:
+    try:
+        if not isinstance(value, (str, bytes, Mapping)):
+            return () if value is None else tuple(value)
+    except TypeError:
+        pass  # it cannot be gone through
+    raise RequestError(f"must be a list, not {value!r:.80}", field=field)
+
+
+def _as_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """A dict from token ids, which JSON has as strings, to numbers."""
+    try:
+        given = dict(value or {})
+    except (TypeError, ValueError):
+        raise RequestError(f"must be a dict from token ids to numbers, not {value!r:.80}", field="logit_bias") from None
+    found: dict[int, float] = {}
+    for key, number in given.items():
+        try:
+            token_id = key if type(key) is int else int(str(key))
+            found[token_id] = float(number)
+        except (TypeError, ValueError):
+            raise RequestError(
+                f"must be a number for a token id, not {number!r:.80}", field=f"logit_bias[{key!r:.80}]"
+            ) from None
+    return tuple(sorted(found.items()))
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(dict(value), sort_keys=True) if value else ""
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"must be a dict of JSON values: {error}", field="custom_params") from None
 
 
 def _check_range(params: SamplingParams, name: str, low: float, high: float, *, open_low: bool = False) -> None:
