@@ -204,7 +204,9 @@ def test_plans_with_pictures_run_from_the_shell(program, files, tmp_path, capsys
     assert cli.main(["run", str(plan), "--args", str(rows), "--out", str(out), *engine]) == 0
     tokenizer = load_tokenizer(model)
     found = [line for line in map(json.loads, out.read_text().splitlines()) if "variables" in line]
-    for row, result in zip(asked, found, strict=True):
+    assert len(found) == len(asked)
+    for result in found:  # in the order in which they came
+        row = asked[result["index"]]
         wanted, _ = vision_greedy(model, ["See ", Image.open(row["image"]).convert("RGB"), row["question"]], 6)
         assert result["variables"]["answer"] == tokenizer.decode(wanted)
 
