@@ -141,15 +141,15 @@ class Function:
                 self._specs = {name: spec for name, specs in types.items() for spec in specs if spec is not None}
             return self._traced
 
-    def trace(self, *, backend: Backend | None = None, **kwargs: Any) -> Program:
-        """The program as IR with these arguments bound, under SGLang's rule for tracing: a program that formats an
-        argument (f"...{argument}") raises TypeError. `compile` has no such limit.
+    def trace(self, *args: Any, backend: Backend | None = None, **kwargs: Any) -> Program:
+        """The program as IR with these arguments bound (all, some or none), under SGLang's rule for tracing: a program
+        that formats an argument (f"...{argument}") raises TypeError. `compile` has no such limit.
 
         With a backend, as it is run there: chat turns written out, constant text as token ids.
         """
         if backend is not None and "backend" in self.signature.names_set:
             backend, kwargs = None, {**kwargs, "backend": backend}  # the program's own
-        self.signature.refuse_unknown(kwargs, caller())
+        kwargs = self.signature.given(args, kwargs, caller())
         bound = self.bind(**kwargs) if kwargs else self
         program = bound.compile()
         arguments = {op.out for op in program.body if isinstance(op, Arg)}

@@ -43,6 +43,14 @@ class Signature:
         """All arguments by name, bound ones and defaults included. Raises ArgumentError naming what is wrong."""
         if not args and kwargs.keys() == self.names_set:
             return dict(kwargs)
+        values = {**self.defaults, **bound, **self.given(args, kwargs, where)}
+        if len(values) < len(self.names):
+            missing = ", ".join(repr(name) for name in self.required if name not in values)
+            raise ArgumentError(f"{self.name} is missing the argument {missing}", where=where)
+        return values
+
+    def given(self, args: Sequence[Any], kwargs: Mapping[str, Any], where: SourceLoc | None) -> dict[str, Any]:
+        """The arguments of a call by name. Raises ArgumentError for too many, unknown ones, one given twice."""
         if len(args) > self.num_positional:
             raise ArgumentError(
                 f"{self.name} takes {self.num_positional} positional argument{'s' * (self.num_positional != 1)}, "
@@ -53,11 +61,7 @@ class Signature:
         given = dict(zip(self.names, args, strict=False))
         if twice := given.keys() & kwargs.keys():
             raise ArgumentError(f"{self.name} got the argument {sorted(twice)[0]!r} twice", where=where)
-        values = {**self.defaults, **bound, **given, **kwargs}
-        if len(values) < len(self.names):
-            missing = ", ".join(repr(name) for name in self.required if name not in values)
-            raise ArgumentError(f"{self.name} is missing the argument {missing}", where=where)
-        return values
+        return {**given, **kwargs}
 
     def refuse_unknown(self, kwargs: Mapping[str, Any], where: SourceLoc | None) -> None:
         """Raise ArgumentError for a name that is no parameter."""

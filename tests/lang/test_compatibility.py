@@ -126,7 +126,7 @@ def few_shot_qa(s, question):
 def test_trace_and_its_documented_type_error():
     program = few_shot_qa.trace()
     assert program == few_shot_qa.compile() and program.is_whole
-    assert few_shot_qa.trace(question="x").params == ()
+    assert few_shot_qa.trace(question="x").params == () and few_shot_qa.trace("x") == few_shot_qa.trace(question="x")
 
     @sgl.function
     def with_fstring(s, question):

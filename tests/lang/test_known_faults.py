@@ -1,13 +1,8 @@
-"""What earlier frontends of this kind got wrong, one test each (those that other files hold are named in brackets).
-
-Tracing: f-strings of arguments [test_compatibility] and of generated values [test_program_laws], keyword-only arguments
-[test_function_arguments]. Running: swallowed errors, hangs, reading in one's own scope, lost pieces of streams, roles
-left open, joins over known names, bind, modes that contradict each other [test_failures, test_streaming,
-test_forks_and_scopes, test_function_arguments, test_gen_options], batches in chunks [test_failures].
-"""
+"""What earlier frontends of this kind got wrong: thirty faults, and for each the test that would have caught it."""
 
 import threading
 import types
+from pathlib import Path
 
 import pytest
 from support.scripted import ScriptedBackend
@@ -16,6 +11,105 @@ import dslc
 from dslc.compiler.ir import Media, Opaque, walk
 
 CAPTURED = ["one"]
+HERE = "test_known_faults"
+# What was wrong -> the tests that say how it is here, as "file::test" (of this room, where no folder is named).
+FAULTS = {
+    "tracing stops at an f-string of an argument": ["test_compatibility::test_trace_and_its_documented_type_error"],
+    "str(argument) gets into the prefix as an object": [f"{HERE}::test_str_of_an_argument_never_gets_into_the_prefix"],
+    "an f-string of a value puts a placeholder into the prompt": [
+        f"{HERE}::test_an_f_string_of_a_value_is_its_text_in_plan_and_body",
+    ],
+    "branches on values are decided while tracing": [
+        f"{HERE}::test_branches_on_values_go_the_right_way_in_every_mode",
+        f"{HERE}::test_a_loop_until_a_generated_word_ends",
+    ],
+    "anything done to a value fails": ["test_traced_programs::test_interpreted_equals_compiled"],
+    "a state has fewer methods while it is traced": [
+        f"{HERE}::test_everything_a_state_can_do_can_be_traced_or_breaks_with_its_line",
+    ],
+    "a batch fails because it is traced": [f"{HERE}::test_a_batch_never_fails_because_of_tracing"],
+    "side effects happen once more": [f"{HERE}::test_side_effects_happen_once_and_only_when_run"],
+    "tracing is one global for all threads": [f"{HERE}::test_one_threads_tracing_does_not_reach_another"],
+    "arguments by position, and keyword-only ones, are not taken": [
+        "test_compatibility::test_trace_and_its_documented_type_error",
+        "test_function_arguments::test_arguments_are_bound_as_python_does",
+        "test_function_arguments::test_a_program_called_inside_another_appends_in_line",
+    ],
+    "pictures have no place in the graph": [f"{HERE}::test_pictures_have_a_place_in_the_ir"],
+    "one prefix, of constant text up to the first argument": [
+        "compiler/test_plan_and_schedule::test_branches_of_a_fork_share_the_parents_prefix",
+        "compiler/test_plan_and_schedule::test_programs_with_a_common_beginning_share_it_too",
+    ],
+    "captured values are frozen": [f"{HERE}::test_captured_values_are_read_anew_when_they_change"],
+    "names collide": [
+        f"{HERE}::test_a_name_used_twice_holds_the_last", "test_gen_options::test_unnamed_gens_do_not_collide",
+    ],
+    "the compiler optimised nothing": ["test_program_laws::test_optimised_equals_unoptimised"],
+    "a compiled fork could not run": ["test_forks_and_scopes::test_a_fork_is_a_copy"],
+    "a branch whose result nobody uses vanished": [
+        f"{HERE}::test_branches_whose_result_nobody_uses_still_run_in_a_plan",
+    ],
+    "arguments were put in by their bare names": [
+        f"{HERE}::test_defaults_and_equal_parameter_names_of_nested_programs",
+    ],
+    "a compiled run took fewer options": ["test_gen_options::test_run_option_reaches_every_request"],
+    "nothing was saved between runs": ["compiler/test_plan_cache::test_a_run_finds_the_plans_of_earlier_ones"],
+    "errors are swallowed": [
+        "test_failures::test_a_failed_gen_raises_at_the_end_with_its_line_and_the_prompts_tail",
+        "test_failures::test_one_failing_program_of_64_keeps_the_others",
+    ],
+    "reading after a failure hangs": ["test_failures::test_no_way_of_reading_hangs_after_a_failure"],
+    "reading a variable inside its own scope hangs": [
+        "test_forks_and_scopes::test_reading_a_variable_inside_its_own_scope_raises",
+    ],
+    "streams lose text and meta data": [
+        "test_streaming::test_pieces_of_a_variable_are_there_however_late_they_are_read",
+        "test_streaming::test_meta_data_are_there_for_each_piece_and_none_is_dropped",
+    ],
+    "an exception of the user's ends a stream like any end": [
+        "test_streaming::test_a_users_exception_reaches_the_reader",
+    ],
+    "an exception inside a role leaves it open": ["test_forks_and_scopes::test_an_exception_inside_a_role_closes_it"],
+    "a join forgets names the parent has, and meta info": [
+        "test_forks_and_scopes::test_join_lists_what_branches_set_also_over_names_the_parent_has",
+        "test_forks_and_scopes::test_join_brings_the_meta_info_back",
+    ],
+    "bind drops options and writes into the caller's rows": [
+        "test_function_arguments::test_bind_keeps_everything_and_calls_win",
+        "test_function_arguments::test_rows_are_left_as_they_were",
+    ],
+    "options are accepted and ignored, or fail late": [
+        f"{HERE}::test_without_a_thread_there_is_none",
+        "test_with_a_model::test_temperature_draws_from_the_softmax_of_the_scores",
+        "test_gen_options::test_a_bad_option_is_refused_when_it_is_written",
+    ],
+    "a batch comes in chunks, each as late as its slowest": [
+        "test_failures::test_generator_style_gives_states_as_they_end",
+    ],
+}  # fmt: skip
+
+
+def test_each_of_the_thirty_faults_has_its_tests():
+    tests = Path(__file__).parent
+    assert len(FAULTS) == 30
+    for fault, names in FAULTS.items():
+        for name in names:
+            file, _, test = name.partition("::")
+            path = tests.parent / f"{file}.py" if "/" in file else tests / f"{file}.py"
+            assert f"\ndef {test}(" in path.read_text(encoding="utf-8"), (fault, name)
+
+
+def test_an_f_string_of_a_value_is_its_text_in_plan_and_body():
+    @dslc.function
+    def program(s, q):
+        s += f"Q: {q}? " + dslc.gen("x")
+        s += f" so {s['x']!r}, {s['x']:>4}, {len(s['x'])}: " + dslc.gen("y")
+
+    backend = ScriptedBackend("ok")
+    for compiled in (True, False):
+        state = program.run(q="why", backend=backend, compiled=compiled)
+        assert state.text() == "Q: why? ok so 'ok',   ok, 2: ok"
+    assert not any("<" in prompt or "Symbol" in prompt for prompt in backend.prompts)
 
 
 def test_str_of_an_argument_never_gets_into_the_prefix():
