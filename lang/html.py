@@ -81,8 +81,9 @@ def show(state: ProgramState) -> None:
         return
     shown = notebook.display(notebook.HTML(live_html([Branch("", (), {}, {})], "")), display_id=True)
     text, next_at = "", 0.0
+    pieces: Any = state.text_iter()
     try:
-        with contextlib.closing(state.text_iter()) as pieces:
+        with contextlib.closing(pieces):  # now, not when the traceback of an interrupt is collected
             for piece in pieces:
                 text += piece
                 began = time.monotonic()
