@@ -297,6 +297,14 @@ class Hooks:
             return text
         return self.tracer.expr("concat", *pieces, text) if text else self.tracer.expr("concat", *pieces)
 
+    def part(self, value: Any, conversion: str, spec: Any) -> tuple[Any, str, Any]:
+        """A value in an f-string, which is formatted before the next one is evaluated: a triple of `fstring`."""
+        if type(value) in _PLAIN or type(value) is Symbol:
+            return value, conversion, spec
+        if is_foreign_call(self.tracer, _CONVERSIONS.get(conversion, format), (value,), {}):
+            return self._formatted(value, conversion, spec), "", ""
+        return value, conversion, spec
+
     def _formatted(self, value: Any, conversion: str, spec: Any) -> Any:
         if type(value) is Symbol and not conversion and type(spec) is str and not spec:
             return value

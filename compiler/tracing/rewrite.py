@@ -13,19 +13,18 @@ import inspect
 import sys
 import types
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ...core.errors import SourceLoc, TraceError
 from .hooks import Recipe
+from .nodes import changed_in, has_star, index, key_of, located, may_be_any, num_loads, placed
 from .purity import HOOKS
 from .source import statements
 
 _FACTORY = "__dslc_factory__"
 _RECIPES = "__dslc_recipes__"
 _OVER = "__dslc_over__"
-_Node = TypeVar("_Node", bound=ast.AST)
 
 
 class NoSource(TraceError):
@@ -90,7 +89,7 @@ def _rewritten(function: types.FunctionType) -> _Rewritten:
         body=[rewriter.visit(tree), ast.Return(value=ast.Name(id=name, ctx=ast.Load()))],
         decorator_list=[],
     )
-    module = _located(ast.Module(body=[factory], type_ignores=[]))
+    module = located(ast.Module(body=[factory], type_ignores=[]))
     return _Rewritten(compile(module, code.co_filename, "exec"), tuple(rewriter.recipes))
 
 
@@ -164,7 +163,7 @@ class _Rewriter(ast.NodeTransformer):
     def __init__(self, function: types.FunctionType, tree: ast.FunctionDef) -> None:
         code = function.__code__
         self.num_names = 0
-        self.num_loads = _loads(tree)
+        self.num_loads = num_loads(tree)
         self.loops: list[str] = []  # the names of the drivers of the loops around; "": a loop without one
         self.function = function
         self.recipes: list[Recipe] = []
@@ -266,7 +265,7 @@ class _Rewriter(ast.NodeTransformer):
         name = f"{self.function.__qualname__}.{kind}#{len(self.recipes)}"
         self.recipes.append(
             Recipe(
-                name, _located(ast.Expression(tree)), names, {}, self.function.__code__.co_filename,
+                name, located(ast.Expression(tree)), names, {}, self.function.__code__.co_filename,
                 tuple(n for n in reads if n not in around and n not in own), {},
             )
         )  # fmt: skip
@@ -289,19 +288,27 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:
         parts: list[ast.expr] = []
+        values = [value.value for value in node.values if isinstance(value, ast.FormattedValue)]
+        # Up to the last value whose evaluation may call something, each is formatted before the next is evaluated.
+        num_first = max((i for i, v in enumerate(values) if not isinstance(v, (ast.Name, ast.Constant))), default=0)
         for value in node.values:
-            if isinstance(value, ast.FormattedValue):
-                spec: ast.expr = ast.Constant(value="") if value.format_spec is None else self.visit(value.format_spec)
-                conversion = ast.Constant(value=chr(value.conversion) if value.conversion != -1 else "")
-                parts.append(ast.Tuple(elts=[self.visit(value.value), conversion, spec], ctx=ast.Load()))
-            else:
+            if not isinstance(value, ast.FormattedValue):
                 parts.append(value)
+                continue
+            spec: ast.expr = ast.Constant(value="") if value.format_spec is None else self.visit(value.format_spec)
+            conversion = ast.Constant(value=chr(value.conversion) if value.conversion != -1 else "")
+            triple = [self.visit(value.value), conversion, spec]
+            if num_first > 0 and may_be_any(value.value):
+                parts.append(self._hook("part", node, *triple))
+            else:
+                parts.append(ast.Tuple(elts=triple, ctx=ast.Load()))
+            num_first -= 1
         for part in parts:
             ast.copy_location(part, node)
         return self._hook("fstring", node, *parts)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
-        is_any = _may_be_any(node.left) or _may_be_any(node.right)
+        is_any = may_be_any(node.left) or may_be_any(node.right)
         self.generic_visit(node)
         if isinstance(node.op, ast.Mod):
             return self._hook("mod", node, node.left, node.right)
@@ -314,7 +321,7 @@ class _Rewriter(ast.NodeTransformer):
     def _test(self, node: ast.expr) -> ast.expr:
         """What is asked whether it holds, visited."""
         test: ast.expr = self.visit(node)
-        return self._hook("test", node, test) if _may_be_any(node) else test
+        return self._hook("test", node, test) if may_be_any(node) else test
 
     def _with_test(self, node: Any) -> Any:
         test, node.test = node.test, ast.copy_location(ast.Constant(value=None), node.test)
@@ -325,7 +332,7 @@ class _Rewriter(ast.NodeTransformer):
     visit_If = visit_IfExp = visit_Assert = _with_test
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
-        kinds = [_may_be_any(value) for value in node.values]
+        kinds = [may_be_any(value) for value in node.values]
         self.generic_visit(node)
         node.values = [
             self._hook("operand", value, value) if is_any else value
@@ -334,7 +341,7 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_With(self, node: ast.With) -> ast.stmt:
-        are_any = [_may_be_any(item.context_expr) for item in node.items]
+        are_any = [may_be_any(item.context_expr) for item in node.items]
         self.generic_visit(node)
         for item, is_any in zip(node.items, are_any, strict=True):
             entered = item.context_expr
@@ -342,7 +349,7 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
-        is_any = _may_be_any(node.left) or any(map(_may_be_any, node.comparators))
+        is_any = may_be_any(node.left) or any(map(may_be_any, node.comparators))
         self.generic_visit(node)
         if len(node.ops) != 1:  # a chain goes through the values' own operators
             node.left = self._hook("compared", node, node.left) if is_any else node.left
@@ -359,7 +366,7 @@ class _Rewriter(ast.NodeTransformer):
         return self._hook("negate", call, call) if negate else call
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
-        is_any = _may_be_any(node.operand)
+        is_any = may_be_any(node.operand)
         self.generic_visit(node)
         if isinstance(node.op, ast.Not):
             return self._hook("negate", node, node.operand)
@@ -369,7 +376,7 @@ class _Rewriter(ast.NodeTransformer):
     # -- loops: `LoopDriver` goes round, and tells what the variables are in the body and behind the loop
 
     def visit_For(self, node: ast.For) -> list[ast.stmt]:
-        names = _changed_in([node.target, *node.body])
+        names = changed_in([node.target, *node.body])
         variables = self._carried(names, node)
         target = node.target
         is_plain = isinstance(target, (ast.Tuple, ast.List)) and not any(
@@ -395,7 +402,7 @@ class _Rewriter(ast.NodeTransformer):
             self.loops.pop()
             node.test = self._hook("condition", node.test, node.test)
             return [node]
-        names = _changed_in(node.body)
+        names = changed_in(node.body)
         name = self._loop_name()
         driver = self._hook("while_loop", node, self._carried(names, node))
         is_endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
@@ -408,13 +415,13 @@ class _Rewriter(ast.NodeTransformer):
         leave = [ast.Expr(value=self._call(name, "leave", node)), ast.Break()]
         inside = ast.If(test=ast.UnaryOp(op=ast.Not(), operand=again), body=leave, orelse=[])
         check = ast.If(test=self._attribute(name, "is_symbolic", node), body=[inside], orelse=[])
-        node.body = [*self._rebind(name, names, node), *([] if is_endless else [_placed(check, node)]), *body]
+        node.body = [*self._rebind(name, names, node), *([] if is_endless else [placed(check, node)]), *body]
         return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
 
     def visit_Break(self, node: ast.Break) -> ast.stmt | list[ast.stmt]:
         if not self.loops or not self.loops[-1]:
             return node
-        return [_placed(ast.Expr(value=self._call(self.loops[-1], "leave", node)), node), node]
+        return [placed(ast.Expr(value=self._call(self.loops[-1], "leave", node)), node), node]
 
     def _block(self, body: list[ast.stmt]) -> list[ast.stmt]:
         found: list[ast.stmt] = []
@@ -429,14 +436,14 @@ class _Rewriter(ast.NodeTransformer):
 
     def _carried(self, names: list[str], node: ast.stmt) -> ast.expr:
         """(name, whether code outside of the loop reads it, a function that gives its value) of each variable."""
-        read = self.num_loads - _loads(node)
+        read = self.num_loads - num_loads(node)
         rows: list[ast.expr] = []
         for name in names:
             value = self._lambda([], self._name(name, node), node)
             rows.append(
                 ast.Tuple(elts=[ast.Constant(value=name), ast.Constant(value=name in read), value], ctx=ast.Load())
             )
-        return _placed(ast.Tuple(elts=rows, ctx=ast.Load()), node)
+        return placed(ast.Tuple(elts=rows, ctx=ast.Load()), node)
 
     def _rebind(self, loop: str, names: list[str], node: ast.stmt, own: Iterable[str] = ()) -> list[ast.stmt]:
         """`if loop.has(i): name = loop.value(i)` for each variable, but for those that the loop itself sets."""
@@ -446,21 +453,21 @@ class _Rewriter(ast.NodeTransformer):
                 continue
             value = self._call(loop, "value", node, ast.Constant(value=number))
             has = self._call(loop, "has", node, ast.Constant(value=number))
-            found.append(_placed(ast.If(test=has, body=[self._assign(name, value, node)], orelse=[]), node))
+            found.append(placed(ast.If(test=has, body=[self._assign(name, value, node)], orelse=[]), node))
         return found
 
     def _name(self, name: str, node: ast.AST) -> ast.expr:
-        return _placed(ast.Name(id=name, ctx=ast.Load()), node)
+        return placed(ast.Name(id=name, ctx=ast.Load()), node)
 
     def _attribute(self, name: str, attribute: str, node: ast.AST) -> ast.expr:
-        return _placed(ast.Attribute(value=self._name(name, node), attr=attribute, ctx=ast.Load()), node)
+        return placed(ast.Attribute(value=self._name(name, node), attr=attribute, ctx=ast.Load()), node)
 
     def _call(self, name: str, method: str, node: ast.AST, *args: ast.expr) -> ast.expr:
-        return _placed(ast.Call(func=self._attribute(name, method, node), args=list(args), keywords=[]), node)
+        return placed(ast.Call(func=self._attribute(name, method, node), args=list(args), keywords=[]), node)
 
     def _assign(self, name: str, value: ast.expr, node: ast.AST) -> ast.stmt:
         target = ast.Name(id=name, ctx=ast.Store())
-        return _placed(ast.Assign(targets=[target], value=value), node)
+        return placed(ast.Assign(targets=[target], value=value), node)
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.comprehension:
         self.generic_visit(node)
@@ -470,13 +477,13 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load):
-            return self._hook("getitem", node, node.value, _index(node.slice))
+            return self._hook("getitem", node, node.value, index(node.slice))
         return node
 
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
         target = node.targets[0]
-        is_taken_apart = len(node.targets) == 1 and isinstance(target, (ast.Tuple, ast.List)) and not _has_star(target)
+        is_taken_apart = len(node.targets) == 1 and isinstance(target, (ast.Tuple, ast.List)) and not has_star(target)
         if is_taken_apart and not isinstance(node.value, (ast.Tuple, ast.List)):
             width = ast.Constant(value=len(target.elts))  # type: ignore[attr-defined]
             node.value = self._hook("unpack", node, node.value, width)
@@ -505,7 +512,7 @@ class _Rewriter(ast.NodeTransformer):
         if isinstance(node.target, ast.Name):
             return node
         # `forks[0] += x`, `d[k] += x`: the object is read once, changed in place or replaced, and stored back.
-        base, key = node.target.value, _key_of(node.target)
+        base, key = node.target.value, key_of(node.target)
         add = ast.Constant(value=type(node.op).__name__)
         kind = ast.Constant(value="item" if isinstance(node.target, ast.Subscript) else "attr")
         return ast.copy_location(ast.Expr(value=self._hook("augment", node, base, key, kind, add, node.value)), node)
@@ -518,102 +525,4 @@ class _Rewriter(ast.NodeTransformer):
 
     def _store(self, target: ast.Subscript | ast.Attribute, value: ast.expr) -> ast.expr:
         name = "setitem" if isinstance(target, ast.Subscript) else "setattr"
-        return self._hook(name, target, target.value, _key_of(target), value)
-
-
-def _may_be_any(node: ast.expr) -> bool:
-    """Whether an expression may be an object of the process: operators and calls give values of the program."""
-    return isinstance(node, (ast.Name, ast.Attribute, ast.Subscript))
-
-
-_CHANGERS = frozenset(
-    "append extend insert pop remove clear sort reverse update setdefault popitem add discard".split()
-)
-
-
-def _changed_in(body: Iterable[ast.AST]) -> list[str]:
-    """The variables that statements set, or whose containers they change, in order."""
-    found: dict[str, None] = {}
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            found[node.name] = None
-            return
-        if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            return
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found[node.id] = None
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGERS:
-            note(node.func.value)
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
-            note(node.value)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    def note(owner: ast.AST) -> None:
-        if isinstance(owner, ast.Name):
-            found[owner.id] = None
-
-    for node in body:
-        visit(node)
-    return list(found)
-
-
-def _loads(tree: ast.AST) -> Counter[str]:
-    """How often each name is read."""
-    return Counter(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
-
-
-def _has_star(target: ast.Tuple | ast.List) -> bool:
-    return any(isinstance(part, ast.Starred) for part in target.elts)
-
-
-def _placed(node: _Node, like: ast.AST) -> _Node:
-    """A made node at the place of the user's; what is placed already stays, with all in it."""
-    todo: list[ast.AST] = [node]
-    while todo:
-        made = todo.pop()
-        if "lineno" in made._attributes:
-            if hasattr(made, "lineno"):
-                continue
-            ast.copy_location(made, like)
-        todo += _children(made)
-    return node
-
-
-def _located(tree: _Node) -> _Node:
-    """Every node that has no place gets that of the node around it, as `compile` wants it."""
-    todo: list[tuple[ast.AST, Any]] = [(tree, (1, 0, 1, 0))]
-    while todo:
-        node, place = todo.pop()
-        if "lineno" in node._attributes:
-            if hasattr(node, "lineno"):
-                place = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
-            else:
-                node.lineno, node.col_offset, node.end_lineno, node.end_col_offset = place  # type: ignore[attr-defined]
-        todo += [(child, place) for child in _children(node)]
-    return tree
-
-
-def _children(node: ast.AST) -> list[ast.AST]:
-    found: list[ast.AST] = []
-    for name in node._fields:
-        value = getattr(node, name, None)
-        if isinstance(value, list):
-            found += [item for item in value if isinstance(item, ast.AST)]
-        elif isinstance(value, ast.AST):
-            found.append(value)
-    return found
-
-
-def _key_of(target: ast.Subscript | ast.Attribute) -> ast.expr:
-    return _index(target.slice) if isinstance(target, ast.Subscript) else ast.Constant(value=target.attr)
-
-
-def _index(node: ast.expr) -> ast.expr:
-    """A subscript's index as an expression of its own (`a[1:2]` -> slice(1, 2, None))."""
-    if isinstance(node, ast.Slice):
-        parts = [part if part is not None else ast.Constant(value=None) for part in (node.lower, node.upper, node.step)]
-        call = ast.Call(func=ast.Name(id="slice", ctx=ast.Load()), args=parts, keywords=[])
-        return ast.copy_location(call, node)
-    return node
+        return self._hook(name, target, target.value, key_of(target), value)

@@ -23,6 +23,40 @@ def picky(x):
     return str(x).upper()[:3]
 
 
+class Box:
+    """An object of the user's whose operations are seen."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        CALLS.append("len")
+        return len(self.items)
+
+    def __str__(self):
+        CALLS.append("str")
+        return "-".join(self.items)
+
+    def __iter__(self):
+        CALLS.append("iter")
+        return iter(self.items)
+
+    def __contains__(self, item):
+        CALLS.append(f"has {item}")
+        return item in self.items
+
+    def __getitem__(self, key):
+        CALLS.append("item")
+        return self.items[key]
+
+    @property
+    def last(self):
+        return self.items[-1]
+
+
+BOX = Box(["a", "b"])
+
+
 def pure(x, y="-"):
     return f"{y}{x}{y}"
 
@@ -79,7 +113,7 @@ class _Writer:
         """Statements; `names` and `variables` grow by what is surely set."""
         kinds = [
             "text", "text", "gen", "gen", "gen", "select", "if", "if", "for", "while", "fork", "tool", "try", "part",
-            "append", "set", "scope", "unnamed", "comprehension", "end",
+            "append", "set", "scope", "unnamed", "comprehension", "object", "end",
         ]  # fmt: skip
         start = len(self.lines)
         for _ in range(size):
@@ -130,6 +164,25 @@ class _Writer:
         over = self.random.choice(["items", "range(2)", '["u", "v"]', "enumerate(items)", 'q.split(" ")'])
         self.line(depth, f"for {item} in {over}:")
         self.block(depth + 1, [*names, f"str({item})"], list(variables), state, loops + 1, 3)
+
+    def _object(self, depth: int, names: list[str], variables: list[str], state: str, loops: int) -> None:
+        value = self.value(names, variables, state)
+        how = self.random.randint(0, 5)
+        if how == 0:
+            self.line(depth, f'{state} += f"{{BOX}} of {{len(BOX)}}, {{BOX.last}}"')
+        elif how == 1:
+            self.line(depth, f"{state} += BOX[0] + str(BOX)")
+        elif how == 2:
+            self.line(depth, f'if {value} in BOX or BOX.last == "a":')
+            self.block(depth + 1, list(names), list(variables), state, loops, 2)
+        elif how == 3:
+            item = self.name("item")
+            self.line(depth, f"for {item} in BOX:")
+            self.block(depth + 1, [*names, item], list(variables), state, loops + 1, 2)
+        elif how == 4:
+            self.line(depth, f'{state} += ",".join(map(tool, BOX)) + {value}')
+        else:
+            self.line(depth, f'{state} += "yes" if BOX else "no"')
 
     def _while(self, depth: int, names: list[str], variables: list[str], state: str, loops: int) -> None:
         count = self.name("count")
