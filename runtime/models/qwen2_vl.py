@@ -122,8 +122,8 @@ class VisionAttention(nn.Module):
         parts, start = [], 0
         for length, group in groupby(lengths):  # neighbours of one length are computed together
             end = start + length * len(list(group))
-            apart = [y[start:end].view(-1, length, *y.shape[1:]).transpose(1, 2) for y in (q, k, v)]
-            parts.append(F.scaled_dot_product_attention(*apart).transpose(1, 2).flatten(0, 1).flatten(1))
+            q1, k1, v1 = (y[start:end].view(-1, length, *y.shape[1:]).transpose(1, 2) for y in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(q1, k1, v1).transpose(1, 2).flatten(0, 1).flatten(1))
             start = end
         out: Tensor = self.proj(torch.cat(parts))
         return out
