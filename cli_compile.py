@@ -68,6 +68,7 @@ class Compiling:
         from .compiler.budget import budget
         from .compiler.constraints import compile_constraint
         from .compiler.pipeline import plan_stats
+        from .core.picture_tokens import picture_tokens
 
         found = {name: str(count) for name, count in plan_stats(plan).items()}
         vocabulary = self.tokenizer.vocabulary if plan.constraints else None
@@ -76,7 +77,7 @@ class Compiling:
             assert vocabulary is not None
             states += compile_constraint(constraint, vocabulary, encode=self.tokenizer.encode).stats.num_states
         found["constraint_states"] = str(states)
-        cost = budget(plan.program, self.tokenizer)
+        cost = budget(plan.program, self.tokenizer, pictures=picture_tokens(self.model))
         for name in ("requests", "prompt_tokens", "computed", "generated_tokens", "scored_tokens", "forwards", "rows"):
             found[f"run_{name}"] = str(getattr(cost, name))
         if self.cache is not None:

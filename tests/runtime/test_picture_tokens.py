@@ -115,6 +115,9 @@ def test_explain_names_the_tokens_of_pictures(program, capsys):
     out = capsys.readouterr().out
     for line in (6, 7):
         assert f"{program}:{line}: image: 16 tokens of the prompt\n" in out
+    assert cli.main(["compile", f"{program}:ask", "--stats", "--model", str(tiny_vision("llava"))]) == 0
+    stats = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().err.splitlines() if "run_prompt" in line)
+    assert all(30 < int(value.partition("..")[2] or value) < 60 for value in stats.values()) and stats
     assert cli.main(["compile", f"{program}:film", "--explain", "--model", str(tiny_vision("llava"))]) == 0
     assert "video: the model takes no videos" in capsys.readouterr().out
 
