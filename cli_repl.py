@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_programs import CliError
+from .cli_run import sampling_options
 from .core.errors import DslcError
 
 if TYPE_CHECKING:
@@ -76,13 +76,7 @@ def _repl(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise CliError(f"dslc repl needs the package {error.name!r}: pip install 'dslc[repl]'") from None
     del prompt_toolkit
-    options: dict[str, Any] = {}
-    for text in arguments.sampling:
-        name, _, value = text.partition("=")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            raise CliError(f"--sampling {text!r}: write it as NAME=JSON") from None
+    options = sampling_options(arguments.sampling)
     if "seed" not in options:
         options["seed"] = int.from_bytes(os.urandom(7), "little")
     backend = _backend(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
 import sys
@@ -104,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
     runnable = Runnable.of(arguments.program, arguments.tools)
     values: dict[str, Any] = dict(_pair(text, "--arg") for text in arguments.arg)
     values.update(_json_pair(text, "--arg-json") for text in arguments.arg_json)
-    sampling = dict(_json_pair(text, "--sampling") for text in arguments.sampling)
+    sampling = sampling_options(arguments.sampling)
     options = engine_options(arguments)
     if (arguments.args is None) != (arguments.out is None):
         raise CliError("--args FILE and --out FILE go together: one line of results for each line of arguments")
@@ -263,6 +264,20 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not equals or not name:
         raise CliError(f"{option} {text!r}: write it as NAME=VALUE")
     return name, value
+
+
+def sampling_options(texts: list[str]) -> dict[str, Any]:
+    """What `--sampling` gives. Raises CliError for what is no such option."""
+    from .lang.options import LOGPROB_NAMES, SAMPLING_NAMES
+
+    known = {*SAMPLING_NAMES, *LOGPROB_NAMES, "seed", "timeout", "token_budget", "history"}
+    found = dict(_json_pair(text, "--sampling") for text in texts)
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise CliError(f"--sampling {name}: there is no such option; {hint}")
+    return found
 
 
 def _json_pair(text: str, option: str) -> tuple[str, Any]:

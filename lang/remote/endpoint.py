@@ -153,6 +153,7 @@ class RuntimeEndpoint(RemoteBackend):
         except Exception as error:
             fault = self._fault(error, limit)
             hint = NO_SUCH_SERVER if path == "/get_model_info" and fault.kind in ("404", "405", "answer") else ""
+            hint = "; is a server running there?" if fault.kind == "connection" else hint
             raise RemoteError(
                 f"{self.provider}: {method} {self.base_url}{path}: {fault.message}{hint}", field=fault.kind
             ) from error

@@ -145,7 +145,12 @@ COMMANDS = {
     "check nope.py": "nope.py: there is no such file",
     "steps nope.jsonl": "nope.jsonl: there is no such recording",
     "diff a b": "a: there is no such recording",
-    "repl --sampling temperature": "--sampling 'temperature': write it as NAME=JSON",
+    "repl --sampling temperature": "--sampling 'temperature': write it as NAME=VALUE",
+    "repl --sampling temprature=0": "--sampling temprature: there is no such option; did you mean temperature?",
+    "run prog.py:other --sampling xyz=0": "--sampling xyz: there is no such option; there are finish_valid, ",
+    "repl --endpoint localhost:9": "base_url: must begin with http:// or https://, not 'localhost:9'",
+    "repl --endpoint http://127.0.0.1:9": "no connection: ",
+    "repl --model nodir": "nodir: no such folder; give a local folder or a hub id",
     "repl --model m --endpoint http://x": "--model and --endpoint: one of them",
 }
 
