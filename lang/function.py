@@ -191,8 +191,10 @@ class Function:
             return None
         tokenizer = backend.tokenizer if backend.capabilities.token_ids else None
         last = self._last_plan
-        if last is not None and last[0] is tokenizer and last[1] == (options, history) and last[2].guards.hold():
-            return last[3]
+        if last is not None and last[0] is tokenizer and last[2].guards.hold():
+            made_for = last[1]
+            if made_for[1] == history and (made_for[0] is options or made_for[0] == options):
+                return last[3]
         plan = self._plan_to_run(tokenizer, compiled, options, history)
         traced = self._traced
         self._last_plan = (tokenizer, (options, history), traced, plan) if plan is not None and traced else None

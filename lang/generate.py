@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 new_request = maker(GenRequest)
-_new_plain = maker(GenRequest, ("id", "segments", "sampling", "origin"))
+_new_plain = maker(GenRequest, ("id", "segments", "sampling", "origin", "hints"))
 new_origin = maker(Origin)
 
 
@@ -44,11 +44,14 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
     sampling = options.merged(op.sampling, seed_of(executor, stream))
     is_plain = executor.is_plain and op.constraint is None and op.logprobs is None and sampling.n == 1
     if is_plain and (is_op or op.reasoning is None) and sampling.token_healing is None:  # type: ignore[union-attr]
-        segments = prompt(executor, stream)
+        hub = executor.hub
+        segments = prompt(executor, stream) if stream.run or not stream.segments else stream.settled()
         origin = new_origin(executor.title, number, executor.instance, stream.path)
-        plain = _new_plain(request_id(executor), segments, sampling, origin)
-        stream.busy, stream.request_id = step.slot, plain.id
-        executor.hub.send(executor, plain, partial(_ended_plainly, executor, stream, step))
+        hints = executor.hints_of(number) if hub.sends_hints else None
+        hub.num_requests += 1
+        stream.busy, stream.request_id = step.slot, f"{hub.name}-{hub.num_requests}"
+        plain = _new_plain(stream.request_id, segments, sampling, origin, hints)
+        hub.send(executor, plain, partial(_ended_plainly, executor, stream, step))
         return
     is_told = executor.feed is not None and stream is executor.root
     if options.token_budget is not None:
@@ -350,7 +353,8 @@ def _ended_plainly(executor: Executor, stream: Stream, step: Step, event: Finish
             stream.append_generated(output.kept_ids, output.kept_tail, text)
         else:
             stream.append_generated((), text, text)
-        stream.mark(text, slot)
+        slot.start, slot.before = stream.text_len - len(text), stream.last_mark
+        stream.last_mark = slot
         slot.set(text, meta.OutputMeta(event.request_id, None, event, output, executor.tokenizer))
     except Exception as error:
         executor.fail_stream(stream, placed(error, step.where), slot)

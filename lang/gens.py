@@ -136,12 +136,14 @@ class SelectExpr(Expression):
 
 
 _MAX_KNOWN = 4096
+_TEXTS = (str, NoneType)
 
 
 def _remembered(function: F) -> F:
     """The function, whose results are values: a line that asks for the same again gets what it got before."""
-    # By line and arguments: the result, which keeps its line alive and so that line's id its own, and their classes.
-    known: dict[Any, tuple[Any, list[type[Any]]]] = {}
+    # By line and arguments: the result (which keeps its line alive, and so that line's id its own), and the classes of
+    # those arguments that are no plain texts: 1, 1.0 and True are equal.
+    known: dict[Any, tuple[Any, list[tuple[int, type[Any]]], list[tuple[str, type[Any]]]]] = {}
 
     @wraps(function)
     def remembering(*args: Any, **options: Any) -> Any:
@@ -151,14 +153,26 @@ def _remembered(function: F) -> F:
             found = known.get(key)
         except TypeError:  # a list, a dict or a Symbol among them: not hashable
             return function(*args, **options)
-        classes = [*map(type, args), *map(type, options.values())]
-        if found is not None and found[1] == classes:  # 1, 1.0 and True are equal
-            return found[0]
+        if found is not None:
+            made, of_args, of_options = found
+            for name, kind in of_options:
+                if options[name].__class__ is not kind:
+                    break
+            else:
+                for i, kind in of_args:
+                    if args[i].__class__ is not kind:
+                        break
+                else:
+                    return made
         made = function(*args, **options)
         if made.__class__ is GenExpr and made.where is where:
             if len(known) >= _MAX_KNOWN:
                 known.clear()
-            known[key] = (made, classes)
+            known[key] = (
+                made,
+                [(i, value.__class__) for i, value in enumerate(args) if value.__class__ not in _TEXTS],
+                [(name, value.__class__) for name, value in options.items() if value.__class__ not in _TEXTS],
+            )
         return made
 
     return remembering  # type: ignore[return-value]

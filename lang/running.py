@@ -55,6 +55,7 @@ class Running:
     orders: Any = None  # of order-free parts, to be replayed: a mapping, or one for each row
     ahead: Plan | None = None  # of a program that is not whole: its body runs, and is checked against this
     is_special: bool = True  # see `_specialise`
+    is_direct: bool = False  # the plan waits for nothing
 
     @classmethod
     def of(cls, function: Function, options: Mapping[str, Any], where: SourceLoc | None) -> Running:
@@ -85,7 +86,8 @@ class Running:
         is_special = (
             outputs is not None or orders is not None or target.capabilities.speculating or isinstance(target, Keeper)
         )
-        return _new_running(function, target, run, plan, disabled, outputs, orders, ahead, is_special)
+        is_direct = plan is not None and never_waits(plan)
+        return _new_running(function, target, run, plan, disabled, outputs, orders, ahead, is_special, is_direct)
 
     @property
     def known(self) -> Plan | None:
@@ -95,8 +97,7 @@ class Running:
     def task(self, hub: Hub, arguments: dict[str, Any], instance: int = 0, orders: Orders | None = None) -> Task:
         """One instance, as a task of this hub. `orders`: of order-free parts, as the schedule has them."""
         task = Task(*self.made(hub, arguments, instance, orders))
-        if self.plan is not None:
-            task.is_direct = never_waits(self.plan)
+        task.is_direct = self.is_direct
         return task
 
     def made(

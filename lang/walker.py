@@ -93,6 +93,8 @@ def never_waits(plan: Plan) -> bool:
 
 
 class _Walker:
+    __slots__ = ("arguments", "deferred", "executor", "first_stream", "groups", "may_block")
+
     def __init__(self, executor: Executor, arguments: Mapping[str, Any], plan: Plan, may_block: bool) -> None:
         self.executor = executor
         self.arguments = arguments
