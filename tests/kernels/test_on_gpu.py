@@ -83,6 +83,17 @@ def test_engines_on_both_devices_give_the_same_ids(device):
         assert greedy(prompts, 12, device="cuda", attention_backend=backend) == expected
 
 
+def test_engines_capture_their_decodes(device):
+    from dslc.runtime.engine import Engine
+
+    prompts = [[*range(40 * n, 40 * n + 9)] for n in range(1, 6)]
+    launched = greedy(prompts, 12, device="cuda", disable_cuda_graph=True)
+    assert greedy(prompts, 12, device="cuda") == launched
+    options = {"max_running_requests": 8, "max_total_tokens": 4096, "dtype": "float32", "device": "cuda"}
+    with Engine(model_path=str(tiny_checkpoint("llama")), **options) as engine:
+        assert engine.get_server_info()["decode_graphs"] == "batches of [1, 2, 4, 8]"
+
+
 def test_decodes_captured_by_bucket_are_decodes_launched(device):
     """Graphs of several buckets over one set of buffers, replayed with other lengths than they were captured with."""
     import argparse
