@@ -282,8 +282,12 @@ def measure(arguments: argparse.Namespace) -> None:
               [as_text(t["data"]) for t in c.tests if t["valid"]]) for c in found]  # fmt: skip
     items = speed.load_items(texts, tekken, arguments.instances, arguments.max_tokens)
     print(f"{len(items)} schemas, {sum(len(w) for i in items for w in i.walks)} tokens")
-    {"masks": lambda: speed.masks(items, engines, tekken, arguments.limit_s), "compile": lambda: speed.compile_times(items, engines),
-     "forced": lambda: speed.forced(items, engines)}[arguments.verb]()  # fmt: skip
+    if arguments.verb == "masks":
+        speed.masks(items, engines, tekken, arguments.limit_s)
+    elif arguments.verb == "compile":
+        speed.compile_times(items, engines)
+    else:
+        speed.forced(items, engines)
 
 
 if __name__ == "__main__":
