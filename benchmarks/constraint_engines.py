@@ -49,8 +49,8 @@ class Run(Protocol):
 class Engine(Protocol):
     """`compile` returns a maker of runs; it raises Refused. `forget` drops what was learnt from earlier constraints.
 
-    `may_take_long`: it is measured in a process of its own, with a limit of time, and compiles once, for nothing that it
-    learns in one run serves the next.
+    `may_take_long`: it is measured in a process of its own, with a limit of time, and compiles once, for nothing that
+    it learns in one run serves the next.
     """
 
     name: str
