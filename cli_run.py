@@ -268,7 +268,8 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 def sampling_options(texts: list[str]) -> dict[str, Any]:
     """What `--sampling` gives. Raises CliError for what is no such option."""
-    from .lang.options import LOGPROB_NAMES, SAMPLING_NAMES
+    from .lang.checks import LOGPROB_NAMES
+    from .lang.options import SAMPLING_NAMES
 
     known = {*SAMPLING_NAMES, *LOGPROB_NAMES, "seed", "timeout", "token_budget", "history"}
     found = dict(_json_pair(text, "--sampling") for text in texts)
