@@ -31,7 +31,7 @@ class _Norm:
 
     def __init__(self, norm: RMSNorm) -> None:
         size = norm.in_features
-        self.weight = norm.weight.detach() * size**0.5
+        self.weight: Tensor = norm.weight.detach() * size**0.5
         self.floor = torch.tensor((size * norm.eps) ** 0.5, dtype=self.weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
