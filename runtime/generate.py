@@ -108,7 +108,8 @@ class GenerateAPI(ABC):
     ) -> Result | list[Result] | Iterator[Result]:
         """Continue prompts. One prompt with n = 1 gives a dict, several (or n > 1) a list, in order.
 
-        `prompt` is text (special tokens in it are parsed, BOS added as the tokenizer does) or `input_ids` are final.
+        `prompt` is text (special tokens in it are parsed, BOS added as the tokenizer does), or `input_ids` are final:
+        lists, arrays or tensors of ids.
         `sampling_params`: a SamplingParams, or a dict of its fields (`sampling_seed` is another name of `seed`) with
         at most one of `regex`, `json_schema`, `ebnf`; one for all prompts or one for each. Each result has `text`,
         `output_ids` and `meta_info`: id, finish_reason, prompt_tokens, completion_tokens, cached_tokens, e2e_latency
