@@ -13,7 +13,7 @@ from support.constraint_support import mask_of, small_vocabulary
 from dslc.compiler.constraints import automata as automata_module
 from dslc.compiler.constraints import compile_constraint
 from dslc.compiler.constraints.automata import Automata
-from dslc.compiler.constraints.bounds import QUICK_WORK, work_of
+from dslc.compiler.constraints.bounds import INLINE_WORK, QUICK_WORK, work_of
 from dslc.compiler.constraints.compile import build_automaton
 from dslc.compiler.constraints.effort import TakesLong, at_most, short_turns
 from dslc.compiler.constraints.persist import automaton_from_bytes, automaton_to_bytes
@@ -81,6 +81,8 @@ def test_the_bound_tells_small_from_large_without_building():
     assert work_of(regex("[ab]{1,50000}")) > QUICK_WORK
     assert work_of(schema({"enum": [f"value {i}" for i in range(100_000)]})) > QUICK_WORK
     assert work_of(schema({"type": "string", "pattern": "^(a|b)*c$", "maxLength": 60_000})) > QUICK_WORK
+    # What is refused for its length alone needs no other process.
+    assert work_of(regex("(.{1,5000}){1,5000}")) <= INLINE_WORK
 
 
 def test_another_process_gives_the_same_automaton_and_the_same_errors():
