@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import invert
 from typing import TYPE_CHECKING, Any
 
 from .prompts import prompts
@@ -94,7 +95,7 @@ def first_text(
     if not as_text:
         return first_prompt(instance, tokenizer, orders)
     for prompt in prompts(instance.plan.program, tokenizer, instance.arguments, orders):
-        return (*prompt.ids, *(-1 - ord(char) for char in prompt.pending or ""))
+        return (*prompt.ids, *map(invert, map(ord, prompt.pending or "")))  # negative: no ids
     return ()
 
 

@@ -11,7 +11,7 @@ from ..core.events import Finished
 from ..core.request import GenRequest
 from ..core.sampling import SamplingParams
 from .choices import choices_method
-from .generate import new_request, origin, prompt, request_id, seconds_left, seed_of, send
+from .generate import new_request, origin, prompt, seconds_left, seed_of, send
 from .stream import Step, Stream
 from .turns import turns
 
@@ -39,7 +39,7 @@ def choose(executor: Executor, stream: Stream, step: Step, choices: tuple[str, .
     stream.num_requests += 1
     temperature: Any = op.temperature
     request = new_request(
-        request_id(executor),
+        executor.hub.new_id(),
         prompt(executor, stream),
         sampling=SamplingParams(
             temperature=temperature,

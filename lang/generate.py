@@ -48,8 +48,7 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         segments = prompt(executor, stream) if stream.run or not stream.segments else stream.settled()
         origin = new_origin(executor.title, number, executor.instance, stream.path)
         hints = executor.hints_of(number) if hub.sends_hints else None
-        hub.num_requests += 1
-        stream.busy, stream.request_id = step.slot, f"{hub.name}-{hub.num_requests}"
+        stream.busy, stream.request_id = step.slot, hub.new_id()
         plain = _new_plain(stream.request_id, segments, sampling, origin, hints)
         hub.send(executor, plain, partial(_ended_plainly, executor, stream, step))
         return
@@ -65,7 +64,7 @@ def generate(executor: Executor, stream: Stream, step: Step) -> None:
         healed = _give_back(executor, stream, op, sampling.token_healing)
         reasoning, constraint = _markers(executor, op), _constraint(executor, op)
     request = new_request(
-        request_id(executor),
+        executor.hub.new_id(),
         prompt(executor, stream),
         sampling=sampling,
         healed=healed,
@@ -105,7 +104,7 @@ def _speculate(executor: Executor, stream: Stream, step: Step, sampling: Samplin
     """Take the text of a gen from what the last call wrote, or make a call that writes on for the next gens too."""
     assert executor.num_spec_tokens is not None
     request = new_request(
-        request_id(executor),
+        executor.hub.new_id(),
         (),
         sampling=replace(sampling, stop=(), max_new_tokens=max(sampling.max_new_tokens, executor.num_spec_tokens)),
         token_texts=True,
@@ -127,7 +126,7 @@ def _speculate(executor: Executor, stream: Stream, step: Step, sampling: Samplin
             _generated(executor, stream, step, request, None, own)
             return
         stream.ahead = None  # where its text ends cannot be told from this call: it gets one of its own
-        again = replace(request, id=request_id(executor), sampling=sampling, token_texts=False)
+        again = replace(request, id=executor.hub.new_id(), sampling=sampling, token_texts=False)
         send(executor, stream, again, step, partial(_generated, executor, stream, step, again, None))
 
     send(executor, stream, request, step, written)
@@ -173,13 +172,6 @@ def prompt(executor: Executor, stream: Stream) -> tuple[Segment, ...]:
     if stream.run:
         close_run(executor, stream)
     return stream.settled()
-
-
-def request_id(executor: Executor) -> str:
-    """A name that no other request of this process has (its origin says where it comes from)."""
-    hub = executor.hub
-    hub.num_requests += 1
-    return f"{hub.name}-{hub.num_requests}"
 
 
 def origin(executor: Executor, stream: Stream, number: int) -> Origin:

@@ -98,6 +98,7 @@ class Hub:
     sends_hints = False  # requests say which KV their plan needs again
     by_path = False  # of those sent together, the ones go first after which most is still to come
     num_requests = 0
+    _name = ""  # of this hub; made with its first request
     is_wary = False  # code of the user's that was thought to be quick has kept a thread
     held_since: float | None = None  # when the body that runs was resumed
     hands: Hands | None = None  # who makes calls that may block; None: the hub's own thread
@@ -113,10 +114,17 @@ class Hub:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.tokenizer = backend.tokenizer if backend.capabilities.token_ids else None
-        self.name = f"{_PROCESS[0]}-{next(_NAMES)}"
         self._outbox: list[GenRequest] = []
         self._in_flight: dict[str, InFlight] = {}
         self._inbox: deque[Event] = deque()
+
+    def new_id(self) -> str:
+        """A name for a request that no other of this process has."""
+        self.num_requests += 1
+        name = self._name
+        if not name:
+            name = self._name = f"{_PROCESS[0]}-{next(_NAMES)}"
+        return f"{name}-{self.num_requests}"
 
     def _open(self) -> None:
         """Before the first task: a hub that its caller drives for a single program needs none of these."""

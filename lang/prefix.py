@@ -38,7 +38,7 @@ def cache_prefix(function: Function, backend: Backend) -> int:
             ended.append(event)
 
     request = GenRequest(
-        id=f"{Hub(backend).name}-prefix",
+        id=Hub(backend).new_id(),
         segments=(Segment(ids=ids),),
         sampling=SamplingParams(max_new_tokens=0, temperature=0.0),
     )

@@ -116,11 +116,10 @@ class Running:
         if plan is None:
             return executor, lambda: function.body(ProgramState(executor), **arguments)
         may_block = False
-        if function.types:
-            executor.types = function.types
-        if function.hosts:
-            executor.hosts = function.hosts
-            may_block = self.may_block
+        if types := function.types:
+            executor.types = types
+        if hosts := function.hosts:
+            executor.hosts, may_block = hosts, self.may_block
         return executor, lambda: walk_plan(executor, plan, arguments, may_block)
 
     def _specialise(
@@ -146,7 +145,7 @@ class Running:
         known = self.plan
         if known is None:
             known = self.ahead
-        else:
+        elif self.backend.capabilities.max_context_len is not None:
             self.refuse_overflow()
         if known is not None and nested is None and known.has_branches:
             together.prepare_one(hub, known, self.disabled)

@@ -22,7 +22,7 @@ from . import meta
 from .checks import check_choices
 from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
 from .choosing import choose
-from .generate import ended, new_origin, request_id, seconds_left, seed_of, send
+from .generate import ended, new_origin, seconds_left, seed_of, send
 from .quick import maker
 from .steps import check_text, placed, warn_of_specials
 from .stream import Step, Stream, new_segment
@@ -213,7 +213,7 @@ def _request(
 ) -> GenRequest:
     left = seconds_left(executor) if executor.options.is_bounded else None
     where_from = new_origin(executor.title, number, executor.instance, stream.path)
-    return _new_score(request_id(executor), fixed, _NO_SAMPLING, trie, left, where_from)
+    return _new_score(executor.hub.new_id(), fixed, _NO_SAMPLING, trie, left, where_from)
 
 
 def _score_alone(
