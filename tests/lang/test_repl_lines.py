@@ -39,7 +39,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    sys.modules.pop("helpers", None)
+    for name in ("helpers", "prog"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
