@@ -167,6 +167,7 @@ def test_a_journal_of_dslc_run_and_a_recording_are_of_one_format(tmp_path, capsy
         from prog import tale
     finally:
         sys.path.remove(str(tmp_path))
+        sys.modules.pop("prog", None)
     assert tale.run(backend=dslc.replay(journal)).text() == text
     with dslc.Engine() as engine:
         recorded = tale.run(backend=engine, record=tmp_path / "run.jsonl", seed=8).text()

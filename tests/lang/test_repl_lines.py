@@ -38,6 +38,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "helpers.py").write_text("def shout(text):\n    return text.upper()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("helpers", "prog"):  # of other tests
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield tmp_path
     for name in ("helpers", "prog"):
         sys.modules.pop(name, None)
