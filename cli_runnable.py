@@ -56,7 +56,9 @@ class Runnable:
         except DslcError as error:
             raise CliError(f"{path}: {error.message}") from None
         if not plan.is_whole:
-            reason = next((f": {op.where}: {op.reason}" for op in walk(plan.program.body) if isinstance(op, Opaque)), "")
+            reason = next(
+                (f": {op.where}: {op.reason}" for op in walk(plan.program.body) if isinstance(op, Opaque)), ""
+            )
             raise CliError(f"{path}: the plan has a break, so it needs its Python body: run the Python file{reason}")
         hosts = host_objects(tools) if tools is not None else {}
         missing = [name for name in host_names(plan.program) if name not in hosts]

@@ -334,7 +334,16 @@ def test_every_way_to_give_a_video_gives_the_chosen_frames(tmp_path):
     for number, frame in enumerate(film):
         Image.fromarray(frame).save(folder / f"frame-{number + 4}.png")  # 10 comes after 9, not after 1
     wanted = film[[0, 3, 6]]
-    for way in (str(folder), folder, film, list(film), [Image.fromarray(frame) for frame in film], str(array), array.read_bytes(), moving):
+    for way in (
+        str(folder),
+        folder,
+        film,
+        list(film),
+        [Image.fromarray(frame) for frame in film],
+        str(array),
+        array.read_bytes(),
+        moving,
+    ):
         assert (decode_frames(video_ref(way, 3)) == wanted).all(), type(way)
 
 
