@@ -149,8 +149,8 @@ def image(expr: Any) -> Expression:
 @traceable
 def video(path: Any, num_frames: int, fps: float | None = None) -> Expression:
     """Append a video of which `num_frames` frames are used, evenly spread: a film (mp4, webm, ...), a GIF, an animated
-    WebP, an .npy, a folder of pictures, or a list of frames. `fps`: frames a second of the source, where it does not say
-    itself; models that know the time use it."""
+    WebP, an .npy, a folder of pictures, or a list of frames. `fps`: frames a second of the source, where it does not
+    say itself; models that know the time use it."""
     options: tuple[tuple[str, Any], ...] = (("num_frames", num_frames),)
     return MediaExpr("video", path, options if fps is None else (*options, ("fps", fps)), caller())
 
