@@ -127,19 +127,20 @@ def _run(backend: Any, prompts: Sequence[tuple[int, ...]], output: int, name: st
             raise event.error.exception()
 
 
-def tokens_with(prompts: Sequence[Sequence[int]], order: Sequence[int], capacity: float) -> int:
+def tokens_with(prompts: Sequence[Sequence[int] | str], order: Sequence[int], capacity: float) -> int:
     """About how many tokens these prompts compute, one after the other in this order, if a cache of `capacity` tokens
-    drops whole prompts, those that were used longest ago first."""
+    drops whole prompts, those that were used longest ago first. A prompt may be a string: a character for a token."""
     kept: list[tuple[bytes, int]] = []  # (prompt, tokens that it adds to those kept)
     held = computed = 0
     for number in order:
-        key = key_of(prompts[number])
+        ids = prompts[number]
+        key = ids.encode("utf-32-le", "surrogatepass") if isinstance(ids, str) else key_of(ids)
         best, place = 0, -1
         for i, (other, _) in enumerate(kept):
             shared = common_ids(key, other)
             if shared > best:
                 best, place = shared, i
-        num = len(prompts[number])
+        num = len(ids)
         computed += max(num - best, 1 if num else 0)
         if place >= 0:
             kept.append(kept.pop(place))  # what it shares was used just now

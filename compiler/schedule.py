@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import invert
 from typing import TYPE_CHECKING, Any
 
 from .prompts import prompts
@@ -17,6 +16,8 @@ from .prompts import prompts
 if TYPE_CHECKING:
     from ..core.text.tokenizer import Tokenizer
     from .plan import Plan
+
+_ABOVE_TEXT = 0x88000  # characters from here on stand for ids: no script has any, and half a million ids fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,33 @@ def first_prompt(
 def first_text(
     instance: Instance, tokenizer: Tokenizer, orders: Mapping[str, tuple[int, ...]] | None, *, as_text: bool
 ) -> Sequence[Any]:
-    """The same to sort by. With `as_text` the text after the settled ids stays characters: that costs no tokenising."""
+    """The same to sort by. With `as_text` it is a string in which the settled ids are characters of their own, and the
+    text after them stays what it is: that costs no tokenising."""
     if not as_text:
         return first_prompt(instance, tokenizer, orders)
     for prompt in prompts(instance.plan.program, tokenizer, instance.arguments, orders):
-        return (*prompt.ids, *map(invert, map(ord, prompt.pending or "")))  # negative: no ids
-    return ()
+        return "".join([chr(_ABOVE_TEXT + number % _ABOVE_TEXT) for number in prompt.ids]) + (prompt.pending or "")
+    return ""
 
 
 def depth_first_order(known: Sequence[Sequence[Any]]) -> tuple[int, ...]:
     """The order of a depth-first walk through the trie of these sequences, children as they first come."""
-    return _node([tuple(ids) for ids in known], tuple(range(len(known))), 0, ()).instances
+    order: list[int] = []
+    todo: list[tuple[list[int], int]] = [(list(range(len(known))), 0)]
+    while todo:
+        members, depth = todo.pop()
+        if len(members) == 1:
+            order += members
+            continue
+        groups: dict[Any, list[int]] = {}
+        for i in members:
+            if len(known[i]) > depth:
+                groups.setdefault(known[i][depth], []).append(i)
+            else:
+                order.append(i)
+        for group in reversed(groups.values()):
+            todo.append((group, _agreed(known, group, depth) if len(group) > 1 else depth))
+    return tuple(order)
 
 
 def schedule_prompts(known: Sequence[tuple[int, ...]]) -> Schedule:
@@ -154,7 +171,7 @@ def _finish(drafts: list[_Draft]) -> Node:
     raise AssertionError("the root is the first draft")
 
 
-def _agreed(known: Sequence[tuple[int, ...]], group: list[int], depth: int) -> int:
+def _agreed(known: Sequence[Any], group: list[int], depth: int) -> int:
     """How far the group, which agrees beyond `depth`, agrees."""
     first = known[group[0]]
     stop = min(len(known[i]) for i in group)

@@ -29,9 +29,9 @@ def run(draft: Draft) -> Draft:
     orders = draft.orders or ({},) * len(instances)
     known = [first_text(item, tokenizer, order, as_text=as_text) for item, order in zip(instances, orders, strict=True)]
     order = depth_first_order(known)
-    if not draft.machine.compares:
+    capacity = draft.machine.kv_tokens
+    if capacity is None or not draft.machine.compares:  # of an unknown cache the order asks least
         return replace(draft, order=order)
-    capacity = draft.machine.kv_tokens or 0
     choices = [(one, float(tokens_with(known, one, capacity)), 0.0) for one in (draft.order, order)]
     return replace(draft, order=draft.machine.cost.cheapest(choices))
 
