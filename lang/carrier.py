@@ -137,6 +137,8 @@ class CarrierHub(Hub):
     def _serve(self) -> None:
         while True:
             self._run_calls()
+            if self._inbox:
+                self._deliver()  # also what comes for requests that were given up: it would be news for ever
             if self._progress():
                 while self._ended:
                     self._tell(self._ended.popleft())

@@ -11,8 +11,10 @@ import pytest
 from support.scripted import ScriptedBackend
 
 import dslc
-from dslc.core.errors import Aborted, QueueFull
+from dslc.core.errors import Aborted, ErrorInfo, QueueFull
+from dslc.core.events import Failed
 from dslc.lang import hub, takeover
+from dslc.lang.carrier import CarrierHub, carriers_of
 
 
 @dslc.function
@@ -345,3 +347,15 @@ def test_a_batch_that_was_abandoned_in_a_cycle_harms_no_other_when_it_is_collect
 
 def test_aborting_is_an_error_of_ours():
     assert issubclass(Aborted, dslc.DslcError)
+
+
+def test_an_event_for_a_request_that_was_given_up_lets_its_carrier_rest():
+    """A result that comes after its program has ended is nobody's: the thread that it comes to must not turn on it."""
+    backend = ScriptedBackend("ok")
+    carrier = CarrierHub(backend, carriers_of(backend).driver)
+    thread = threading.Thread(target=carrier.serve, daemon=True)
+    thread.start()
+    carrier._receive(Failed("a request of yesterday", ErrorInfo.of(Aborted("late"))))
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not carrier.add(None)  # it has closed, as one does that has had nothing to do for a while
