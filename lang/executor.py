@@ -120,10 +120,7 @@ class Executor:
             if var is not None:
                 if kind is Gen and self.types is not NOTHING:
                     slot.spec = self.types.get(var)
-                if self.feed is None and stream.changes is None:
-                    stream.variables[var] = slot
-                else:
-                    self._set_variable(stream, var, slot)
+                self._set_variable(stream, var, slot)
             if not needs and resolve is None:
                 self.push(stream, step)
                 return
@@ -155,20 +152,21 @@ class Executor:
         else:
             self.push(stream, Step(rules.plain_text, text, extra=where))
 
-    def append_gen(self, number: int, expr: GenExpr[Any]) -> None:
-        """`emit` of the Gen of an expression, without the op."""
+    def _taking(self, number: int, where: SourceLoc | None) -> Stream:
+        """The stream, if it takes a generation: programs that run far ahead of theirs wait here."""
         stream = self.streams[number]
         if stream.is_joined or stream.error is not None or self.is_finished:
-            self._refuse(stream, expr.where)
+            self._refuse(stream, where)
         if len(stream.queue) >= MAX_AHEAD and self.hub.may_suspend:
-            self.sync(number, expr.where)
-        slot = Slot()
+            self.sync(number, where)
+        return stream
+
+    def append_gen(self, number: int, expr: GenExpr[Any]) -> None:
+        """`emit` of the Gen of an expression, without the op."""
+        stream, slot = self._taking(number, expr.where), Slot()
         slot.spec = expr.spec
         if expr.var is not None:
-            if self.feed is None and stream.changes is None:
-                stream.variables[expr.var] = slot
-            else:
-                self._set_variable(stream, expr.var, slot)
+            self._set_variable(stream, expr.var, slot)
             if expr.reasoning is not None:
                 slot.beside = Slot()
                 self._set_variable(stream, f"{expr.var}{REASONING_SUFFIX}", slot.beside)
@@ -177,17 +175,9 @@ class Executor:
 
     def append_select(self, number: int, expr: SelectExpr) -> None:
         """`emit` of the Select of an expression, without the op."""
-        stream = self.streams[number]
-        if stream.is_joined or stream.error is not None or self.is_finished:
-            self._refuse(stream, expr.where)
-        if len(stream.queue) >= MAX_AHEAD and self.hub.may_suspend:
-            self.sync(number, expr.where)
-        slot = Slot()
+        stream, slot = self._taking(number, expr.where), Slot()
         if expr.var is not None:
-            if self.feed is None and stream.changes is None:
-                stream.variables[expr.var] = slot
-            else:
-                self._set_variable(stream, expr.var, slot)
+            self._set_variable(stream, expr.var, slot)
         self.push(stream, Step(select, expr, slot, self._next_ref))
         self._next_ref += 1
 
@@ -403,10 +393,11 @@ class Executor:
 
     def _set_variable(self, stream: Stream, var: str, slot: Slot) -> None:
         stream.variables[var] = slot
-        if stream.changes is NO_CHANGES:
-            stream.changes = {var}
-        elif stream.changes is not None:
-            stream.changes.add(var)
+        if stream.changes is not None:  # a branch
+            if stream.changes is NO_CHANGES:
+                stream.changes = {var}
+            else:
+                stream.changes.add(var)
         if self.feed is not None and stream is self.root:
             slot.watch(lambda: self._publish(var, slot))
 

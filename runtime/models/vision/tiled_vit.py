@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .vit import activation
+from .vit import MLP, activation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -70,23 +70,12 @@ class _Attention(nn.Module):
         return projected
 
 
-class _MLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, act: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.act = act
-        self.fc1, self.fc2 = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
-
-
 class _Layer(nn.Module):
     def __init__(self, fields: Mapping[str, Any], act: Callable[[Tensor], Tensor], is_gated: bool) -> None:
         super().__init__()
         hidden, eps = fields["hidden_size"], fields.get("norm_eps", 1e-5)
         self.self_attn = _Attention(hidden, fields["attention_heads"])
-        self.mlp = _MLP(hidden, fields["intermediate_size"], act)
+        self.mlp = MLP(hidden, fields["intermediate_size"], act)
         self.input_layernorm, self.post_attention_layernorm = nn.LayerNorm(hidden, eps), nn.LayerNorm(hidden, eps)
         self.is_gated = is_gated
         if is_gated:

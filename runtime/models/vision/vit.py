@@ -72,7 +72,9 @@ class _Attention(nn.Module):
         return projected
 
 
-class _MLP(nn.Module):
+class MLP(nn.Module):
+    """Two linear layers: [..., hidden] -> [..., hidden]."""
+
     def __init__(self, hidden: int, inner: int, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.act = act
@@ -89,7 +91,7 @@ class _Layer(nn.Module):
         hidden = fields["hidden_size"]
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(hidden, eps), nn.LayerNorm(hidden, eps)
         self.self_attn = _Attention(hidden, fields["num_attention_heads"])
-        self.mlp = _MLP(hidden, fields["intermediate_size"], act)
+        self.mlp = MLP(hidden, fields["intermediate_size"], act)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
