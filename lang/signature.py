@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..compiler.tracing.source import parameters as parameters_of
 from ..core.errors import ArgumentError, ProgramError, SourceLoc
 from .options import RUN_NAMES
 
@@ -14,28 +15,28 @@ from .options import RUN_NAMES
 class Signature:
     """The parameters after the state. Raises ProgramError, at the function's line, where it cannot be a program."""
 
-    __slots__ = ("defaults", "has_options", "name", "names", "names_set", "num_positional", "required", "signature")
+    __slots__ = ("defaults", "has_options", "name", "names", "names_set", "num_positional", "required")
 
     def __init__(self, body: Any, where: SourceLoc) -> None:
         self.name = body.__name__
-        self.signature = inspect.signature(body)
-        parameters = list(self.signature.parameters.values())
+        parameters = parameters_of(body)
         if not parameters or parameters[0].name != "s":
             got = f"not {parameters[0].name!r}" if parameters else "but it has none"
             raise ProgramError(f"the first parameter of the program {self.name} must be 's', {got}", where=where)
+        kinds = inspect.Parameter
         parameters = parameters[1:]
         for p in parameters:
-            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                stars = "*" if p.kind == p.VAR_POSITIONAL else "**"
+            if p.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
+                stars = "*" if p.kind == kinds.VAR_POSITIONAL else "**"
                 raise ProgramError(
                     f"the program {self.name} takes {stars}{p.name}: a program needs named parameters", where=where
                 )
-        self.names = tuple(p.name for p in parameters)
+        self.names = tuple([p.name for p in parameters])
         self.names_set = frozenset(self.names)
         self.has_options = bool(self.names_set & RUN_NAMES)  # parameters called like options of run() go before them
-        self.num_positional = sum(p.kind != p.KEYWORD_ONLY for p in parameters)
-        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        self.required = tuple(p.name for p in parameters if p.default is p.empty)
+        self.num_positional = sum(p.kind != kinds.KEYWORD_ONLY for p in parameters)
+        self.defaults = {p.name: p.default for p in parameters if p.default is not kinds.empty}
+        self.required = tuple([p.name for p in parameters if p.default is kinds.empty])
 
     def arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], bound: Mapping[str, Any], where: SourceLoc | None

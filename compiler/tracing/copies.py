@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from ...core.errors import SourceLoc
@@ -16,13 +17,16 @@ from .rewrite import rewrite
 class Copies:
     """The rewritten copies that the paths of one trace share, and the hooks they go through."""
 
-    def __init__(self) -> None:
+    def __init__(self, bound: Iterable[Any] = ()) -> None:
+        """`bound`: the values of arguments that are known."""
         self.hooks = Hooks()
         self.host_table = HostTable()
         self.forced_loops: set[tuple[str, int]] = set()  # loops not to be unrolled
         self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
         self._copies: dict[int, types.FunctionType] = {}
-        self.captured: dict[int, Any] = {}  # mutable objects that the functions followed can reach, by id
+        self.free: dict[int, list[tuple[str, Any]]] = {}  # the same, by id: what they read besides their arguments
+        self._roots: list[Any] = list(bound)  # values that the functions followed can reach, not gone through yet
+        self._captured: dict[int, Any] = {}  # mutable objects found there, by id
         self.names: dict[int, str] = {}  # of the globals and closure variables that the functions read, by id
         self.reads: dict[
             tuple[int, str], tuple[Any, str, Any]
@@ -42,18 +46,24 @@ class Copies:
             return function  # defined inside a copy: rewritten already
         if id(function) not in self._copies:
             self._copies[id(function)] = rewrite(function, self.hooks)
-            for name, value in free_values(function):
-                self.names.setdefault(id(value), f"{function.__module__}:{name}")
             self.originals[id(function)] = function
-            self.captured.update(captured_by(function, {}))
+            free = self.free[id(function)] = free_values(function)
+            for name, value in free:
+                self.names.setdefault(id(value), f"{function.__module__}:{name}")
+                self._roots.append(value)
+            self._roots += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         return self._copies[id(function)]
 
+    def is_captured(self, value: Any) -> bool:
+        """Whether a mutable object can be reached through globals, closures, defaults or arguments that are known."""
+        if self._roots:  # most programs never ask
+            self._captured.update(reachable_mutables(self._roots))
+            self._roots = []
+        return id(value) in self._captured
 
-def captured_by(function: types.FunctionType, bound: Mapping[str, Any]) -> dict[int, Any]:
-    """The mutable objects a function can reach through its globals, closure, defaults and bound arguments."""
-    roots: list[Any] = [*bound.values(), *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    roots += [value for _, value in free_values(function)]
-    return reachable_mutables(roots)
+
+# The names of globals that code may read, nested code included. Code that is equal reads the same.
+_global_names: weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 def free_values(function: types.FunctionType) -> list[tuple[str, Any]]:
@@ -64,11 +74,21 @@ def free_values(function: types.FunctionType) -> list[tuple[str, Any]]:
             found[name] = cell.cell_contents
         except ValueError:
             continue
-    todo = [function.__code__]
-    while todo:
-        code = todo.pop()
-        for name in code.co_names:
-            if name in function.__globals__ and name not in found:
-                found[name] = function.__globals__[name]
-        todo.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
+    known = function.__globals__
+    for name in _names_in(function.__code__):
+        if name in known and name not in found:
+            found[name] = known[name]
     return sorted(found.items())
+
+
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    names = _global_names.get(code)
+    if names is None:
+        found: dict[str, None] = {}
+        todo = [code]
+        while todo:
+            inner = todo.pop()
+            found.update(dict.fromkeys(inner.co_names))
+            todo.extend(const for const in inner.co_consts if isinstance(const, types.CodeType))
+        names = _global_names[code] = tuple(found)
+    return names

@@ -6,19 +6,21 @@ import hashlib
 import inspect
 import marshal
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from ...core.errors import SourceLoc, TraceError
-from ..ir import Arg, Opaque, Param, Program, Return, walk
+from ..ir import Arg, Opaque, Param, Program, Ref, Return, walk
 from ..sink import Sink
-from .copies import Copies, captured_by, free_values
+from .copies import Copies, free_values
 from .events import PathEvent, TraceStop
 from .hooks import is_traceable
 from .loops import Retrace
 from .merge import merge, tree_of
 from .rewrite import CannotRewrite, location
+from .source import parameters
 from .symbols import Symbol, operand
 from .tracer import MAX_OPS, MAX_PATHS, PathTracer
 
@@ -29,8 +31,8 @@ class Guards:
     functions, and attributes of other objects."""
 
     entries: tuple[tuple[Any, str, Any, str], ...] = field(repr=False, default=())
-    inside: tuple[tuple[Any, ...], ...] = field(repr=False, default=())  # objects in the containers among the values
     written: tuple[bytes | None, ...] = field(repr=False, default=())  # containers of plain values
+    inside: tuple[tuple[Any, ...], ...] = field(repr=False, default=())  # of other containers: the objects in them
 
     def hold(self) -> bool:
         """Whether every guarded value is what it was, so that the Program still stands for the function."""
@@ -38,7 +40,9 @@ class Guards:
             now = _read(owner, name)
             if now is not value and not (type(now) is type(value) and isinstance(now, _PLAIN) and now == value):
                 return False
-            if written is not None and _written(now) == written:
+            if written is not None:
+                if _written(now) != written:
+                    return False
                 continue
             if mark and not isinstance(now, _PLAIN) and fingerprint(now) != mark:
                 return False
@@ -76,16 +80,16 @@ def trace(
     bound = dict(bound or {})
     title = title or body.__name__
     params, problem = _params(body, bound)
-    arguments = [p.name for p in params]
+    where = location(body)
+    arguments = [Arg(out=Ref(number), param=p.name, where=where) for number, p in enumerate(params)]
     paths: list[Sequence[PathEvent]] = []
-    copies = Copies()
-    captured = captured_by(body, bound)
+    copies = Copies(bound.values())
     todo: list[list[bool]] = [[]]
     num_ops = 0
     long_loop: tuple[str, int] | None = None
     while todo and len(paths) < MAX_PATHS and num_ops < MAX_OPS and problem is None:
         decisions = todo.pop()
-        tracer = PathTracer(copies, decisions, captured, MAX_OPS)
+        tracer = PathTracer(copies, decisions, MAX_OPS)
         try:
             _run_path(tracer, body, make_state, arguments, bound)
         except Retrace as again:
@@ -103,13 +107,12 @@ def trace(
         if todo and long_loop is not None and (len(paths) >= MAX_PATHS or num_ops >= MAX_OPS):
             copies.forced_loops.add(long_loop)
             paths, todo, num_ops, long_loop = [], [[]], 0, None
-    where = location(body)
     if problem is not None:
-        args = tuple(Arg(out=_ref(i), param=name, where=where) for i, name in enumerate(arguments))
-        ops: Any = (*args, Opaque(reason=problem.message, where=problem.where))
+        ops: Any = (*arguments, Opaque(reason=problem.message, where=problem.where))
     else:
         ops = merge(tree_of(paths), f"unexplored: more than {MAX_PATHS} paths or {MAX_OPS} ops")
-    guards = _guards(list({id(body): body, **copies.originals}.values()), list(copies.reads.values()))
+    free = {**copies.free} if copies.free else {id(body): free_values(body)}
+    guards = _guards([(copies.originals.get(key, body), names) for key, names in free.items()], copies.reads.values())
     marks = tuple(sorted({(name, mark) for owner, name, _, mark in guards.entries if mark and _is_function(owner)}))
     program = Program(
         title=title, params=params, body=ops, guards=marks, num_api_spec_tokens=num_api_spec_tokens, where=where
@@ -121,15 +124,15 @@ def _run_path(
     tracer: PathTracer,
     body: types.FunctionType,
     make_state: Callable[[Sink], Any],
-    arguments: list[str],
+    arguments: list[Arg],
     bound: Mapping[str, Any],
 ) -> None:
     """Run the copy once; whatever ends it is the last event."""
     values: dict[str, Any] = dict(bound)
-    for name in arguments:
-        symbol = tracer.symbol()
-        tracer.events.append(Arg(out=symbol.ref, param=name, where=location(body)))
-        values[name] = symbol
+    for op in arguments:
+        assert tracer.new_ref() == op.out
+        tracer.events.append(op)
+        values[op.param] = Symbol(tracer, op.out)
     try:
         state = make_state(tracer)
         result = tracer.follow(body, (state,), values)
@@ -175,30 +178,24 @@ def _line_of(error: Exception, body: types.FunctionType) -> SourceLoc | None:
     return found
 
 
-def _ref(number: int) -> Any:
-    from ..ir import Ref
-
-    return Ref(number)
-
-
 def _params(body: types.FunctionType, bound: Mapping[str, Any]) -> tuple[tuple[Param, ...], CannotRewrite | None]:
     """The symbolic parameters, and why the function cannot be traced by its signature alone, if so."""
     params: list[Param] = []
     problem: CannotRewrite | None = None
-    for p in list(inspect.signature(body).parameters.values())[1:]:
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            problem = CannotRewrite(
-                f"it takes {'*' if p.kind == p.VAR_POSITIONAL else '**'}{p.name}", where=location(body)
-            )
+    kinds = inspect.Parameter
+    for p in parameters(body)[1:]:
+        if p.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
+            stars = "*" if p.kind == kinds.VAR_POSITIONAL else "**"
+            problem = CannotRewrite(f"it takes {stars}{p.name}", where=location(body))
             continue
         if p.name in bound:
             continue
-        has_default = p.default is not p.empty
+        has_default = p.default is not kinds.empty
         try:
             default = operand(p.default) if has_default else None
         except TypeError:
             default = None
-        params.append(Param(p.name, has_default, default, p.kind == p.KEYWORD_ONLY))
+        params.append(Param(p.name, has_default, default, p.kind == kinds.KEYWORD_ONLY))
     return tuple(params), problem
 
 
@@ -224,6 +221,8 @@ def _read(function: Any, name: str) -> Any:
 
 
 def _defaults(function: types.FunctionType) -> dict[str, Any]:
+    if not function.__defaults__ and not function.__kwdefaults__:
+        return {}
     code = function.__code__
     names = code.co_varnames[: code.co_argcount]
     positional = function.__defaults__ or ()
@@ -231,20 +230,49 @@ def _defaults(function: types.FunctionType) -> dict[str, Any]:
     return {f"default of {name}": value for name, value in [*pairs, *(function.__kwdefaults__ or {}).items()]}
 
 
-def _guards(functions: Sequence[types.FunctionType], reads: Sequence[tuple[Any, str, Any]]) -> Guards:
+def _guards(
+    functions: Iterable[tuple[types.FunctionType, list[tuple[str, Any]]]], reads: Iterable[tuple[Any, str, Any]]
+) -> Guards:
+    """`functions`: those that were followed, with what they read besides their arguments."""
+    read = [
+        (function, name, value)
+        for function, free in functions
+        for name, value in (*free, *sorted(_defaults(function).items()))
+    ]
     entries: list[tuple[Any, str, Any, str]] = []
-    for function in functions:
-        for name, value in [*free_values(function), *sorted(_defaults(function).items())]:
-            code_like = isinstance(value, (types.ModuleType, type, types.FunctionType)) or callable(value)
-            mark = "" if code_like or is_traceable(value) else fingerprint(value)
-            entries.append((function, name, value, mark))
-    for owner, name, value in reads:
-        entries.append((owner, name, value, fingerprint(value)))
-    return Guards(
-        tuple(entries),
-        tuple(_objects_in(value) if mark else () for _, _, value, mark in entries),
-        tuple(_written(value) if mark else None for _, _, value, mark in entries),
-    )
+    written: list[bytes | None] = []
+    for owner, name, value in (*read, *reads):
+        is_code = isinstance(value, types.ModuleType) or callable(value) or is_traceable(value)
+        is_marked = not is_code or len(entries) >= len(read)
+        written.append(_written(value) if is_marked else None)
+        if not is_marked:
+            mark = ""
+        elif type(value) is str and len(value) < _SHORT:
+            mark = _mark_of_text(value)
+        elif (bytes_ := written[-1]) is not None and len(bytes_) < _SHORT:
+            mark = _mark_of_written(bytes_)
+        else:
+            mark = fingerprint(value)
+        entries.append((owner, name, value, mark))
+    inside = [
+        _objects_in(value) if mark and text is None else ()
+        for (_, _, value, mark), text in zip(entries, written, strict=True)
+    ]
+    return Guards(tuple(entries), tuple(written), tuple(inside))
+
+
+_SHORT = 100_000  # characters or bytes: a few hundred marks of that size are remembered
+
+
+@lru_cache(256)
+def _mark_of_text(text: str) -> str:
+    return fingerprint(text)
+
+
+@lru_cache(256)
+def _mark_of_written(written: bytes) -> str:
+    """Plain values have the same mark when they are written the same."""
+    return fingerprint(marshal.loads(written))
 
 
 def _written(value: Any) -> bytes | None:

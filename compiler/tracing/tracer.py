@@ -85,11 +85,10 @@ class PathTracer:
 
     is_tracing = True
 
-    def __init__(self, copies: Copies, decisions: Sequence[bool], captured: Mapping[int, Any], budget: int) -> None:
+    def __init__(self, copies: Copies, decisions: Sequence[bool], budget: int) -> None:
         self.decisions = decisions
         self.events: list[PathEvent] = []
         self.num_decisions = 0
-        self._captured = captured
         self.forced_loops = copies.forced_loops
         self._budget = budget
         self._ticks = 0
@@ -180,7 +179,7 @@ class PathTracer:
 
     def is_captured(self, value: Any) -> bool:
         """Whether the object existed before the trace, so that the copy must not change it."""
-        return id(value) in self._captured or id(value) in self._copies.captured
+        return self._copies.is_captured(value)
 
     def break_here(self, reason: str, where: SourceLoc | None = None) -> NoReturn:
         """Record a break at the user's line and end the path."""
