@@ -31,7 +31,7 @@ from typing import Any
 import dslc
 from dslc.core.backend import Capabilities
 from dslc.core.events import Finished, FinishReason, Output
-from dslc.lang.quick import maker
+from dslc.core.quick import maker
 
 NUM_OPS = 500  # of a program that repeats one op
 LONG = "x" * 200_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..core.errors import RequestError
-from .quick import maker
+from ..core.quick import maker
 
 
 @dataclass(frozen=True, slots=True)

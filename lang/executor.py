@@ -26,10 +26,10 @@ from ..compiler.ir import (
     Set,
 )
 from ..core.errors import ProgramError, SourceLoc, UndefinedVariable
+from ..core.quick import maker
 from . import rules, steps
 from .generate import generate
 from .options import RunOptions
-from .quick import maker
 from .reasoning_format import REASONING_SUFFIX
 from .score import select
 from .stream import GONE, NO_CHANGES, Slot, Step, Stream

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..compiler.ir import Gen
 from ..core.errors import DeadlineExceeded, ProgramError, RequestError
 from ..core.events import Failed, Finished, Tokens
+from ..core.quick import maker
 from ..core.request import GenRequest, LogprobWish, Origin, Segment
 from . import meta
 from .ahead import Ahead
-from .quick import maker
 from .reasoning_format import REASONING_SUFFIX, ReasoningFormat, Splitter
 from .steps import check_text, close_run, placed, warn_of_specials
 from .stream import Slot, Step, Stream

@@ -26,10 +26,10 @@ import greenlet
 from ..core.backend import Backend
 from ..core.errors import Aborted, EngineError, ErrorInfo, ProgramError, SourceLoc
 from ..core.events import Event, Failed, Finished, Tokens
+from ..core.quick import copier
 from ..core.request import GenRequest
 from .common import CommonGens
 from .pressure import Pressure
-from .quick import copier
 from .stream import Slot
 from .takeover import HOLD_S, Hands
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..core.errors import ArgumentError, SourceLoc
+from ..core.quick import copier, maker
 from ..core.request import LogprobWish
 from ..core.sampling import SamplingParams
 from .checks import LOGPROB_NAMES, Overrides, logprob_wish, sampling_overrides
-from .quick import copier, maker
 
 History = Literal["append", "render"]
 

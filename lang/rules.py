@@ -36,10 +36,10 @@ from ..compiler.ir import (
     Tokens,
 )
 from ..core.errors import ProgramError, SourceLoc, TemplateError
+from ..core.quick import maker
 from . import rendered
 from .generate import generate
 from .media import append_media
-from .quick import maker
 from .score import select
 from .steps import append_special, check_text, close_run, root_of
 from .stream import OpenRole, Slot, Step, Stream

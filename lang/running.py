@@ -15,6 +15,7 @@ from ..compiler.budget import refuse_overflow
 from ..compiler.passes.base import CompileOptions
 from ..core.backend import Backend
 from ..core.errors import Aborted, ArgumentError, SourceLoc
+from ..core.quick import maker
 from . import together
 from .aio import LoopHub
 from .carrier import CarrierHub, carriers_of
@@ -26,7 +27,6 @@ from .hub import Hub, Task
 from .options import RunOptions, checked_outputs, run_options
 from .outside import Outside
 from .prefix import pinned, static_prefix
-from .quick import maker
 from .record import Keeper, recorded
 from .state import ProgramState
 from .takeover import Batch, Hands

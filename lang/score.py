@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..compiler.ir import Select
 from ..core.errors import RequestError
 from ..core.events import Failed, Finished
+from ..core.quick import maker
 from ..core.request import GenRequest, ScoreTrie, Segment
 from ..core.sampling import SamplingParams
 from . import meta
@@ -23,7 +24,6 @@ from .checks import check_choices
 from .choices import ChoicesDecision, ChoicesSamplingMethod, choices_method
 from .choosing import choose
 from .generate import ended, new_origin, seconds_left, seed_of, send
-from .quick import maker
 from .steps import check_text, placed, warn_of_specials
 from .stream import Step, Stream, new_segment
 

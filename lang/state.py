@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overloa
 from ..compiler.ir import Copy, Fork, Gen, Join, Media, Role, Scope, Select, Set, Special, Text
 from ..compiler.tracing.symbols import Symbol, operand
 from ..core.errors import ProgramError, SourceLoc
+from ..core.quick import maker
 from .display import executor_of
 from .exprs import Expression, ExprList, MediaExpr, flatten, not_text
 from .gens import GenExpr, SelectExpr
 from .html import page_html, show, state_html
 from .locate import caller
 from .partial import MISSING, partial_json
-from .quick import maker
 from .traced_group import TracedGroup
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import Any
 from ..compiler.ir import Role, Scope
 from ..core.errors import ProgramError, SourceLoc
 from ..core.media import PLACEHOLDERS
+from ..core.quick import maker
 from ..core.request import MediaRef, Segment
 from ..core.text.tokenizer import Tokenizer
 from .ahead import Ahead
 from .feed import Feed
-from .quick import maker
 from .types import TypeSpec
 
 Run = list[tuple[str, SourceLoc | None]]

@@ -44,9 +44,9 @@ from ..compiler.ir import (
 from ..compiler.plan import Plan
 from ..compiler.renumber import renumbered, with_fields
 from ..core.errors import DslcError, ProgramError, set_place
+from ..core.quick import copier
 from .checks import check_constraint
 from .executor import Executor
-from .quick import copier
 from .steps import check_text
 from .stream import Slot
 from .unordered import arranged

@@ -13,10 +13,10 @@ from support.scripted import ScriptedBackend, ScriptedTokenizer
 import dslc
 from dslc.compiler.ir import Ref, Select
 from dslc.core.errors import SourceLoc
+from dslc.core.quick import copier, maker
 from dslc.core.request import GenRequest, LogprobWish, Origin, ScoreTrie, Segment, decode, encode
 from dslc.core.sampling import SamplingParams
 from dslc.lang import executor, hub
-from dslc.lang.quick import copier, maker
 
 HERE = SourceLoc("x.py", 3, "f")
 VALUES = [
