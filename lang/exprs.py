@@ -118,9 +118,7 @@ class RoleExpr(Expression):
         self.where = where
 
     def append_to(self, state: ProgramState) -> None:
-        with state.role_region(self.role, self.where):
-            if self.content is not None:
-                state.append(self.content)
+        state.emit_turn(self.role, self.content, self.where)
 
 
 class RoleEdgeExpr(Expression):

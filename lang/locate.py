@@ -15,6 +15,7 @@ _MAX_KNOWN = 16384
 # Of calls outside of this package, by (code object, instruction): finding the line of an instruction is slow in a long
 # function. Holding the code keeps its id from being used again.
 _known: dict[tuple[int, int], tuple[CodeType, SourceLoc]] = {}
+_inside: dict[int, CodeType] = {}  # code of this package, by id
 
 
 def caller() -> SourceLoc | None:
@@ -26,7 +27,10 @@ def caller() -> SourceLoc | None:
             return found[1]
         if frame.f_globals.get("__package__") not in _OURS and frame.f_globals.get("__name__") != "contextlib":
             return _note(frame)
+        _inside[id(frame.f_code)] = frame.f_code
         frame = frame.f_back
+        while frame is not None and id(frame.f_code) in _inside:
+            frame = frame.f_back
     return None
 
 

@@ -32,7 +32,7 @@ T = TypeVar("T")
 JoinMode = Literal["gather_variable", "concate_and_append"]
 
 
-new_text, new_gen, new_fork, new_join = maker(Text), maker(Gen), maker(Fork), maker(Join)
+new_text, new_gen, new_role, new_fork, new_join = maker(Text), maker(Gen), maker(Role), maker(Fork), maker(Join)
 
 
 class TracedTypes:
@@ -79,6 +79,8 @@ class ProgramState:
             sink.append_gen(self.stream, other)
         elif other.__class__ is SelectExpr and not sink.is_tracing:
             sink.append_select(self.stream, other)
+        elif isinstance(other, Expression):
+            other.append_to(self)
         else:
             self.append(other)
         return self
@@ -165,6 +167,17 @@ class ProgramState:
     def role_region(self, role: str, where: SourceLoc | None = None) -> _Region:
         """The context manager of a chat turn."""
         return _Region(self, Role(role=role, stream=self.stream, where=where or caller()))
+
+    def emit_turn(self, role: str, content: Any, where: SourceLoc | None) -> None:
+        """Append a whole chat turn."""
+        op = new_role(role=role, stream=self.stream, where=where or caller())
+        sink = self.sink
+        sink.enter(op)
+        try:
+            if content is not None:
+                self.append(content)
+        finally:
+            sink.leave(op)
 
     @overload
     def system(self, expr: None = None) -> _Region: ...

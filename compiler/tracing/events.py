@@ -17,14 +17,14 @@ class TraceStop(BaseException):
     """Ends a path. Not an Exception, so that the user's own `except` clauses do not catch it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Enter:
     """A region opened here."""
 
     op: Role | Scope
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Leave:
     """The innermost region closed here."""
 

@@ -89,6 +89,11 @@ class Hooks:
 
     def method(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """`owner.name(*args, **kwargs)`."""
+        if type(owner) is types.ModuleType:
+            function = getattr(owner, name)
+            if type(function) is types.FunctionType and TRACEABLE in function.__dict__:
+                return function(*args, **kwargs)  # the most usual call of all: `dslc.gen(...)`
+            return self.call(function, *args, **kwargs)
         if not isinstance(owner, Symbol):
             found = attribute(self.tracer, owner, name)
             return self.call(getattr(owner, name) if found is None else found[0], *args, **kwargs)

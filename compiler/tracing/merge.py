@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from ...core.quick import copier
 from ..fields import map_regions, new_streams, refs_in
 from ..ir import (
     AnyOp,
+    Arg,
     Break,
     Case,
     Copy,
@@ -57,10 +59,11 @@ def tree_of(paths: Sequence[Sequence[PathEvent]], start: int = 0) -> Node:
     """The decision tree of paths that are equal up to event `start`."""
     first = paths[0]
     at = start
-    while at < len(first) and not isinstance(first[at], Decision):
+    end = len(first)
+    while at < end and type(first[at]) is not Decision:
         at += 1
     node = Node(list(first[start:at]))
-    if at == len(first):
+    if at == end:
         return node
     decision = first[at]
     assert isinstance(decision, Decision)
@@ -99,15 +102,21 @@ def _drop_dead(node: Node) -> set[int]:
         kind = type(event)
         if kind in _COMPUTING and _is_dead(event, used):
             continue
-        if kind not in _CLOSING:
-            used.update(read_ids(event.op if isinstance(event, Enter) else event))  # type: ignore[arg-type]
+        if kind not in _READS_NOTHING:
+            used.update(read_ids(event))  # type: ignore[arg-type]
         kept.append(event)
-    node.events = kept[::-1]
+    kept.reverse()
+    node.events = kept
     return used
 
 
-_CLOSING = frozenset({Leave, Decision})
+_READS_NOTHING = frozenset({Leave, Enter, Arg})
 _COMPUTING = frozenset({Expr, Host})
+_role_with, _scope_with = copier(Role, "body"), copier(Scope, "body")
+
+
+def _region_with(op: Role | Scope, body: tuple[AnyOp, ...]) -> AnyOp:
+    return _role_with(op, body) if isinstance(op, Role) else _scope_with(op, body)
 
 
 class _Merger:
@@ -118,18 +127,20 @@ class _Merger:
         """The ops up to where the region around `cursor` closes, and the place after that (None: the program ends)."""
         node, at = cursor
         ops: list[AnyOp] = []
-        while at < len(node.events):
+        end = len(node.events)
+        while at < end:
             event = node.events[at]
             at += 1
             kind = type(event)
             if kind is Leave:
                 return ops, (node, at)
-            if isinstance(event, Enter):
+            if kind is Enter:
                 body, rest = self.region((node, at))
-                ops.append(with_fields(event.op, body=tuple(body)))
+                ops.append(_region_with(event.op, tuple(body)))  # type: ignore[union-attr]
                 if rest is None:
                     return ops, None
                 node, at = rest
+                end = len(node.events)
             else:
                 ops.append(event)  # type: ignore[arg-type]
         if node.decision is None:

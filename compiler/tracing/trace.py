@@ -100,7 +100,7 @@ def trace(
             problem = error
             break
         long_loop = tracer.long_loop() or long_loop
-        taken = [event.taken for event in tracer.events if hasattr(event, "taken")]
+        taken = tracer.taken
         todo += [[*taken[:i], False] for i in range(len(decisions), len(taken)) if taken[i]]
         num_ops += len(tracer.events) - (len(paths[-1]) // 2 if paths else 0)
         paths.append(tracer.events)

@@ -88,7 +88,7 @@ class PathTracer:
     def __init__(self, copies: Copies, decisions: Sequence[bool], budget: int) -> None:
         self.decisions = decisions
         self.events: list[PathEvent] = []
-        self.num_decisions = 0
+        self.taken: list[bool] = []  # which way each decision of this path went
         self.forced_loops = copies.forced_loops
         self._budget = budget
         self._ticks = 0
@@ -245,7 +245,7 @@ class PathTracer:
             self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
         self.events.append(Decision(symbol.ref, taken, self._next_ref, self._next_stream, self.here()))
-        self.num_decisions += 1
+        self.taken.append(taken)
         self._facts[key] = taken
         return taken
 
@@ -270,7 +270,7 @@ class PathTracer:
             self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
         self.events.append(Decision(Ref(-1), taken, self._next_ref, self._next_stream, loop.where, loop))
-        self.num_decisions += 1
+        self.taken.append(taken)
         self.has_loops = True
         if taken:
             here = copies_of(sys._getframe(1), lambda frame: frame.f_globals.get(HOOKS) is self._copies.hooks)
@@ -493,8 +493,13 @@ class PathTracer:
         self._next_stream += 1
         return stream
 
+    @property
+    def num_decisions(self) -> int:
+        return len(self.taken)
+
     def _record(self, op: AnyOp) -> None:
-        self.tick()
+        if self._stopped:
+            raise TraceStop
         if len(self.events) >= self._budget:
             self._retrace()
             self.break_here(f"more than {MAX_OPS} ops")
@@ -509,13 +514,11 @@ class PathTracer:
             raise ProgramError("a branch is used after its join", where=op.where)
         if stream.is_left:
             self.break_here("two branches at once of a fork into a number of branches that is not known yet", op.where)
-        if type(op) is Text:
+        kind = type(op)
+        if kind is Text:
             return
-        if isinstance(op, (Gen, Select)):
-            if isinstance(op, Select) or "n" not in dict(op.sampling):
-                self._texts.add(op.out.id)
-            if op.var is not None:
-                self._set(stream, op.var, Symbol(self, op.out))
+        if kind is Gen or kind is Select:
+            self._note_output(op, stream)
         elif isinstance(op, Set):
             self._set(stream, op.var, Symbol(self, op.value) if isinstance(op.value, Ref) else op.value)
         elif isinstance(op, Fork):
@@ -537,20 +540,24 @@ class PathTracer:
                     stream.from_branches |= joined.changed
                     stream.changed |= joined.changed
 
+    def _note_output(self, op: Any, stream: _Stream) -> None:
+        if type(op) is Select or not op.sampling or "n" not in dict(op.sampling):
+            self._texts.add(op.out.id)
+        if op.var is not None:
+            self._set(stream, op.var, Symbol(self, op.out))
+
     def _set(self, stream: _Stream, var: str, value: Any) -> None:
         stream.variables[var] = value
         stream.changed.add(var)
         stream.from_branches.discard(var)
 
     def enter(self, op: Role | Scope) -> None:
-        self.tick()
+        if self._stopped:
+            raise TraceStop
         if self.guards:
             self._check_try(op.where)
-        if (
-            self._open
-            and isinstance(op, Role)
-            and any(isinstance(o, Role) and o.stream == op.stream for o in self._open)
-        ):
+        is_nested = self._open and type(op) is Role
+        if is_nested and any(type(around) is Role and around.stream == op.stream for around in self._open):
             raise ProgramError("roles do not nest: close the open one first", where=op.where)
         self._open.append(op)
         self.events.append(Enter(op))
