@@ -36,7 +36,7 @@ def read_ids(op: AnyOp) -> list[int]:
         kind = type(value)
         if kind is Ref:
             found.append(value.id)
-        elif kind is tuple or kind is ConstraintSpec:
+        elif (kind is tuple and value) or kind is ConstraintSpec:
             _collect(value, found)
     return found
 

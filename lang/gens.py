@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -136,6 +137,8 @@ class SelectExpr(Expression):
 
 
 _MAX_KNOWN = 4096
+_WRITTEN = frozenset({list, dict})
+_MAX_WRITTEN = 10_000  # bytes: so many are remembered
 _TEXTS = (str, NoneType)
 
 
@@ -291,10 +294,12 @@ def gen(
     )  # fmt: skip
     if choices is not None or choices_method is not None:
         return _select_by_gen(name, dict(zip(GEN_OPTIONS, given, strict=True)), where)
+    key: Any = given
     try:
-        known = _known.get(given)
-    except TypeError:  # a list, a dict or a Symbol among them: not hashable
-        return GenExpr(name, _gen_options(dict(zip(GEN_OPTIONS, given, strict=True)), where), where)
+        known = _known.get(key)
+    except TypeError:  # a list or a dict among them, or a Symbol
+        key = _written(given)
+        known = _known.get(key) if key is not None else None
     if known is not None:
         for i, kind in known[0]:
             if given[i].__class__ is not kind:  # 1, 1.0 and True are equal
@@ -302,9 +307,21 @@ def gen(
         else:
             return GenExpr(name, known[1], where)
     options = _gen_options(dict(zip(GEN_OPTIONS, given, strict=True)), where)
-    if len(_known) < _MAX_KNOWN:
-        _known[given] = (tuple([(i, value.__class__) for i, value in enumerate(given) if value is not None]), options)
+    if key is not None and len(_known) < _MAX_KNOWN:
+        _known[key] = (tuple([(i, value.__class__) for i, value in enumerate(given) if value is not None]), options)
     return GenExpr(name, options, where)
+
+
+def _written(given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What was given, with lists and dicts of plain values as bytes; None where they hold anything else."""
+    try:
+        key = tuple([
+            (value.__class__, marshal.dumps(value, 2)) if value.__class__ in _WRITTEN else value for value in given
+        ])  # fmt: skip
+        hash(key)
+    except (TypeError, ValueError):
+        return None
+    return key if sum([len(value[1]) for value in key if value.__class__ is tuple]) < _MAX_WRITTEN else None
 
 
 def _second_place(second: Any, type: Any, constraint: Any, where: SourceLoc | None) -> tuple[Any, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ...core.errors import SourceLoc
 from .hooks import Hooks
-from .host import HostTable
+from .host import HostTable, mentions_language
+from .language import is_language
 from .purity import HOOKS, reachable_mutables
 from .rewrite import rewrite
 
@@ -25,6 +26,7 @@ class Copies:
         self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
         self._copies: dict[int, types.FunctionType] = {}
         self.free: dict[int, list[tuple[str, Any]]] = {}  # the same, by id: what they read besides their arguments
+        self._mentioning: dict[int, tuple[types.FunctionType, bool]] = {}
         self._roots: list[Any] = list(bound)  # values that the functions followed can reach, not gone through yet
         self._captured: dict[int, Any] = {}  # mutable objects found there, by id
         self.names: dict[int, str] = {}  # of the globals and closure variables that the functions read, by id
@@ -53,6 +55,12 @@ class Copies:
                 self._roots.append(value)
             self._roots += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         return self._copies[id(function)]
+
+    def mentions_language(self, function: types.FunctionType) -> bool:
+        """Whether a function of the user's makes parts of a program, or calls one that does."""
+        if id(function) not in self._mentioning:
+            self._mentioning[id(function)] = (function, mentions_language(function, is_language))
+        return self._mentioning[id(function)][1]
 
     def is_captured(self, value: Any) -> bool:
         """Whether a mutable object can be reached through globals, closures, defaults or arguments that are known."""

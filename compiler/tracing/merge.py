@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ...core.quick import copier
-from ..fields import map_regions, new_streams, refs_in
+from ..fields import FIELDS, Kind, map_regions, new_streams, refs_in
 from ..ir import (
     AnyOp,
     Arg,
@@ -213,13 +213,30 @@ def _split_common_end(
 ) -> tuple[list[AnyOp], list[AnyOp], list[AnyOp]]:
     """Take the longest equal ending off both lists; returns what is left of each, and the ending."""
     limit = 0
-    while limit < min(len(yes), len(no)) and type(yes[-1 - limit]) is type(no[-1 - limit]):
+    while limit < min(len(yes), len(no)) and _look_alike(yes[-1 - limit], no[-1 - limit]):
         limit += 1
     for k in range(limit, 0, -1):
         left, right = _canonical(yes[-k:], decision), _canonical(no[-k:], decision)
         if left is not None and left == right:
             return yes[:-k], no[:-k], yes[-k:]
     return yes, no, []
+
+
+_WORDS = {
+    cls: tuple([info.name for info in infos if info.kind in (Kind.STRING, Kind.OPTIONAL_STRING, Kind.OPERAND)])
+    for cls, infos in FIELDS.items()
+}
+
+
+def _look_alike(left: AnyOp, right: AnyOp) -> bool:
+    """Whether two ops may be equal under other numbers, by what costs little to compare."""
+    if type(left) is not type(right):
+        return False
+    for name in _WORDS[type(left)]:
+        one, other = getattr(left, name), getattr(right, name)
+        if type(one) is not type(other) or (type(one) is str and one != other):
+            return False
+    return True
 
 
 def _canonical(ops: Sequence[AnyOp], decision: Decision) -> tuple[AnyOp, ...] | None:
@@ -245,18 +262,20 @@ class _Numbering:
         self.first_stream, self.next_stream = first_stream, first_stream
 
     def region(self, ops: Sequence[AnyOp], refs: dict[int, int], streams: dict[int, int]) -> tuple[AnyOp, ...]:
-        return tuple(self._op(op, refs, streams) for op in ops)
+        return tuple([self._op(op, refs, streams) for op in ops])
 
     def _op(self, op: AnyOp, refs: dict[int, int], streams: dict[int, int]) -> AnyOp:
         kind = type(op)
         first = self.first_ref
+        is_same = not streams
         for number in read_ids(op):
             if number >= first and number not in refs:
                 raise _MadeElsewhere
+            is_same = is_same and refs.get(number, number) == number
         if op.stream:
             self._check_stream(op.stream, streams)
         if kind in _PLAIN:
-            return renumbered_op(op, refs, streams)
+            return op if is_same else renumbered_op(op, refs, streams)
         if isinstance(op, Loop):
             return self._loop(op, refs, streams)
         for stream in op.streams if isinstance(op, Join) else ():
@@ -274,8 +293,11 @@ class _Numbering:
         if out is not None:
             refs[out.id] = self.next_ref
             self.next_ref += 1
-        header = renumbered_op(op, refs, streams)
-        return with_fields(header, **new_body) if new_body else header
+        if not is_same or streams:
+            op = renumbered_op(op, refs, streams)
+        elif out is not None and refs[out.id] != out.id:
+            new_body["out"] = Ref(refs[out.id])
+        return with_fields(op, **new_body) if new_body else op
 
     def _loop(self, op: Loop, refs: dict[int, int], streams: dict[int, int]) -> Loop:
         inside = dict(refs)

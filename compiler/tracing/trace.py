@@ -22,7 +22,7 @@ from .merge import merge, tree_of
 from .rewrite import CannotRewrite, location
 from .source import parameters
 from .symbols import Symbol, operand
-from .tracer import MAX_OPS, MAX_PATHS, PathTracer
+from .tracer import MAX_OPS, MAX_PATHS, PathTracer, Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +84,27 @@ def trace(
     arguments = [Arg(out=Ref(number), param=p.name, where=where) for number, p in enumerate(params)]
     paths: list[Sequence[PathEvent]] = []
     copies = Copies(bound.values())
-    todo: list[list[bool]] = [[]]
+    todo = [Way()]
     num_ops = 0
     long_loop: tuple[str, int] | None = None
     while todo and len(paths) < MAX_PATHS and num_ops < MAX_OPS and problem is None:
-        decisions = todo.pop()
-        tracer = PathTracer(copies, decisions, MAX_OPS)
+        tracer = PathTracer(copies, todo.pop(), MAX_OPS)
         try:
             _run_path(tracer, body, make_state, arguments, bound)
         except Retrace as again:
             copies.forced_loops.add(again.place)
-            paths, todo, num_ops = [], [[]], 0
+            paths, todo, num_ops = [], [Way()], 0
             continue
         except CannotRewrite as error:
             problem = error
             break
         long_loop = tracer.long_loop() or long_loop
-        taken = tracer.taken
-        todo += [[*taken[:i], False] for i in range(len(decisions), len(taken)) if taken[i]]
+        todo += tracer.other_ways()
         num_ops += len(tracer.events) - (len(paths[-1]) // 2 if paths else 0)
         paths.append(tracer.events)
         if todo and long_loop is not None and (len(paths) >= MAX_PATHS or num_ops >= MAX_OPS):
             copies.forced_loops.add(long_loop)
-            paths, todo, num_ops, long_loop = [], [[]], 0, None
+            paths, todo, num_ops, long_loop = [], [Way()], 0, None
     if problem is not None:
         ops: Any = (*arguments, Opaque(reason=problem.message, where=problem.where))
     else:

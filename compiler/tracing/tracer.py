@@ -11,7 +11,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import ProgramError, SourceLoc, UndefinedVariable
 from ..expressions import BOOLEAN, FUNCTIONS
@@ -39,7 +39,7 @@ from ..ir import (
 from .copies import Copies
 from .events import Decision, Enter, Leave, NotInline, PathEvent, TraceStop
 from .hooks import Recipe
-from .host import is_immutable, mentions_language
+from .host import is_immutable
 from .language import holds_language, is_language, may_catch_failures, stand_in
 from .loops import LoopDriver, Retrace, copies_of
 from .purity import HOOKS, is_pure_module, reachable_mutables
@@ -80,13 +80,23 @@ class _Stream:
     is_left: bool = False  # another branch was named since
 
 
+class Way(NamedTuple):
+    """How a path is to go: its first decisions, and which attempts up to there are known to be in vain."""
+
+    decisions: Sequence[bool] = ()
+    vain: Sequence[bool] = ()
+
+
 class PathTracer:
     """Sink and recorder of one path. `run` gives its events; `decisions_taken` says which way it went."""
 
     is_tracing = True
 
-    def __init__(self, copies: Copies, decisions: Sequence[bool], budget: int) -> None:
-        self.decisions = decisions
+    def __init__(self, copies: Copies, way: Way, budget: int) -> None:
+        self.decisions = way.decisions
+        self._vain = way.vain
+        self.attempts: list[bool] = []  # which of those that were not made within another gave nothing
+        self._attempts_before: list[int] = []  # each decision: how many
         self.events: list[PathEvent] = []
         self.taken: list[bool] = []  # which way each decision of this path went
         self.forced_loops = copies.forced_loops
@@ -147,7 +157,7 @@ class PathTracer:
         if function.__globals__.get(HOOKS) is self._copies.hooks:
             return self.follow(function, args, kwargs)
         values = [*args, *kwargs.values()]
-        if holds_language(values) or mentions_language(function, is_language):
+        if holds_language(values) or self._copies.mentions_language(function):
             return self.follow(function, args, kwargs)
         if any(self.is_shared(value) for value in values):
             return self.follow(function, args, kwargs)  # it may change what the program goes on with
@@ -156,6 +166,14 @@ class PathTracer:
 
     def attempt(self, compute: Callable[[], Any]) -> tuple[Any] | None:
         """What `compute` gives if it only computes: no branch, no effect, no error. Otherwise nothing has happened."""
+        number = len(self.attempts)
+        if self._num_inline:
+            return self._attempted(compute)
+        made = None if number < len(self._vain) and self._vain[number] else self._attempted(compute)
+        self.attempts.append(made is None)
+        return made
+
+    def _attempted(self, compute: Callable[[], Any]) -> tuple[Any] | None:
         num_events, first_ref, depth = len(self.events), self._next_ref, self._depth
         self._num_inline += 1
         try:
@@ -244,10 +262,23 @@ class PathTracer:
             self._retrace()
             self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
-        self.events.append(Decision(symbol.ref, taken, self._next_ref, self._next_stream, self.here()))
-        self.taken.append(taken)
+        self._go(Decision(symbol.ref, taken, self._next_ref, self._next_stream, self.here()))
         self._facts[key] = taken
         return taken
+
+    def _go(self, decision: Decision) -> None:
+        self.events.append(decision)
+        self.taken.append(decision.taken)
+        self._attempts_before.append(len(self.attempts))
+
+    def other_ways(self) -> list[Way]:
+        """The ways that leave this path where it went true on its own; up to there they are the same."""
+        first = len(self.decisions)
+        return [
+            Way([*self.taken[:i], False], self.attempts[: self._attempts_before[i]])
+            for i in range(first, len(self.taken))
+            if self.taken[i]
+        ]
 
     def _retrace(self) -> None:
         """A path has grown too long: if a loop was unrolled that went round more than a few times, do not unroll it."""
@@ -269,8 +300,7 @@ class PathTracer:
         if self.num_decisions >= MAX_DECISIONS:
             self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
-        self.events.append(Decision(Ref(-1), taken, self._next_ref, self._next_stream, loop.where, loop))
-        self.taken.append(taken)
+        self._go(Decision(Ref(-1), taken, self._next_ref, self._next_stream, loop.where, loop))
         self.has_loops = True
         if taken:
             here = copies_of(sys._getframe(1), lambda frame: frame.f_globals.get(HOOKS) is self._copies.hooks)
@@ -387,7 +417,7 @@ class PathTracer:
             return None
         function = recipe.make()
         for value in read:
-            if isinstance(value, types.FunctionType) and mentions_language(value, is_language):
+            if isinstance(value, types.FunctionType) and self._copies.mentions_language(value):
                 return None
         try:
             operands = tuple(self.host_operand(value) for value in (first, *free))
