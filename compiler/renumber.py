@@ -6,7 +6,7 @@ is not copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -23,6 +23,7 @@ def _names(cls: type[Any], *kinds: Kind) -> tuple[str, ...]:
 
 _READS = {cls: _names(cls, *_OPERANDS) for cls in OP_CLASSES.values()}
 _VALUES = {cls: _names(cls, *_OPERANDS, Kind.REF, Kind.REFS) for cls in OP_CLASSES.values()}
+_PAIRED = frozenset(name for cls in OP_CLASSES.values() for name in _names(cls, Kind.PAIRS))
 _MADE_STREAMS = {cls: tuple([i.name for i in FIELDS[cls] if i.name in _STREAMS]) for cls in OP_CLASSES.values()}
 _REGIONS = {cls: _names(cls, Kind.REGION) for cls in OP_CLASSES.values()}
 _SLOTS = {cls: tuple([field.name for field in fields(cls)]) for cls in OP_CLASSES.values()}
@@ -36,14 +37,15 @@ def read_ids(op: AnyOp) -> list[int]:
         kind = type(value)
         if kind is Ref:
             found.append(value.id)
-        elif (kind is tuple and value) or kind is ConstraintSpec:
-            _collect(value, found)
+        elif kind is tuple:
+            if value:
+                _collect([part for _, part in value] if name in _PAIRED else value, found)
+        elif kind is ConstraintSpec:
+            _collect((value.source,), found)
     return found
 
 
-def _collect(value: Any, found: list[int]) -> None:
-    if type(value) is ConstraintSpec:
-        value = (value.source,)
+def _collect(value: Iterable[Any], found: list[int]) -> None:
     for item in value:
         kind = type(item)
         if kind is Ref:

@@ -75,8 +75,13 @@ class ExprList(Expression):
         self.parts = parts
 
     def append_to(self, state: ProgramState) -> None:
+        where: SourceLoc | None = None
         for part in self.parts:
-            state.append(part)
+            if part.__class__ is str:
+                where = where or caller()
+                state.append_text(part, where)
+            else:
+                state.append(part)
 
 
 class SpecialExpr(Expression):

@@ -109,6 +109,15 @@ class ProgramState:
         else:
             raise ProgramError(not_text(other), where=caller())
 
+    def append_text(self, text: str, where: SourceLoc | None) -> None:
+        """Append plain text that stands at this line."""
+        if not text:
+            return
+        if self.sink.is_tracing:
+            self.sink.emit(new_text(text=text, stream=self.stream, where=where))
+        else:
+            self.sink.append_text(self.stream, text, where)  # type: ignore[attr-defined]
+
     def emit_gen(self, expr: GenExpr[Any]) -> None:
         """Emit the op of a gen expression."""
         if not self.sink.is_tracing:

@@ -102,7 +102,10 @@ def _drop_dead(node: Node) -> set[int]:
         kind = type(event)
         if kind in _COMPUTING and _is_dead(event, used):
             continue
-        if kind not in _READS_NOTHING:
+        if kind is Text:
+            if type(event.text) is Ref:  # type: ignore[union-attr]
+                used.add(event.text.id)  # type: ignore[union-attr]
+        elif kind not in _READS_NOTHING:
             used.update(read_ids(event))  # type: ignore[arg-type]
         kept.append(event)
     kept.reverse()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import ProgramError, SourceLoc, UndefinedVariable
+from ...core.quick import maker
 from ..expressions import BOOLEAN, FUNCTIONS
 from ..ir import (
     AnyOp,
@@ -45,6 +46,8 @@ from .loops import LoopDriver, Retrace, copies_of
 from .purity import HOOKS, is_pure_module, reachable_mutables
 from .rewrite import CannotRewrite, NoSource
 from .symbols import Symbol, operand
+
+new_expr = maker(Expr)
 
 MAX_PATHS = 256
 MAX_OPS = 4096
@@ -223,10 +226,10 @@ class PathTracer:
         """Record an Expr, or give the one already recorded since the last decision."""
         self.tick()
         try:
-            operands = tuple(operand(arg) for arg in args)
+            operands = tuple([arg if type(arg) is str else operand(arg) for arg in args])
         except TypeError as error:
             self.break_here(str(error))
-        key = (fn, *map(_typed, operands))
+        key = (fn, *[value if type(value) is str else _typed(value) for value in operands])
         known = self._exprs.get(key)
         if known is not None and known[1] == self.num_decisions:
             return known[0]
@@ -236,7 +239,7 @@ class PathTracer:
             self._exprs[key] = (symbol, self.num_decisions)
             return symbol
         symbol = self.symbol()
-        self._record(Expr(out=symbol.ref, fn=fn, args=operands, where=self.here()))
+        self._record(new_expr(out=symbol.ref, fn=fn, args=operands, where=self.here()))
         if fn in TEXT_FUNCTIONS:
             self._texts.add(symbol.ref.id)
         self._exprs[key] = (symbol, self.num_decisions)
@@ -648,7 +651,7 @@ class PathTracer:
         if self._catches_failures and fn != "has":
             return self._record_host(f"state:{fn}", args, (), False, stream)
         symbol = self.symbol()
-        self._record(Expr(stream=stream, out=symbol.ref, fn=fn, args=args, where=self.here()))
+        self._record(new_expr(stream=stream, out=symbol.ref, fn=fn, args=args, where=self.here()))
         self._keys[symbol.ref.id] = (fn, stream, *args)
         return symbol
 
@@ -671,6 +674,8 @@ def _callable_name(function: Any) -> str:
 
 def _typed(value: Any) -> Any:
     """An operand as part of a key: True, 1 and 1.0 are three values."""
+    if type(value) is str:
+        return value
     if isinstance(value, Ref):
         return ("%", value.id)
     if isinstance(value, tuple):
