@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import SourceLoc, TraceError
 from .hooks import Recipe
-from .nodes import changed_in, has_star, index, key_of, located, may_be_any, num_loads, placed
+from .nodes import changed_in, has_star, index, key_of, located, may_be_any, num_loads, placed, walk
 from .purity import HOOKS
 from .source import statements
 
@@ -129,7 +129,7 @@ def _refuse(tree: ast.FunctionDef, function: types.FunctionType) -> None:
         raise CannotRewrite(what, where=SourceLoc(function.__code__.co_filename, line, function.__name__))
 
     local_names = set(function.__code__.co_varnames) | set(function.__code__.co_cellvars)
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Global):
             refuse(f"it assigns to the global {', '.join(node.names)}", node)
         if isinstance(node, ast.Nonlocal) and not set(node.names) <= local_names:
@@ -220,7 +220,7 @@ class _Rewriter(ast.NodeTransformer):
     # -- functions inside: the user's own is needed where one is handed to a function of the user's
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
-        names = {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+        names = {arg.arg for arg in walk(node.args) if isinstance(arg, ast.arg)}
         recipe = self._recipe(node, "<lambda>", names)
         self.local_names.append(names)
         self.generic_visit(node)
@@ -228,8 +228,8 @@ class _Rewriter(ast.NodeTransformer):
         return self._hook("function", node, self._recipe_at(recipe, node), node, self._values(recipe, node))
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:
-        own = {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
-        own |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        own = {arg.arg for arg in walk(node.args) if isinstance(arg, ast.arg)}
+        own |= {n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         self.local_names.append(own)
         self.generic_visit(node)
         self.local_names.pop()
@@ -237,7 +237,7 @@ class _Rewriter(ast.NodeTransformer):
 
     def _comprehension(self, node: Any) -> ast.expr:
         bound = {
-            n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)
+            n.id for g in node.generators for n in walk(g.target) if isinstance(n, ast.Name)
         }  # fmt: skip
         whole = copying.deepcopy(node)
         first = whole.generators[0].iter
@@ -257,7 +257,7 @@ class _Rewriter(ast.NodeTransformer):
     def _recipe(self, node: ast.expr, kind: str, own: set[str], *first: str) -> int:
         """The number of the recipe for a function whose own names are `own`."""
         reads = tuple(
-            dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+            dict.fromkeys(n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
         )
         around = set().union(*self.local_names)
         names = tuple(name for name in reads if name in around and name not in own)
@@ -383,7 +383,7 @@ class _Rewriter(ast.NodeTransformer):
             isinstance(e, ast.Starred) for e in target.elts
         )
         width = ast.Constant(value=len(target.elts) if is_plain else 0)  # type: ignore[attr-defined]
-        own = {n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        own = {n.id for n in walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         num_own = ast.Constant(value=len(own))  # they are the first of `names`
         driver = self._hook("for_loop", node, self.visit(node.iter), variables, width, num_own)
         name = self._loop_name()
@@ -396,7 +396,7 @@ class _Rewriter(ast.NodeTransformer):
         return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
 
     def visit_While(self, node: ast.While) -> list[ast.stmt]:
-        if node.orelse or any(isinstance(n, ast.NamedExpr) for n in ast.walk(node.test)):
+        if node.orelse or any(isinstance(n, ast.NamedExpr) for n in walk(node.test)):
             self.loops.append("")
             self.generic_visit(node)
             self.loops.pop()
