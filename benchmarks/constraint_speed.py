@@ -18,6 +18,7 @@ from constraint_engines import Engine, Own, OwnRun, Refused, Run, Tekken
 
 from dslc.compiler.constraints.compile import build_automaton
 from dslc.core.constraint import Constraint
+from dslc.core.errors import ConstraintError
 
 REPEATS = 5
 
@@ -423,13 +424,22 @@ def _bound(run: Run, ids: list[int]) -> int:
 
 
 def load_items(cases: list[tuple[str, str, list[str]]], tekken: Tekken, instances: int, max_tokens: int) -> list[Item]:
-    """(name, schema, texts of valid values) with those of the texts that are in the promised form, tokenised."""
+    """(name, schema, texts of valid values) with those of the texts that are in the promised form, tokenised.
+
+    Says which schemas are refused: those are left out.
+    """
     items: list[Item] = []
+    refused: list[str] = []
     for name, source, texts in cases:
-        automaton = build_automaton(Constraint("json_schema", source))
+        try:
+            automaton = build_automaton(Constraint("json_schema", source))
+        except ConstraintError as error:
+            refused.append(f"refused: {name}: {error}")
+            continue
         taken = [text for text in dict.fromkeys(texts) if _reads(automaton, text)]
         if taken:
             items.append(Item(name, source, [tekken.encode(text)[:max_tokens] for text in taken[:instances]]))
+    print("\n".join([*refused[:10], f"{len(refused)} of {len(cases)} schemas refused"]) if refused else "none refused")
     return items
 
 

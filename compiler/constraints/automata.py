@@ -62,15 +62,19 @@ class Automata:
         return found.fresh()
 
     def try_quickly(self, constraint: Constraint) -> bool:
-        """Make the automaton here if few steps do. False: `get` would take a while. An error is left to `get`."""
+        """Make the automaton here if few steps do. False: `get` would take a while. An error is left to `get`.
+
+        What takes long without the interpreter's lock disturbs no other thread: `get` tries that in place, too.
+        """
         with self._lock:
             if constraint in self._recent or hash(constraint) in self._slow:
                 return constraint in self._recent
         try:
             with at_most(QUICK_STEPS):
                 made = self.build(constraint)
-        except TakesLong:
-            self.leave_to_others(constraint)
+        except TakesLong as error:
+            if error.locked:
+                self.leave_to_others(constraint)
             return False
         except ConstraintError:
             return True

@@ -16,23 +16,22 @@ from .regex_syntax import RegexError, parse_regex
 QUICK_WORK = 60_000  # up to which an engine tries it while its caller waits
 INLINE_WORK = 1_000_000  # up to which another caller does, in a limited number of steps
 _PER_CHAR, _PER_POSITION = 4, 3
+_CONSTANTS_PER_US = 4  # characters of texts in an enum
 _MAX_COUNTED = 2**20
 
 
-def work_of(constraint: Constraint) -> int:
-    """A bound on the work; sources that are refused at once are little work."""
+def work_of(constraint: Constraint, limit: int = INLINE_WORK) -> int:
+    """A bound on the work; sources that are refused at once are little work. One that is above `limit` may be any."""
     source = constraint.source
     work = _PER_CHAR * len(source)
-    if work > INLINE_WORK:
-        return work
-    if constraint.kind == "regex":
+    if constraint.kind == "json_schema" and work <= _PER_CHAR * _CONSTANTS_PER_US * limit:
+        try:
+            return _in_schema(json.loads(source), len(source))
+        except (ValueError, RecursionError):
+            return 0
+    if work <= limit and constraint.kind == "regex":
         positions = positions_of(source)
         return work if positions > MAX_POSITIONS and is_refused(source) else work + _PER_POSITION * positions
-    if constraint.kind == "json_schema":
-        try:
-            return work + _PER_POSITION * _in_schema(json.loads(source))
-        except (ValueError, RecursionError):
-            return work
     return work
 
 
@@ -60,22 +59,24 @@ def _positions(node: Regex) -> int:
     return sum(map(_positions, node.options)) if isinstance(node, Alt) else 1
 
 
-def _in_schema(value: Any) -> int:
-    """Patterns, each times the length bounds beside it."""
-    total = 0
-    todo = [value]
+def _in_schema(schema: Any, num_chars: int) -> int:
+    """Patterns, each times the length bounds beside it; texts of enums; everything else by the character."""
+    total = constants = 0
+    todo = [schema]
     while todo:
         at = todo.pop()
         if isinstance(at, list):
             todo += at
         elif isinstance(at, dict):
-            todo += at.values()
+            if isinstance(at.get("enum"), list):
+                constants += sum(len(value) + 4 for value in at["enum"] if isinstance(value, str))
+            todo += (value for value in at.values() if isinstance(value, (dict, list)))
             patterns = [at["pattern"]] if isinstance(at.get("pattern"), str) else []
             if isinstance(at.get("patternProperties"), dict):
                 patterns += at["patternProperties"]
             bounds = [at[k] for k in ("minLength", "maxLength") if isinstance(at.get(k), int)]
             length = min(max([1, *bounds]), _MAX_COUNTED)
-            total += sum(map(positions_of, patterns)) * length + length // 16
+            total += _PER_POSITION * (sum(map(positions_of, patterns)) * length + length // 16)
             if isinstance(at.get("multipleOf"), int) and at["multipleOf"] > 100:
-                total += at["multipleOf"] * 20
-    return total
+                total += _PER_POSITION * at["multipleOf"] * 20
+    return total + _PER_CHAR * (num_chars - min(constants, num_chars)) + constants // _CONSTANTS_PER_US

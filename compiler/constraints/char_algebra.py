@@ -12,8 +12,8 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from .char_dfa import MAX_CELLS, MAX_STEPS, CharDfa, IntArray, class_map, from_regex, tidy
-from .charset import ANY
+from .char_dfa import MAX_CELLS, MAX_STEPS, CharDfa, IntArray, class_map, from_regex, read_table, tidy
+from .charset import ANY, MAX_CODE_POINT
 from .effort import spend
 from .minimise import LongArray
 from .native import library
@@ -289,28 +289,33 @@ def _add_member(sets: dict[int, int], bits: list[int], members: int, x: int, y: 
 def from_texts(texts: Iterable[str], labels: Sequence[int] | None = None) -> CharDfa:
     """The finite language of `texts`, each with its label (1 if none are given). Raises TooLarge."""
     given = [*texts]
-    pairs = [*zip(given, labels if labels is not None else [1] * len(given), strict=True)]
-    pairs = [(text, label) for text, label in pairs if text.isascii() or not _SURROGATE.search(text)]
+    numbers = [1] * len(given) if labels is None else [*labels]
+    joined = "".join(given)
+    if not joined.isascii() and _SURROGATE.search(joined):
+        pairs = [(t, n) for t, n in zip(given, numbers, strict=True) if not _SURROGATE.search(t)]
+        given, numbers = [t for t, _ in pairs], [n for _, n in pairs]
+        joined = "".join(given)
     lib = library()
-    if lib is not None and (made := _compiled_tree(lib, pairs)) is not None:
-        return made
-    return from_texts_in_python(pairs)
+    if lib is None:
+        return from_texts_in_python(zip(given, numbers, strict=True))
+    return _compiled_tree(lib, given, numbers, joined) or _compiled_words(lib, given, numbers, joined)
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # not writable as UTF-8
 _MAX_TREE_CELLS = 2_000_000
+MAX_TEXT_CELLS = 16_000_000  # states x characters of a set of texts
+_CHARS_PER_STEP = 60  # of many texts, read without the interpreter's lock
 
 
-def _compiled_tree(lib: ctypes.PyDLL, pairs: list[tuple[str, int]]) -> CharDfa | None:
+def _compiled_tree(lib: ctypes.PyDLL, texts: list[str], labels: list[int], joined: str) -> CharDfa | None:
     """The language of texts with labels; None where the table of its tree would be large."""
-    joined = "".join([text for text, _ in pairs])
-    width, total = len(set(joined)) + 1, len(joined)
-    if (total + 2) * width > _MAX_TREE_CELLS:
+    total = len(joined)
+    if 2 * total > _MAX_TREE_CELLS or (total + 2) * (width := len(set(joined)) + 1) > _MAX_TREE_CELLS:
         return None
     spend(total + 2)
-    lengths, of_text = array("i", [len(text) for text, _ in pairs]), array("i", [label for _, label in pairs])
+    lengths, of_text = array("i", map(len, texts)), array("i", labels)
     out, sizes = np.empty(4 * width + (total + 2) * (width + 1), np.int32), array("i", (0, 0, 0))
-    given = len(pairs), lengths.buffer_info()[0], joined.encode("utf-32-le"), of_text.buffer_info()[0]
+    given = len(texts), lengths.buffer_info()[0], joined.encode("utf-32-le"), of_text.buffer_info()[0]
     if lib.texts_automaton(*given, total, width, MAX_STEPS, out.ctypes.data, sizes.buffer_info()[0]) < 0:
         return None
     states, columns, ranges = sizes
@@ -325,8 +330,29 @@ def _compiled_tree(lib: ctypes.PyDLL, pairs: list[tuple[str, int]]) -> CharDfa |
     )
 
 
-def from_texts_in_python(pairs: Sequence[tuple[str, int]]) -> CharDfa:
-    """`from_texts` without the compiled tree: what it is held against, and what large sets take."""
+def _compiled_words(lib: ctypes.PyDLL, texts: list[str], numbers: list[int], joined: str) -> CharDfa:
+    """The language of many texts with labels, without a tree of all of them. Raises TooLarge."""
+    codes = np.frombuffer(joined.encode("utf-32-le"), np.int32)
+    spend((len(codes) + len(texts)) // _CHARS_PER_STEP)
+    occurs = np.zeros(MAX_CODE_POINT + 1, bool)
+    occurs[codes] = True
+    alphabet = np.flatnonzero(occurs)
+    column: IntArray = np.zeros(MAX_CODE_POINT + 1, np.int32)
+    column[alphabet] = np.arange(1, len(alphabet) + 1, dtype=np.int32)
+    data, width = column[codes], len(alphabet) + 1
+    lengths, labels = np.fromiter(map(len, texts), np.int32, len(texts)), np.array(numbers, np.int32)
+    start = np.zeros(1, np.int32)
+    inputs = (part.ctypes.data for part in (lengths, data, labels))
+    table = lib.words_automaton(len(texts), *inputs, width, MAX_TEXT_CELLS, start.ctypes.data)
+    if table is None:
+        raise TooLarge(f"more than {MAX_TEXT_CELLS // width} automaton states over {len(alphabet)} characters")
+    delta, states = read_table(lib, table, width)
+    bounds, classes = class_map([((c, c),) for c in alphabet.tolist()])
+    return tidy(bounds, classes, delta, states, int(start[0]))
+
+
+def from_texts_in_python(pairs: Iterable[tuple[str, int]]) -> CharDfa:
+    """`from_texts` without what is compiled: what that is held against."""
     nodes: list[dict[str, int]] = [{}, {}]
     ends: dict[int, int] = {}
     for text, label in pairs:
@@ -358,7 +384,7 @@ def _from_trie(nodes: list[dict[str, int]], ends: dict[int, int]) -> CharDfa:
             labels.append(ends.get(node, 0))
         merged[node] = found
     alphabet = sorted({char for row in rows for char in row})
-    if len(rows) * (len(alphabet) + 1) > MAX_CELLS:
+    if len(rows) * (len(alphabet) + 1) > MAX_TEXT_CELLS:
         raise TooLarge(f"{len(rows)} automaton states over {len(alphabet)} characters")
     column = {char: i + 1 for i, char in enumerate(alphabet)}
     delta = np.zeros((len(rows), len(alphabet) + 1), np.int32)

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import charset
 from .charset import MAX_CODE_POINT, Ranges
-from .effort import spend
+from .effort import left, spend
 from .minimise import CYCLIC, LongArray, distances, minimise, partition
 from .native import library
 from .nfa import Nfa, TooLarge, build_nfa
@@ -32,6 +32,10 @@ MAX_STATES = 50_000
 MAX_WORK = 4_000_000  # state-set members looked at while making sets of positions into states
 MAX_CELLS = 8_000_000  # states x classes
 MAX_STEPS = 100_000_000  # of a compiled minimisation
+MAX_FOLLOW = 4_000_000  # pairs of positions of which one follows the other
+MAX_SUBSET_STEPS = 200_000_000  # of making sets of positions into states, compiled: about a second
+COMPILED_STEPS = 20  # as long as one of `effort`'s
+_TOO_MANY_STATES = 1  # as in determinise.c
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +227,65 @@ def from_regex(node: Regex) -> CharDfa:
 
 
 def from_nfa(nfa: Nfa) -> CharDfa:
+    """The minimal automaton of sets of positions. Raises TooLarge."""
+    lib = library()
+    parts = charset.minterms(nfa.sets)
+    if lib is not None and sum(f.bit_count() for f in nfa.follow) <= MAX_FOLLOW:
+        bounds, classes = class_map(parts)
+        return tidy(bounds, classes, *_compiled_subsets(lib, nfa, parts))
+    return from_nfa_in_python(nfa)
+
+
+def _compiled_subsets(lib: ctypes.PyDLL, nfa: Nfa, parts: list[Ranges]) -> tuple[IntArray, IntArray, int]:
+    """Table, labels and start of the sets of positions that can be reached. Raises TooLarge, and TakesLong."""
+    allowed = left()
+    follow = [*map(_members, (*nfa.follow, nfa.start))]
+    first = np.zeros(len(follow) + 1, np.int64)
+    np.cumsum([len(f) for f in follow], out=first[1:])
+    sets = [np.array([bool(charset.intersect(part, s)) for part in parts], np.uint8) for s in nfa.sets]
+    inputs = (
+        np.array(nfa.chars, np.int32),
+        first,
+        np.array([p for f in follow for p in f], np.int32),
+        np.array(sets, np.uint8),
+    )
+    limits = min(MAX_STATES, MAX_CELLS // (len(parts) + 1)), MAX_WORK, MAX_SUBSET_STEPS
+    if allowed is not None:
+        limits = (*limits[:2], min(MAX_SUBSET_STEPS, allowed * COMPILED_STEPS))
+    steps, status = np.zeros(1, np.int64), np.zeros(1, np.int32)
+    shape = len(nfa.chars), len(nfa.sets), len(parts)
+    table = lib.subsets(*shape, *(p.ctypes.data for p in inputs), *limits, steps.ctypes.data, status.ctypes.data)
+    spend(int(steps[0]) // COMPILED_STEPS + 1, locked=False)
+    if status[0] == _TOO_MANY_STATES:
+        raise TooLarge(f"more than {limits[0]} automaton states")
+    if table is None:
+        raise TooLarge("too many combinations of positions")
+    delta, labels = read_table(lib, table, len(parts) + 1)
+    return delta, labels, 1 if len(delta) > 1 else 0
+
+
+def _members(bits: int) -> list[int]:
+    """The numbers of the bits that are set."""
+    if bits.bit_count() > 64:
+        return [i for i, bit in enumerate(reversed(bin(bits)[2:])) if bit == "1"]
+    out = []
+    while bits:
+        out.append((bits & -bits).bit_length() - 1)
+        bits &= bits - 1
+    return out
+
+
+def read_table(lib: ctypes.PyDLL, table: int, width: int) -> tuple[IntArray, IntArray]:
+    """A table that was made in C, [states, width], and its labels. Frees it."""
+    count = lib.table_states(table)
+    delta, labels = np.empty((count, width), np.int32), np.empty(count, np.int32)
+    lib.table_read(table, delta.ctypes.data, labels.ctypes.data)
+    lib.table_free(table)
+    return delta, labels
+
+
+def from_nfa_in_python(nfa: Nfa) -> CharDfa:
+    """`from_nfa` without what is compiled: what that is held against, and what takes very many followers."""
     parts = charset.minterms(nfa.sets)
     bounds, classes = class_map(parts)
     part_of_set = [[i + 1 for i, part in enumerate(parts) if charset.intersect(part, s)] for s in nfa.sets]

@@ -162,8 +162,8 @@ def is_quick(
     if _cache.has(constraint, vocabulary, encode=encode, backend=backend):
         return True
     if constraint_engine(backend).compile is not compile_automaton:
-        return work_of(constraint) <= QUICK_WORK
-    if work_of(constraint) > QUICK_WORK:
+        return work_of(constraint, QUICK_WORK) <= QUICK_WORK
+    if work_of(constraint, QUICK_WORK) > QUICK_WORK:
         automata.leave_to_others(constraint)
         return False
     with short_turns():

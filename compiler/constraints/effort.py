@@ -15,7 +15,12 @@ _SHORT_TURN_S = 0.0002
 
 
 class TakesLong(Exception):
-    """A compilation has gone beyond the steps it was given."""
+    """A compilation has gone beyond the steps it was given. `locked`: in Python; else in what is compiled, without the
+    interpreter's lock."""
+
+    def __init__(self, locked: bool = True) -> None:
+        super().__init__()
+        self.locked = locked
 
 
 class _Left(threading.local):
@@ -25,13 +30,18 @@ class _Left(threading.local):
 _left = _Left()
 
 
-def spend(steps: int) -> None:
+def spend(steps: int, *, locked: bool = True) -> None:
     """Count some steps of work. Raises TakesLong where a limit is set, and passed."""
     left = _left.steps
     if left is not None:
         if left < steps:
-            raise TakesLong
+            raise TakesLong(locked)
         _left.steps = left - steps
+
+
+def left() -> int | None:
+    """The steps that this thread's compilation may still take; None: any number."""
+    return _left.steps
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""What is written in C: the walk over the vocabulary (`walk.c`) and what makes automata (`automata.c`).
+"""What is written in C: the walk over the vocabulary (`walk.c`) and what makes automata (`automata.c`,
+`determinise.c`).
 
 Built once per machine with the C compiler that is there, and loaded. It is an accelerator only: without a compiler, or
 with DSLC_NATIVE=0, Python does the same, slower; the tests hold the two against each other.
@@ -18,14 +19,15 @@ from ...core.cache_folder import cache_folder
 from ...core.native_build import build, is_switched_off
 
 _log = logging.getLogger(__name__)
-_SOURCES = [Path(__file__).with_name(name) for name in ("walk.c", "automata.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("walk.c", "automata.c", "determinise.c")]
 _FLAGS = ("-O2", "-shared", "-fPIC", "-std=gnu11")
 
 _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 RESOLVE = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
 STEP = ctypes.PYFUNCTYPE(_I64, _I64, _I64)
 
-_LONG = ("distances", "product_new", "canonical")  # called without the lock: they may take long
+# Called without the lock, for they may take long:
+_LONG = ("distances", "product_new", "canonical", "subsets", "words_automaton")
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "trie_new": (_P, [_I32, _P, _P, _P, _P, ctypes.c_int, _I32]),
     "trie_free": (None, [_P]),
@@ -45,6 +47,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "product_free": (None, [_P]),
     "canonical": (_I32, [_I32, _I32, _P, _P, _I32, _I32, _P, _I64, _P, _P, _P, _P]),
     "texts_automaton": (_I32, [_I32, _P, ctypes.c_char_p, _P, _I32, _I32, _I64, _P, _P]),
+    "subsets": (_P, [_I32, _I32, _I32, _P, _P, _P, _P, _I64, _I64, _I64, _P, _P]),
+    "words_automaton": (_P, [_I64, _P, _P, _P, _I32, _I64, _P]),
+    "table_states": (_I32, [_P]),
+    "table_read": (None, [_P, _P, _P]),
+    "table_free": (None, [_P]),
     "speller_from_pattern": (_I32, [_I32, _I32, _P, _P, _P, _P]),
     "names_new": (_P, [_I32, _P, _P, _P, _P]),
     "names_free": (None, [_P]),

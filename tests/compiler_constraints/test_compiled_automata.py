@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from support.constraint_support import mask_of
 
-from dslc.compiler.constraints import char_algebra, spelling
-from dslc.compiler.constraints.char_dfa import CharDfa, from_regex, tidy, tidy_in_python
+from dslc.compiler.constraints import char_algebra, char_dfa, spelling
+from dslc.compiler.constraints.char_dfa import (
+    CharDfa,
+    from_nfa,
+    from_nfa_in_python,
+    from_regex,
+    tidy,
+    tidy_in_python,
+)
 from dslc.compiler.constraints.compile import ConstraintCache, build_automaton
+from dslc.compiler.constraints.effort import TakesLong, at_most
 from dslc.compiler.constraints.native import library
+from dslc.compiler.constraints.nfa import TooLarge, build_nfa
 from dslc.compiler.constraints.regex_syntax import parse_regex
 from dslc.compiler.constraints.speller import Spelling, build_speller, speller_of
 from dslc.core.constraint import Constraint, Vocabulary
@@ -50,6 +59,62 @@ def test_sets_of_texts_are_those_of_the_python_code():
         assert made.key == char_algebra.from_texts_in_python(pairs).key
         first = dict(reversed(pairs))
         assert {text: made.label(text) for text in first} == first
+
+
+@compiled_only
+def test_many_texts_are_those_of_the_python_code(monkeypatch):
+    monkeypatch.setattr(char_algebra, "_MAX_TREE_CELLS", 0)  # as if each set were a large one
+    rng = random.Random(7)
+    for number in range(200):
+        letters = "ab" if number % 2 else "abcé日\U0001f600\ud800\0"
+        texts = ["".join(rng.choices(letters, k=rng.randrange(5))) for _ in range(rng.randrange(30))]
+        labels = [rng.randrange(1, 4) for _ in texts]
+        pairs = [(text, label) for text, label in zip(texts, labels, strict=True) if "\ud800" not in text]
+        made = char_algebra.from_texts(texts, labels)
+        assert made.key == char_algebra.from_texts_in_python(pairs).key
+        first = dict(reversed(pairs))
+        assert {text: made.label(text) for text in first} == first
+    in_a_bad_order = [chr(0x4E00 + i) for i in range(20_000)]
+    assert char_algebra.from_texts(in_a_bad_order).count == 20_000
+    monkeypatch.setattr(char_algebra, "MAX_TEXT_CELLS", 100)
+    with pytest.raises(TooLarge, match="more than 50 automaton states over 1 characters"):
+        char_algebra.from_texts(["a" * 200])
+
+
+@compiled_only
+def test_sets_of_positions_are_those_of_the_python_code():
+    rng = random.Random(8)
+
+    def some_regex(depth: int) -> str:
+        kind = rng.randrange(7) if depth else 0
+        if kind < 2:
+            return rng.choice(["a", "b", ".", "[ab]", "[^a]", r"\d", r"\w", "é", ""])
+        if kind < 4:
+            return some_regex(depth - 1) + some_regex(depth - 1)
+        if kind == 4:
+            return f"({some_regex(depth - 1)}|{some_regex(depth - 1)})"
+        return f"({some_regex(depth - 1)}){rng.choice(['*', '+', '?', '{2,4}', '{3}'])}"
+
+    for _ in range(300):
+        nfa = build_nfa(parse_regex(some_regex(5)))
+        assert from_nfa(nfa).key == from_nfa_in_python(nfa).key
+    for pattern in ("(a|b)*a(a|b){7}", "[^\\s\\S]", ".*a.{6}", r"([^\d]\w?|é){1,9}", "a?" * 70):
+        nfa = build_nfa(parse_regex(pattern))
+        assert from_nfa(nfa).key == from_nfa_in_python(nfa).key
+
+
+@compiled_only
+def test_sets_of_positions_are_bounded_in_number_and_in_steps(monkeypatch):
+    nfa = build_nfa(parse_regex(".*a.{20}"))
+    for make in (from_nfa, from_nfa_in_python):
+        with pytest.raises(TooLarge, match="more than 50000 automaton states"):
+            make(nfa)
+        with pytest.raises(TakesLong), at_most(1000):
+            make(nfa)
+    monkeypatch.setattr(char_dfa, "MAX_WORK", 10_000)
+    for make in (from_nfa, from_nfa_in_python):
+        with pytest.raises(TooLarge, match="too many combinations"):
+            make(nfa)
 
 
 PATTERNS = [

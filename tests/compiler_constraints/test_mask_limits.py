@@ -16,6 +16,7 @@ from dslc.compiler.constraints.automata import Automata
 from dslc.compiler.constraints.bounds import INLINE_WORK, QUICK_WORK, work_of
 from dslc.compiler.constraints.compile import build_automaton
 from dslc.compiler.constraints.effort import TakesLong, at_most, short_turns
+from dslc.compiler.constraints.native import library
 from dslc.compiler.constraints.persist import automaton_from_bytes, automaton_to_bytes
 from dslc.compiler.constraints.worker import compile_apart, stop_workers
 from dslc.core.constraint import Constraint
@@ -112,7 +113,7 @@ def test_a_process_that_takes_too_long_or_too_much_is_ended():
     ids=["blow-up", "long", "enum"],
 )  # fmt: skip
 def test_what_a_small_bound_did_not_tell_is_left_to_another_process(constraint, monkeypatch):
-    """Few steps are tried in place; what needs more is made elsewhere, and is the same."""
+    """Few steps are tried in place; what needs more of Python's is made elsewhere, and is the same."""
     monkeypatch.setenv("DSLC_CACHE_DIR", "off")
     apart: list[Constraint] = []
 
@@ -126,10 +127,13 @@ def test_what_a_small_bound_did_not_tell_is_left_to_another_process(constraint, 
     monkeypatch.setattr(automata_module, "QUICK_STEPS", 100)
     assert not kept.try_quickly(constraint) and not kept.try_quickly(constraint)
     made = kept.get(constraint)
-    assert apart == [constraint] and made.num_states == build_automaton(constraint).num_states
+    elsewhere = (
+        [] if library() is not None and constraint.kind == "regex" and "*" in constraint.source else [constraint]
+    )
+    assert apart == elsewhere and made.num_states == build_automaton(constraint).num_states
     assert kept.try_quickly(constraint), "it is there now"
     small = regex("ab?c")
-    assert kept.try_quickly(small) and kept.get(small) is not None and len(apart) == 1
+    assert kept.try_quickly(small) and kept.get(small) is not None and apart == elsewhere
     wrong = schema({"type": "stsring"})
     assert kept.try_quickly(wrong), "an error is quick"
     with pytest.raises(ConstraintError):
