@@ -247,7 +247,12 @@ def main() -> None:
         one.add_argument("--instances", type=int, default=2, help="valid instances of each schema")
         one.add_argument("--max-tokens", type=int, default=300, help="of each instance")
         one.add_argument("--every", type=int, default=1, help="take each n-th schema")
-        one.add_argument("--limit-s", type=float, default=40, help="of XGrammar and outlines-core, for each schema")
+        one.add_argument(
+            "--limit-s",
+            type=float,
+            default=40,
+            help="seconds of processor time that XGrammar and outlines-core get for each schema",
+        )
     several = verbs.add_parser("many", help="distinct schemas in a row: memory held, time of each")
     several.add_argument("--count", type=int, default=10_000)
     verbs.add_parser("beside", help="the time between tokens of another stream while hostile constraints come in")
