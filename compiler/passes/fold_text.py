@@ -15,6 +15,7 @@ from ..expressions import STATEFUL, evaluate
 from ..fields import all_refs, map_operands, map_regions, refs_in, used
 from ..ir import AnyOp, Arg, Copy, Expr, Fork, Gen, Join, Media, Operand, Program, Ref, Scope, Select, Set, Text, walk
 from .base import Context, ProgramPass
+from .changes import Changes
 
 # Functions whose result is a string, whatever their arguments.
 _STRING_FUNCTIONS = frozenset(
@@ -92,7 +93,15 @@ class _Splitter:
             elif isinstance(op, (Select, Scope)) or (isinstance(op, Gen) and "n" not in dict(op.sampling)):
                 self.strings.add(op.out.id)
         self.concats = {out: op for out, op in self.concats.items() if not self.is_last_form(op)}
+        changes = Changes(program.body)
+        if changes.num_calls:
+            self.concats = {out: op for out, op in self.concats.items() if self.may_move(op, changes)}
         self.next_ref = max((ref.id for ref in all_refs(program)), default=-1) + 1
+
+    def may_move(self, op: Expr, changes: Changes) -> bool:
+        """Whether the parts say the same where the text is appended as where the f-string stands."""
+        parts = [item.id for item in op.args if isinstance(item, Ref) and not self.is_string(item)]
+        return not any(map(changes.may_change, parts)) or changes.is_used_before_calls(op.out.id)
 
     def is_last_form(self, op: Expr) -> bool:
         """Whether the concat only makes a string of one value: splitting it again would change nothing."""

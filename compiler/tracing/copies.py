@@ -23,6 +23,8 @@ class Copies:
         self.hooks = Hooks()
         self.host_table = HostTable()
         self.forced_loops: set[tuple[str, int]] = set()  # loops not to be unrolled
+        self.num_arguments = 0  # they are the first values
+        self.handed: set[int] = set()  # arguments that a call in the body of a Loop may change
         self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
         self._copies: dict[int, types.FunctionType] = {}
         self.free: dict[int, list[tuple[str, Any]]] = {}  # the same, by id: what they read besides their arguments

@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import patterns
 from .foreign import BINARY, CONTEXT, ITERATION, TRUTH, UNARY, asked_by, attribute, is_foreign, is_foreign_call, operate
 from .items import FUNCTIONS as ITERATING
 from .items import items_of, over_items
@@ -222,6 +223,8 @@ class Hooks:
             unary, structural = None, False
         if function is range:
             return tracer.expr("range", *args)
+        if function is isinstance and len(args) == 2 and isinstance(args[0], Symbol) and tracer.is_text(args[0]):
+            return isinstance("", args[1])
         if unary is not None and len(args) == 1 and not kwargs:
             if isinstance(args[0], Symbol):
                 return tracer.expr(unary, args[0])
@@ -323,8 +326,9 @@ class Hooks:
             if conversion:
                 value = _CONVERSIONS[conversion](value)
             return format(value, spec)
-        if not isinstance(value, Symbol):
-            self.tracer.break_here("formatting of a container that holds values not known yet")
+        if not isinstance(value, Symbol):  # a container that holds symbols
+            function, args = (_CONVERSIONS[conversion], (value,)) if conversion else (format, (value, spec))
+            return self.tracer.host_call(function, args, is_pure=True)
         if conversion == "a":
             self.tracer.break_here("ascii() of a value that is not known yet")
         if conversion:
@@ -370,16 +374,17 @@ class Hooks:
         """`value is None`."""
         return self.tracer.expr("is_none", value) if isinstance(value, Symbol) else value is None
 
+    def is_same(self, left: Any, right: Any) -> Any:
+        """`left is right`."""
+        if left is right or not (isinstance(left, Symbol) or isinstance(right, Symbol)):
+            return left is right
+        return self.tracer.operate(operator.is_, left, right)
+
     def negate(self, value: Any) -> Any:
         """`not value`."""
         if isinstance(value, Symbol):
             return self.tracer.expr("not", value)
         return operate(self.tracer, operator.not_, (value,)) if is_foreign(self.tracer, value, TRUTH) else not value
-
-    def condition(self, value: Any) -> Any:
-        """The test of a `while`: counts rounds, so that a loop without ops cannot run for ever."""
-        self.tracer.tick()
-        return value
 
     def for_loop(self, values: Any, variables: tuple[Any, ...], width: int, num_own: int) -> LoopDriver:
         """What a `for` goes over; `variables` are those that it sets, the first `num_own` of them with each item."""
@@ -453,15 +458,47 @@ class Hooks:
     def augment(self, owner: Any, key: Any, kind: str, operator: str, value: Any) -> None:
         """`owner[key] += value` or `owner.key += value` (and the other operators)."""
         before = self.getitem(owner, key) if kind == "item" else self.getattr(owner, key)
-        if operator == "Add" and isinstance(before, list) and self.tracer.is_captured(before):
-            self.tracer.break_here("a captured object is changed")
-        after = _AUGMENT[operator](before, value)
+        after = self.in_place(operator, before, value)
         if after is before and is_traceable(type(before)):
             return
         if kind == "item":
             self.setitem(owner, key, after)
         else:
             self.setattr(owner, key, after)
+
+    def in_place(self, operator: str, before: Any, value: Any) -> Any:
+        """What `before += value` (and the other operators) gives; an object that can be changed is changed."""
+        tracer, function = self.tracer, _AUGMENT[operator]
+        if isinstance(before, Symbol):
+            if operator in _OF_SCALARS and (tracer.is_scalar(before) or tracer.is_scalar(value)):
+                return function(before, value)
+            return tracer.changed_by(function, before, value)
+        if is_foreign(tracer, before, _IN_PLACE):
+            return operate(tracer, function, (before, value))
+        if isinstance(before, (list, set, dict, bytearray)):
+            if tracer.is_captured(before):
+                tracer.break_here("a captured object is changed")
+            tracer.check_outside(before, f"{_SIGNS[operator]}=")
+        return function(before, value)
+
+    def is_sequence(self, value: Any, least: int, is_exact: bool) -> Any:
+        """Whether a sequence pattern of a `match` can fit."""
+        if isinstance(value, Symbol) and self.tracer.is_text(value):
+            return False
+        return self._asked(patterns.is_sequence, value, least, is_exact)
+
+    def is_mapping(self, value: Any) -> Any:
+        """Whether a mapping pattern of a `match` can fit."""
+        return self._asked(patterns.is_mapping, value)
+
+    def rest_of(self, value: Any, keys: tuple[Any, ...]) -> Any:
+        """What `**rest` of a mapping pattern holds."""
+        return self._asked(patterns.rest_of, value, keys)
+
+    def _asked(self, function: Any, value: Any, *args: Any) -> Any:
+        if isinstance(value, Symbol) or is_foreign(self.tracer, value, ITERATION):
+            return self.tracer.host_call(function, (value, *args), is_pure=True)
+        return function(value, *args)
 
     def opaque_store(self) -> None:
         """`del owner[key]` or `del owner.name`."""
@@ -532,6 +569,12 @@ def _augments() -> dict[str, Callable[[Any, Any], Any]]:
 
 
 _AUGMENT = _augments()
+_OF_SCALARS = frozenset({"Add", "Sub", "Mult", "Div", "FloorDiv", "Mod", "Pow"})  # those that have an Expr
+_IN_PLACE = tuple(f"__{function.__name__}__" for function in _AUGMENT.values())
+_SIGNS = {
+    "Add": "+", "Sub": "-", "Mult": "*", "Div": "/", "FloorDiv": "//", "Mod": "%", "Pow": "**", "BitOr": "|",
+    "BitAnd": "&", "BitXor": "^", "LShift": "<<", "RShift": ">>", "MatMult": "@",
+}  # fmt: skip
 
 
 def is_traceable(value: Any) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ...core.errors import SourceLoc, TraceError
+from .desugar import desugar
 from .hooks import Recipe
 from .nodes import changed_in, has_star, index, key_of, located, may_be_any, num_loads, placed, walk
 from .purity import HOOKS
@@ -79,6 +80,7 @@ def _rewritten(function: types.FunctionType) -> _Rewritten:
     _refuse(tree, function)
     name = tree.name
     _strip_header(tree)
+    tree = desugar(tree, HOOKS)
     code = function.__code__
     rewriter = _Rewriter(function, tree)
     factory = ast.FunctionDef(
@@ -163,8 +165,9 @@ class _Rewriter(ast.NodeTransformer):
     def __init__(self, function: types.FunctionType, tree: ast.FunctionDef) -> None:
         code = function.__code__
         self.num_names = 0
+        self.state = code.co_varnames[0] if code.co_argcount else ""  # its `+=` is the state's own
         self.num_loads = num_loads(tree)
-        self.loops: list[str] = []  # the names of the drivers of the loops around; "": a loop without one
+        self.loops: list[str] = []  # the names of the drivers of the loops around
         self.function = function
         self.recipes: list[Recipe] = []
         # Names that are no globals, with those of the functions and comprehensions inside that are being visited.
@@ -360,7 +363,9 @@ class _Rewriter(ast.NodeTransformer):
             return self._negated(self._hook("contains", node, left, right), isinstance(op, ast.NotIn))
         if isinstance(op, (ast.Is, ast.IsNot)) and isinstance(right, ast.Constant) and right.value is None:
             return self._negated(self._hook("is_none", node, left), isinstance(op, ast.IsNot))
-        return self._binary(node, op, left, right) if is_any and not isinstance(op, (ast.Is, ast.IsNot)) else node
+        if isinstance(op, (ast.Is, ast.IsNot)):
+            return self._negated(self._hook("is_same", node, left, right), isinstance(op, ast.IsNot))
+        return self._binary(node, op, left, right) if is_any else node
 
     def _negated(self, call: ast.Call, negate: bool) -> ast.expr:
         return self._hook("negate", call, call) if negate else call
@@ -392,16 +397,9 @@ class _Rewriter(ast.NodeTransformer):
         self.loops.pop()
         node.iter = self._name(name, node)
         node.body = [*self._rebind(name, names, node, own), *body]
-        node.orelse = self._block(node.orelse)
         return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
 
     def visit_While(self, node: ast.While) -> list[ast.stmt]:
-        if node.orelse or any(isinstance(n, ast.NamedExpr) for n in walk(node.test)):
-            self.loops.append("")
-            self.generic_visit(node)
-            self.loops.pop()
-            node.test = self._hook("condition", node.test, node.test)
-            return [node]
         names = changed_in(node.body)
         name = self._loop_name()
         driver = self._hook("while_loop", node, self._carried(names, node))
@@ -419,7 +417,7 @@ class _Rewriter(ast.NodeTransformer):
         return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
 
     def visit_Break(self, node: ast.Break) -> ast.stmt | list[ast.stmt]:
-        if not self.loops or not self.loops[-1]:
+        if not self.loops:
             return node
         return [placed(ast.Expr(value=self._call(self.loops[-1], "leave", node)), node), node]
 
@@ -509,11 +507,15 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
+        add = ast.Constant(value=type(node.op).__name__)
         if isinstance(node.target, ast.Name):
-            return node
+            if node.target.id == self.state:
+                return node
+            before = ast.copy_location(ast.Name(id=node.target.id, ctx=ast.Load()), node.target)
+            after = self._hook("in_place", node, add, before, node.value)
+            return ast.copy_location(ast.Assign(targets=[node.target], value=after), node)
         # `forks[0] += x`, `d[k] += x`: the object is read once, changed in place or replaced, and stored back.
         base, key = node.target.value, key_of(node.target)
-        add = ast.Constant(value=type(node.op).__name__)
         kind = ast.Constant(value="item" if isinstance(node.target, ast.Subscript) else "attr")
         return ast.copy_location(ast.Expr(value=self._hook("augment", node, base, key, kind, add, node.value)), node)
 

@@ -7,6 +7,7 @@ the rewritten copy (`rewrite`); reached without them it is a break, never a plac
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NoReturn, Protocol
 
 from ..ir import Operand, Ref
@@ -17,6 +18,9 @@ class Recorder(Protocol):
 
     def expr(self, fn: str, *args: Any) -> Symbol:
         """Record a pure computation on plain values and symbols."""
+
+    def operate(self, function: Any, *args: Any) -> Symbol:
+        """Record an operator that has no Expr."""
 
     def decide(self, symbol: Symbol) -> bool:
         """The truth value of a symbol on the path being explored."""
@@ -96,6 +100,51 @@ class Symbol:
 
     def __neg__(self) -> Any:
         return self.recorder.expr("neg", self)
+
+    def __pos__(self) -> Any:
+        return self.recorder.operate(operator.pos, self)
+
+    def __invert__(self) -> Any:
+        return self.recorder.operate(operator.invert, self)
+
+    def __mod__(self, other: Any) -> Any:
+        return self.recorder.expr("mod", self, other)
+
+    def __or__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.or_, self, other)
+
+    def __ror__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.or_, other, self)
+
+    def __and__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.and_, self, other)
+
+    def __rand__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.and_, other, self)
+
+    def __xor__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.xor, self, other)
+
+    def __rxor__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.xor, other, self)
+
+    def __lshift__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.lshift, self, other)
+
+    def __rlshift__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.lshift, other, self)
+
+    def __rshift__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.rshift, self, other)
+
+    def __rrshift__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.rshift, other, self)
+
+    def __matmul__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.matmul, self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return self.recorder.operate(operator.matmul, other, self)
 
     def __contains__(self, item: object) -> bool:
         return bool(self.recorder.expr("contains", self, item))

@@ -84,6 +84,7 @@ def trace(
     arguments = [Arg(out=Ref(number), param=p.name, where=where) for number, p in enumerate(params)]
     paths: list[Sequence[PathEvent]] = []
     copies = Copies(bound.values())
+    copies.num_arguments = len(arguments)
     todo = [Way()]
     num_ops = 0
     long_loop: tuple[str, int] | None = None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import ProgramError, SourceLoc, UndefinedVariable
 from ...core.quick import maker
-from ..expressions import BOOLEAN, FUNCTIONS
+from ..expressions import BOOLEAN, FUNCTIONS, SCALAR
 from ..ir import (
     AnyOp,
     Branch,
@@ -68,6 +68,15 @@ _STRING_METHODS = TEXT_FUNCTIONS | {
     "startswith", "endswith", "find", "rfind", "count", "isdigit", "isalpha", "isalnum", "isspace", "isupper",
     "islower", "splitlines", "len", "slice",
 }  # fmt: skip
+# Exprs that give a container of their own each time: one may be changed, so two places never share it.
+_MAKES_NEW = frozenset({"split", "rsplit", "splitlines", "parse_json", "dict"})
+_ARITHMETIC = frozenset({"add", "sub", "div", "floordiv", "pow", "mod"})
+# Exprs of texts alone: of an object that can be changed they make no sense.
+_OF_TEXTS = frozenset(
+    {"strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace", "casefold", "zfill",
+     "removeprefix", "removesuffix", "startswith", "endswith", "isdigit", "isalpha", "isalnum", "isspace", "isupper",
+     "islower", "split", "rsplit", "splitlines", "partition", "rpartition", "is_none"}
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -116,12 +125,15 @@ class PathTracer:
         self._exprs: dict[tuple[Any, ...], tuple[Symbol, int]] = {}
         self._keys: dict[int, tuple[Any, ...]] = {}  # ref id -> what it computes
         self._facts: dict[tuple[Any, ...], bool] = {}
+        self._num_calls = 0  # times that something may have been changed: calls, and the edges of loops
+        self._handed: set[Any] = set()  # what such a call may have changed, and may keep: roots of values
         self._num_inline = 0  # attempts to follow a plain computation, one within another
         self.guards: list[
             tuple[type[BaseException], ...]
         ] = []  # what the `try` statements around catch, outermost first
         self._texts: set[int] = set()  # values that are strings
         self.unrolled: list[LoopDriver] = []  # of each round of a loop that was unrolled, so far
+        self.in_body = False  # in the body of a Loop, which goes round
         self.has_loops = False  # in or behind a Loop: what its body sets is not known
         self._outside: dict[int, Any] = {}  # containers made before the Loop whose body this is
         self._made: dict[int, Any] = {}  # objects that the copy has made, by id
@@ -230,7 +242,9 @@ class PathTracer:
         except TypeError as error:
             self.break_here(str(error))
         key = (fn, *[value if type(value) is str else _typed(value) for value in operands])
-        known = self._exprs.get(key)
+        if self._num_calls and self._may_have_changed(fn, operands):
+            key = (*key, ("calls", self._num_calls))
+        known = self._exprs.get(key) if fn not in _MAKES_NEW else None
         if known is not None and known[1] == self.num_decisions:
             return known[0]
         if self.guards and self._may_raise(fn, operands):
@@ -249,6 +263,78 @@ class PathTracer:
     def is_text(self, symbol: Symbol) -> bool:
         """Whether the value is known to be a string."""
         return symbol.ref.id in self._texts
+
+    # -- values that a call may have changed: asked again, they are looked at again
+
+    def is_scalar(self, value: Any) -> bool:
+        """Whether a value is known to be one that nobody can change: a string, a number, a truth value."""
+        if not isinstance(value, (Symbol, Ref)):
+            return _is_plain(value)
+        number = value.ref.id if isinstance(value, Symbol) else value.id
+        if number in self._texts:
+            return True
+        fn, *parts = self._keys.get(number, ("",))
+        if fn in _ARITHMETIC:
+            return any(self.is_scalar(_operand_of(part)) for part in parts)
+        if fn in ("same", "mul", "and", "or"):
+            return all(self.is_scalar(_operand_of(part)) for part in parts)
+        return fn in SCALAR
+
+    def _roots(self, operand: Any) -> set[Any]:
+        """The arguments, results of calls and the like whose parts a value may be, or hold."""
+        if isinstance(operand, tuple):
+            return set().union(*map(self._roots, operand))
+        if not isinstance(operand, Ref) or self.is_scalar(operand):
+            return set()
+        key = self._keys.get(operand.id)
+        if key is None:
+            return {operand.id}
+        if key[0] in _STATEFUL or key[0] == "captured":
+            return {key}
+        return set().union(*(self._roots(_operand_of(part)) for part in key[1:]))
+
+    def _may_have_changed(self, fn: str, operands: Sequence[Operand]) -> bool:
+        if fn in _OF_TEXTS or (fn in ("eq", "ne") and any(_is_plain(part) for part in operands)):
+            return False
+        changed = self._handed | self._copies.handed
+        return any(
+            root in changed or (isinstance(root, tuple) and root[0] == "captured")
+            for part in operands
+            for root in self._roots(part)
+        )
+
+    def _note_change(self, operands: Sequence[Operand], result: Ref | None) -> None:
+        """A call that is not pure: it may change what it gets, now or in a later call, and what it gives."""
+        self._num_calls += 1
+        roots: set[Any] = set().union(*map(self._roots, operands))
+        if result is not None:
+            roots.add(result.id)
+        self._handed |= roots
+        arguments = {root for root in roots if isinstance(root, int) and root < self._copies.num_arguments}
+        if self.in_body and not arguments <= self._copies.handed:
+            self._copies.handed |= arguments  # a round before may have changed them: trace anew, knowing that
+            raise Retrace(("", 0))
+
+    def operate(self, function: Any, *args: Any) -> Symbol:
+        """An operator that has no Expr: the run applies it."""
+        return self.host_call(function, [self._set_of(arg) for arg in args], is_pure=True)
+
+    def _set_of(self, value: Any) -> Any:
+        """A set of the program is made anew by the run: the IR has no form for one."""
+        if type(value) not in (set, frozenset) or self.is_captured(value):
+            return value
+        return self.host_call(type(value), [sorted(value, key=repr)], is_pure=True)
+
+    def changed_by(self, function: Any, before: Symbol, value: Any) -> Symbol:
+        """`before += value` on an object that may be changed by it: the run does it."""
+        self.tick()
+        if self._num_inline:
+            raise NotInline
+        try:
+            operands = (before.ref, self.host_operand(self._set_of(value)))
+        except TypeError as error:
+            self.break_here(str(error))
+        return self._record_host(self._copies.host_table.name_of(function), operands, (), False)
 
     def decide(self, symbol: Symbol) -> bool:
         """Which way this path goes on the truth of a symbol; the same question is answered the same way twice."""
@@ -305,7 +391,9 @@ class PathTracer:
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
         self._go(Decision(Ref(-1), taken, self._next_ref, self._next_stream, loop.where, loop))
         self.has_loops = True
+        self._num_calls += 1
         if taken:
+            self.in_body = True
             here = copies_of(sys._getframe(1), lambda frame: frame.f_globals.get(HOOKS) is self._copies.hooks)
             self._outside = reachable_mutables([value for value in here if not is_language(value)])
         return taken
@@ -376,6 +464,8 @@ class PathTracer:
                 stream=stream, where=self.here(),
             )
         )  # fmt: skip
+        if not is_pure and not name.startswith("state:"):
+            self._note_change((*args, *(value for _, value in kwargs)), symbol.ref)
         if not classes:
             return symbol
         around, self.guards = self.guards, []
@@ -429,6 +519,7 @@ class PathTracer:
         symbol = self.symbol()
         name = self._copies.host_table.name_of(function)
         self._record(Host(out=symbol.ref, function=name, args=operands, where=self.here()))
+        self._note_change(operands, symbol.ref)
         return symbol
 
     def _callee(self, function: Any, args: Sequence[Any]) -> tuple[str, Sequence[Any]]:
@@ -670,6 +761,19 @@ def _callable_name(function: Any) -> str:
         return "a value that is not known yet"
     name: str = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or repr(function)
     return name
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _operand_of(part: Any) -> Any:
+    """The operand that a part of a key was made of, as `_typed` makes it; how many calls were made counts as plain."""
+    if type(part) is not tuple:
+        return part
+    if part[0] == "%":
+        return Ref(part[1])
+    return tuple(map(_operand_of, part[1:])) if part[0] == "[" else part[1]
 
 
 def _typed(value: Any) -> Any:
