@@ -15,7 +15,7 @@ from .ir import AnyOp, Branch, Gen, Join, Opaque, Select, regions, walk
 if TYPE_CHECKING:
     from .plan import Plan
 
-NEXT_TURN = 512  # requests that may come before a program's own next turn
+NEXT_TURN = 512  # requests that may come before a program's own next turn; `Pressure.timed` knows it better
 
 
 class _Known(NamedTuple):
