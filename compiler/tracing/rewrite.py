@@ -172,6 +172,9 @@ class _Rewriter(ast.NodeTransformer):
         self.recipes: list[Recipe] = []
         # Names that are no globals, with those of the functions and comprehensions inside that are being visited.
         self.local_names = [{*code.co_varnames, *code.co_cellvars, *code.co_freevars}]
+        # Names that may be set where the visited code stands: in the function, and in those inside around it.
+        self.settable = [{*code.co_varnames, *code.co_cellvars}]
+        self.nonlocals = [name for n in ast.walk(tree) if isinstance(n, ast.Nonlocal) for name in n.names]
 
     def _hook(self, name: str, node: ast.AST, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
         hook = ast.Attribute(value=ast.Name(id=HOOKS, ctx=ast.Load()), attr=name, ctx=ast.Load())
@@ -234,7 +237,9 @@ class _Rewriter(ast.NodeTransformer):
         own = {arg.arg for arg in walk(node.args) if isinstance(arg, ast.arg)}
         own |= {n.id for n in walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         self.local_names.append(own)
+        self.settable.append(own)
         self.generic_visit(node)
+        self.settable.pop()
         self.local_names.pop()
         return node
 
@@ -381,7 +386,7 @@ class _Rewriter(ast.NodeTransformer):
     # -- loops: `LoopDriver` goes round, and tells what the variables are in the body and behind the loop
 
     def visit_For(self, node: ast.For) -> list[ast.stmt]:
-        names = changed_in([node.target, *node.body])
+        names = self._set_in([node.target, *node.body])
         variables = self._carried(names, node)
         target = node.target
         is_plain = isinstance(target, (ast.Tuple, ast.List)) and not any(
@@ -400,7 +405,7 @@ class _Rewriter(ast.NodeTransformer):
         return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
 
     def visit_While(self, node: ast.While) -> list[ast.stmt]:
-        names = changed_in(node.body)
+        names = self._set_in(node.body)
         name = self._loop_name()
         driver = self._hook("while_loop", node, self._carried(names, node))
         is_endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
@@ -431,6 +436,13 @@ class _Rewriter(ast.NodeTransformer):
     def _loop_name(self) -> str:
         self.num_names += 1
         return f"__dslc_loop_{self.num_names}"
+
+    def _set_in(self, body: list[ast.AST]) -> list[str]:
+        """The variables of the function that a loop's body sets, itself or by a function inside that it may call."""
+        names = changed_in(body)
+        if self.nonlocals and any(isinstance(n, ast.Call) for part in body for n in ast.walk(part)):
+            names += self.nonlocals
+        return [n for n in dict.fromkeys(names) if n in self.settable[-1] or n.startswith("__dslc_")]
 
     def _carried(self, names: list[str], node: ast.stmt) -> ast.expr:
         """(name, whether code outside of the loop reads it, a function that gives its value) of each variable."""
