@@ -23,6 +23,9 @@ class Copies:
         self.hooks = Hooks()
         self.host_table = HostTable()
         self.forced_loops: set[tuple[str, int]] = set()  # loops not to be unrolled
+        self._changed: dict[int, Any] = {}  # objects of the process that calls of the run may change, by id
+        self.rebound: set[tuple[int, str]] = set()  # globals that they set: the id of their dict, and the name
+        self.read: dict[int, Any] = {}  # objects of the process that the trace has read, by id
         self.num_arguments = 0  # they are the first values
         self.handed: set[int] = set()  # arguments that a call in the body of a Loop may change
         self.originals: dict[int, types.FunctionType] = {}  # by id, in the order in which they were followed
@@ -63,6 +66,35 @@ class Copies:
         if id(function) not in self._mentioning:
             self._mentioning[id(function)] = (function, mentions_language(function, is_language))
         return self._mentioning[id(function)][1]
+
+    def note_changes(self, objects: Iterable[Any], names: Iterable[tuple[int, str]]) -> bool:
+        """A call of the run may change these objects and what they hold, and set these globals.
+
+        Says whether some of them were read by the trace already, which is then void.
+        """
+        new = [value for value in objects if id(value) not in self._changed]
+        self._changed.update({id(value): value for value in new})
+        self._changed.update(found := reachable_mutables(new))
+        self.rebound.update(names)
+        return bool(new) and any(number in self.read or id(value) in self.read for number, value in found.items())
+
+    def is_changed(self, value: Any) -> bool:
+        """Whether a call of the run may change the object: the run looks at it."""
+        return id(value) in self._changed
+
+    def rebound_name(self) -> str | None:
+        """A global that the functions followed read, and one that is called sets."""
+        if not self.rebound:
+            return None
+        for number, free in self.free.items():
+            table = id(self.originals[number].__globals__)
+            for name, _ in free:
+                if (table, name) in self.rebound:
+                    return name
+        for owner, name, _ in self.reads.values():
+            if isinstance(owner, types.ModuleType) and (id(vars(owner)), name) in self.rebound:
+                return f"{owner.__name__}.{name}"
+        return None
 
     def is_captured(self, value: Any) -> bool:
         """Whether a mutable object can be reached through globals, closures, defaults or arguments that are known."""

@@ -25,6 +25,7 @@ _PLAIN = frozenset(
     {str, int, float, bool, complex, bytes, type(None), list, tuple, dict, set, frozenset, range, slice, Symbol,
      types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type}
 )  # fmt: skip
+_CHANGEABLE = frozenset({list, dict, set})
 _TYPING = frozenset({"typing", "typing_extensions"})  # Literal[...], Optional[...]: types, which nobody changes
 _GUARDED = (list, tuple, dict, set, frozenset)  # a guard compares all that they hold
 
@@ -83,6 +84,9 @@ def _is_ours(kind: type) -> bool:
 def is_foreign(tracer: PathTracer, value: Any, asked: Sequence[str]) -> bool:
     """Whether one of these methods of the value is code that is not ours, or reads what no guard holds."""
     kind = type(value)
+    if kind in _CHANGEABLE:
+        tracer.note_looked_at(value)
+        return tracer.is_changed(value)
     if kind in _PLAIN or _is_ours(kind):
         return False
     owner = next((cls for cls in kind.__mro__ if any(name in cls.__dict__ for name in asked)), object)

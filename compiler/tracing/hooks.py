@@ -108,7 +108,11 @@ class Hooks:
         if isinstance(owner, Symbol):
             return self.tracer.expr("attr", owner, name)
         found = attribute(self.tracer, owner, name)
-        return found[0] if found is not None else self.tracer.note_read(owner, name, getattr(owner, name))
+        if found is not None:
+            return found[0]
+        if self.tracer.is_changed(owner) and name in getattr(owner, "__dict__", ()):
+            return self.tracer.host_call(builtins.getattr, (owner, name), is_pure=True)
+        return self.tracer.note_read(owner, name, getattr(owner, name))
 
     def binary(self, name: str, left: Any, right: Any) -> Any:
         """`left + right`, `left < right` and the like."""
@@ -160,6 +164,12 @@ class Hooks:
     def caught(self, error: BaseException) -> Any:
         """What a handler calls the exception: a value that is not known yet where it is raised in the run."""
         return getattr(error, "__dslc_error__", error)
+
+    def spread(self, value: Any) -> Any:
+        """What `*` or `**` takes apart in a call or a display."""
+        if is_foreign(self.tracer, value, ITERATION):
+            self.tracer.break_here(f"a {type(value).__name__} that the run may change is taken apart by a star")
+        return value
 
     def fresh(self, value: Any) -> Any:
         """A list, dict or set written as an argument of a call."""

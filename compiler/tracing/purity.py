@@ -94,6 +94,17 @@ def is_users_function(function: Any) -> bool:
     return not _is_installed(file) and function.__module__.split(".")[0] != __name__.split(".")[0]
 
 
+def is_of_python(function: Any) -> bool:
+    """Whether this is a function or method of the standard library or of the interpreter itself."""
+    if isinstance(function, types.MethodType):
+        function = function.__func__
+    if isinstance(function, types.FunctionType):
+        file = function.__code__.co_filename
+        return _is_installed(file) and not str(Path(file).resolve()).startswith(_SITE)
+    module = getattr(function, "__module__", None) or type(getattr(function, "__self__", None)).__module__
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
 @lru_cache(4096)
 def _is_installed(file: str) -> bool:
     """Whether a file is of the standard library, or of a package."""

@@ -13,7 +13,7 @@ import inspect
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ...core.errors import SourceLoc, TraceError
@@ -187,11 +187,30 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.expr:
         func = node.func
         args = [self._argument(arg) for arg in node.args]
-        keywords = [ast.keyword(arg=k.arg, value=self._argument(k.value)) for k in node.keywords]
+        keywords = [
+            ast.keyword(arg=k.arg, value=self._argument(k.value) if k.arg else self._spread(k.value))
+            for k in node.keywords
+        ]
         if not isinstance(func, ast.Attribute):
             return self._hook("call", node, self.visit(func), *args, keywords=keywords)
         name = ast.copy_location(ast.Constant(value=func.attr), node)
         return self._hook("method", node, self.visit(func.value), name, *args, keywords=keywords)
+
+    def visit_Starred(self, node: ast.Starred) -> ast.expr:
+        is_read = isinstance(node.ctx, ast.Load)
+        node.value = self._spread(node.value) if is_read else self.visit(node.value)
+        return node
+
+    def visit_Dict(self, node: ast.Dict) -> ast.expr:
+        node.values = [
+            self.visit(v) if key is not None else self._spread(v) for key, v in zip(node.keys, node.values, strict=True)
+        ]
+        node.keys = [self.visit(key) if key is not None else None for key in node.keys]
+        return node
+
+    def _spread(self, node: ast.expr) -> ast.expr:
+        visited: ast.expr = self.visit(node)
+        return self._hook("spread", node, visited) if may_be_any(node) else visited
 
     def _argument(self, node: ast.expr) -> ast.expr:
         """An argument of a call; a list or dict written there is held by nobody else."""
@@ -437,7 +456,7 @@ class _Rewriter(ast.NodeTransformer):
         self.num_names += 1
         return f"__dslc_loop_{self.num_names}"
 
-    def _set_in(self, body: list[ast.AST]) -> list[str]:
+    def _set_in(self, body: Sequence[ast.AST]) -> list[str]:
         """The variables of the function that a loop's body sets, itself or by a function inside that it may call."""
         names = changed_in(body)
         if self.nonlocals and any(isinstance(n, ast.Call) for part in body for n in ast.walk(part)):

@@ -111,7 +111,11 @@ def trace(
     else:
         ops = merge(tree_of(paths), f"unexplored: more than {MAX_PATHS} paths or {MAX_OPS} ops")
     free = {**copies.free} if copies.free else {id(body): free_values(body)}
-    guards = _guards([(copies.originals.get(key, body), names) for key, names in free.items()], copies.reads.values())
+    guards = _guards(
+        [(copies.originals.get(key, body), names) for key, names in free.items()],
+        copies.reads.values(),
+        copies.is_changed,
+    )
     marks = tuple(sorted({(name, mark) for owner, name, _, mark in guards.entries if mark and _is_function(owner)}))
     program = Program(
         title=title, params=params, body=ops, guards=marks, num_api_spec_tokens=num_api_spec_tokens, where=where
@@ -230,9 +234,12 @@ def _defaults(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _guards(
-    functions: Iterable[tuple[types.FunctionType, list[tuple[str, Any]]]], reads: Iterable[tuple[Any, str, Any]]
+    functions: Iterable[tuple[types.FunctionType, list[tuple[str, Any]]]],
+    reads: Iterable[tuple[Any, str, Any]],
+    is_changed: Callable[[Any], bool],
 ) -> Guards:
-    """`functions`: those that were followed, with what they read besides their arguments."""
+    """`functions`: those that were followed, with what they read besides their arguments. What the run may change the
+    run reads: of that it matters only which object it is."""
     read = [
         (function, name, value)
         for function, free in functions
@@ -242,7 +249,7 @@ def _guards(
     written: list[bytes | None] = []
     for owner, name, value in (*read, *reads):
         is_code = isinstance(value, types.ModuleType) or callable(value) or is_traceable(value)
-        is_marked = not is_code or len(entries) >= len(read)
+        is_marked = (not is_code or len(entries) >= len(read)) and not is_changed(value)
         written.append(_written(value) if is_marked else None)
         if not is_marked:
             mark = ""

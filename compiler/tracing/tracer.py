@@ -38,6 +38,7 @@ from ..ir import (
     Text,
 )
 from .copies import Copies
+from .effects import changes_argument, effects_of
 from .events import Decision, Enter, Leave, NotInline, PathEvent, TraceStop
 from .hooks import Recipe
 from .host import is_immutable
@@ -437,12 +438,50 @@ class PathTracer:
         given = dict(kwargs or {})
         if not is_pure:
             self._refuse_shared([*args, *given.values()], function)
+            self._note_effects(function, args, given)
         try:
             operands = tuple(self.host_operand(value) for value in values)
             named = tuple((key, self.host_operand(value)) for key, value in given.items())
         except TypeError as error:
             self.break_here(f"call of {_callable_name(function)}: {error}")
         return self._record_host(name, operands, named, is_pure)
+
+    def _note_effects(self, function: Any, args: Sequence[Any], given: Mapping[str, Any]) -> None:
+        """What a call may change of the process is read by the run; what the trace has read of it makes it void."""
+        objects: list[Any] = []
+        names: list[tuple[int, str]] = []
+        receiver = getattr(function, "__self__", None)
+        if receiver is not None and not isinstance(receiver, (types.ModuleType, type, Symbol)):
+            objects.append(receiver)
+        places: list[tuple[int | str, Any]] = [*enumerate(args), *given.items()]
+        for position, value in places:
+            if isinstance(value, (Symbol, str, int, float)) or value is None:
+                continue
+            if isinstance(value, (types.FunctionType, types.MethodType)):
+                found = effects_of(value)
+                objects += found.objects
+                names += found.names
+            elif self.is_captured(value) and changes_argument(function, position, value):
+                objects.append(value)
+        if isinstance(function, (types.FunctionType, types.MethodType, type)):
+            found = effects_of(function)
+            objects += found.objects
+            names += found.names
+        if not objects and not names:
+            return
+        if self._copies.note_changes(objects, names):
+            raise Retrace(("", 0))
+        name = self._copies.rebound_name() if names else None
+        if name is not None:
+            self.break_here(f"call of {_callable_name(function)}, which sets {name!r}, a global that the program reads")
+
+    def is_changed(self, value: Any) -> bool:
+        """Whether a call of the run may change an object of the process, so that the trace must not look at it."""
+        return self._copies.is_changed(value)
+
+    def note_looked_at(self, value: Any) -> None:
+        """The trace goes by what this object of the process holds now."""
+        self._copies.read[id(value)] = value
 
     def _record_host(
         self,
@@ -590,6 +629,8 @@ class PathTracer:
         is_data = not callable(value) and not isinstance(value, types.ModuleType)
         is_of_process = isinstance(owner, (types.ModuleType, type)) or self.is_captured(owner)
         is_of_process |= not is_pure_module(type(owner).__module__)
+        if is_data:
+            self.note_looked_at(owner)
         if is_data and is_of_process and not is_language(owner):
             self._copies.reads[id(owner), name] = (owner, name, value)
         return value
