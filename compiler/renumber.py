@@ -6,10 +6,11 @@ is not copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from ..core.quick import copier
 from .fields import FIELDS, Kind
 from .ir import OP_CLASSES, AnyOp, Case, ConstraintSpec, Ref, Switch
 
@@ -108,6 +109,17 @@ def _operand(value: Any, refs: Mapping[int, int]) -> Any:
         source = _operand(value.source, refs)
         return value if source is value.source else ConstraintSpec(value.kind, source, value.options)
     return value
+
+
+def with_out(op: Any, out: Ref) -> Any:
+    """An op that makes this value."""
+    kind = type(op)
+    if kind not in _with_out:
+        _with_out[kind] = copier(kind, "out")
+    return _with_out[kind](op, out)
+
+
+_with_out: dict[type[Any], Callable[[Any, Ref], Any]] = {}
 
 
 def with_fields(op: Any, **changes: Any) -> Any:

@@ -151,11 +151,15 @@ def _remembered(function: F) -> F:
     @wraps(function)
     def remembering(*args: Any, **options: Any) -> Any:
         where = caller()
-        key = (id(where), args, *options.items())
+        key: Any = (id(where), args, *options.items())
         try:
             found = known.get(key)
-        except TypeError:  # a list, a dict or a Symbol among them: not hashable
-            return function(*args, **options)
+        except TypeError:  # a list or a dict among them, or a Symbol
+            written = _written((*args, *options.values()))
+            if written is None:
+                return function(*args, **options)
+            key = (id(where), len(args), *options, written)
+            found = known.get(key)
         if found is not None:
             made, of_args, of_options = found
             for name, kind in of_options:

@@ -39,7 +39,7 @@ from ..ir import (
     regions,
     walk,
 )
-from ..renumber import read_ids, renumbered, renumbered_op, with_fields
+from ..renumber import read_ids, renumbered, renumbered_op, with_fields, with_out
 from .events import Decision, Enter, Leave, PathEvent
 
 Cursor = tuple["Node", int]
@@ -53,17 +53,19 @@ class Node:
     decision: Decision | None = None
     if_true: Node | None = None
     if_false: Node | None = None
+    has_regions: bool = True  # whether one begins or ends among the events
+
+
+_EDGES = frozenset({Enter, Leave})
 
 
 def tree_of(paths: Sequence[Sequence[PathEvent]], start: int = 0) -> Node:
     """The decision tree of paths that are equal up to event `start`."""
     first = paths[0]
-    at = start
-    end = len(first)
-    while at < end and type(first[at]) is not Decision:
-        at += 1
-    node = Node(list(first[start:at]))
-    if at == end:
+    kinds = list(map(type, first))
+    at = kinds.index(Decision, start) if Decision in kinds[start:] else len(first)
+    node = Node(list(first[start:at]), has_regions=not _EDGES.isdisjoint(kinds[start:at]))
+    if at == len(first):
         return node
     decision = first[at]
     assert isinstance(decision, Decision)
@@ -129,8 +131,8 @@ class _Merger:
     def region(self, cursor: Cursor) -> tuple[list[AnyOp], Cursor | None]:
         """The ops up to where the region around `cursor` closes, and the place after that (None: the program ends)."""
         node, at = cursor
-        ops: list[AnyOp] = []
-        end = len(node.events)
+        ops: list[AnyOp] = [] if node.has_regions else node.events[at:]  # type: ignore[assignment]
+        end = len(node.events) if node.has_regions else 0
         while at < end:
             event = node.events[at]
             at += 1
@@ -285,7 +287,7 @@ class _Numbering:
             self._check_stream(stream, streams)
         new_body: dict[str, Any] = {}
         if isinstance(op, Switch):
-            cases = [replace(c, body=self.region(c.body, dict(refs), dict(streams))) for c in op.cases]
+            cases = [Case(c.value, self.region(c.body, dict(refs), dict(streams))) for c in op.cases]
             new_body = {"cases": tuple(cases)}
         elif isinstance(op, (Role, Scope)):
             new_body = {"body": self.region(op.body, refs, streams)}
@@ -299,7 +301,7 @@ class _Numbering:
         if not is_same or streams:
             op = renumbered_op(op, refs, streams)
         elif out is not None and refs[out.id] != out.id:
-            new_body["out"] = Ref(refs[out.id])
+            op = with_out(op, Ref(refs[out.id]))
         return with_fields(op, **new_body) if new_body else op
 
     def _loop(self, op: Loop, refs: dict[int, int], streams: dict[int, int]) -> Loop:
@@ -327,10 +329,6 @@ def _is_dead(op: Any, used: set[int]) -> bool:
     """Whether an op only computes a value that nobody uses."""
     computes = isinstance(op, Expr) or (isinstance(op, Host) and op.function == "builtins:isinstance")
     return computes and op.out.id not in used
-
-
-def _used(ops: Iterable[AnyOp]) -> set[int]:
-    return {ref for op in walk(tuple(ops)) for ref in read_ids(op)}
 
 
 def _with_known_reads(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
@@ -393,7 +391,10 @@ def _find_known_reads(body: tuple[AnyOp, ...], known: _Known, same: dict[int, in
 def _without_dead(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
     """Drop Exprs whose value nobody uses, until none is left."""
     while True:
-        used = _used(body)
+        ops = list(walk(body))
+        used = {ref for op in ops for ref in read_ids(op)}
+        if not any(type(op) is Loop or _is_dead(op, used) for op in ops):
+            return body
         smaller = tuple(_without_unread(op, used) for op in _filter(body, used))
         if smaller == body:
             return body
@@ -456,9 +457,9 @@ def _filter(body: tuple[AnyOp, ...], used: set[int]) -> tuple[AnyOp, ...]:
         if _is_dead(op, used):
             continue
         if isinstance(op, Switch):
-            op = replace(op, cases=tuple(replace(case, body=_filter(case.body, used)) for case in op.cases))
+            op = with_fields(op, cases=tuple([Case(case.value, _filter(case.body, used)) for case in op.cases]))
         elif isinstance(op, (Role, Scope, Loop)):
-            op = replace(op, body=_filter(op.body, used))
+            op = with_fields(op, body=_filter(op.body, used))
         kept.append(op)
     return tuple(kept)
 
@@ -476,6 +477,11 @@ def _is_numbered(body: tuple[AnyOp, ...], following: list[int]) -> bool:
         kind = type(op)
         if kind in _PLAIN:
             continue
+        if kind is Gen or kind is Expr:
+            if op.out.id != following[0]:  # type: ignore[union-attr]
+                return False
+            following[0] += 1
+            continue
         if kind is Switch or kind is Loop:
             return False
         if kind is Role or kind is Scope:
@@ -483,7 +489,7 @@ def _is_numbered(body: tuple[AnyOp, ...], following: list[int]) -> bool:
                 return False
             if kind is Role:
                 continue
-        for stream in () if kind is Gen or kind is Expr else new_streams(op):
+        for stream in new_streams(op):
             if stream != following[1]:
                 return False
             following[1] += 1
