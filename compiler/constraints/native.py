@@ -1,4 +1,4 @@
-"""What is written in C: the walk over the vocabulary (`walk.c`) and what makes automata (`automata.c`,
+"""What is written in C: the walk over the vocabulary (`walk.c`, `frames.c`) and what makes automata (`automata.c`,
 `determinise.c`).
 
 Built once per machine with the C compiler that is there, and loaded. It is an accelerator only: without a compiler, or
@@ -19,7 +19,8 @@ from ...core.cache_folder import cache_folder
 from ...core.native_build import build, is_switched_off
 
 _log = logging.getLogger(__name__)
-_SOURCES = [Path(__file__).with_name(name) for name in ("walk.c", "automata.c", "determinise.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("walk.c", "frames.c", "automata.c", "determinise.c")]
+_HEADER = Path(__file__).with_name("walk.h")
 _FLAGS = ("-O2", "-shared", "-fPIC", "-std=gnu11")
 
 _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -31,15 +32,13 @@ _LONG = ("distances", "product_new", "canonical", "subsets", "words_automaton")
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "trie_new": (_P, [_I32, _P, _P, _P, _P, ctypes.c_int, _I32]),
     "trie_free": (None, [_P]),
-    "dfa_new": (_P, [_I32, _I32, _I32, _P, _P, _P, _P, _P, _P, _I32]),
+    "dfa_new": (_P, [_I32, _I32, _I32, _P, _P, _P, _P, _P, _P, _I32, _I32]),
     "dfa_live": (None, [_I32, _I32, _I32, _P, _P, _P]),
     "dfa_free": (None, [_P]),
     "dfa_freedom": (_I32, [_P, _I32]),
     "closure_row": (None, [_P, _P, _P, _I32]),
-    "dfa_closure": (None, [_P, _I32, _P]),
     "dfa_mask": (_I32, [_P, _P, _I64]),
     "dfa_states": (None, [_P, _P, _I64, _P]),
-    "dfa_is_wide": (ctypes.c_int, [_P, _I64, _I32]),
     "distances": (None, [_I32, _I32, _P, _P, _P, _P]),
     "product_new": (_P, [_I32, _P, _P, _I32, _I32, ctypes.c_int, ctypes.c_int, _I64]),
     "product_count": (_I64, [_P]),
@@ -53,19 +52,28 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "table_read": (None, [_P, _P, _P]),
     "table_free": (None, [_P]),
     "speller_from_pattern": (_I32, [_I32, _I32, _P, _P, _P, _P]),
-    "names_new": (_P, [_I32, _P, _P, _P, _P]),
+    "names_new": (_P, [_I32, _P, ctypes.c_char_p]),
     "names_free": (None, [_P]),
     "machine_new": (_P, [RESOLVE, STEP]),
     "machine_free": (None, [_P]),
-    "machine_mask": (_I32, [_P, _P, _I64, ctypes.c_int, _P]),
+    "machine_mask": (_I32, [_P, _P, _I64, ctypes.c_int]),
     "machine_explore": (_I64, [_P, _I64, _I64, _I64]),
     "step_bytes": (_I64, [_P, _I64, ctypes.c_char_p, _I32]),
     "define_python": (None, [_P, _I64]),
     "define_moves": (None, [_P, _I64, _I32, ctypes.c_char_p, _P]),
-    "define_text": (None, [_P, _I64, _I32, ctypes.c_char_p, _I64]),
     "define_leaf": (None, [_P, _I64, ctypes.c_int, _P, _I32, _P]),
     "define_name": (None, [_P, _I64, _P, ctypes.c_char_p, _I32]),
     "define_open_name": (None, [_P, _I64, _P, _I32, _P, _I32, _P]),
+    "reader_new": (_P, [_P, _I32, _P, _I64]),
+    "reader_free": (None, [_P]),
+    "stack_new": (None, [_P, _P, _I32, _I32, ctypes.c_char_p, _I32, ctypes.c_char_p]),
+    "stack_push": (_I64, [_P, _I32, _I32, _I64, _I64]),
+    "stack_read": (None, [_P, _I64, _P]),
+    "stack_text": (_I32, [_P, _I32, ctypes.c_char_p]),
+    "stack_reader": (_I32, [_P, _P]),
+    "stack_value": (None, [_P, _I32, _I32, _I32, _I32, _I32]),
+    "stack_object": (_I32, [_P, _I32, _P, ctypes.c_char_p, ctypes.c_char_p, _P, _P, _I32]),
+    "stack_array": (_I32, [_P, _I32, _I32, _I32, _I32, _P, ctypes.c_char_p]),
 }
 
 
@@ -80,7 +88,7 @@ def library() -> ctypes.PyDLL | None:
         with contextlib.ExitStack() as scratch:
             if folder is None:  # nothing is kept: what is loaded needs its file no more
                 folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="dslc-")))
-            path = str(build("walk", _SOURCES, _FLAGS, folder))
+            path = str(build("walk", _SOURCES, _FLAGS, folder, included=[_HEADER]))
             made = ctypes.PyDLL(path)  # keeps the interpreter's lock: a walk is short and may call back
             unlocked = ctypes.CDLL(path)
             for name in _LONG:

@@ -1,21 +1,21 @@
 """Automata as the compiled walk reads them, and the masks it makes.
 
 An automaton that can say what a context is (`Described`) is read context by context: each is described when a walk
-first meets it, and what a text's end leads to is asked when it is first needed. So the meaning of a state stays in
-one place, in Python, and the walk itself makes no objects.
+first meets it, and what a text's end leads to is asked when it is first needed. One that is a stack of frames
+(`Stacked`) gives the tables of its usual frames instead, and its contexts are made by the walk itself.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import threading
 import weakref
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, chain
 from string import ascii_lowercase, ascii_uppercase
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from .native import RESOLVE, STEP, library
 
 if TYPE_CHECKING:
     from .schema.names import NameTrie
+    from .speller import Spelling
     from .spelling import ByteDfa
     from .token_trie import LongArray, TokenTrie
 
@@ -33,20 +34,17 @@ _FAILED = -3
 _NON_ASCII, _INVALID, _WITH_SPACES = 1, 2, 4
 _LENGTHS = (4, 8, 16, 32, 255)  # to which those of closures are rounded down, so that they share rows
 _LOOKED_AT = 96  # contexts around a state, when a walk looks ahead
-_WIDE = 24  # string states with more moves than this have a row that is shared
+_ASK_VALUE, _ASK_MOVE = -2, -10  # as in walk.h
+PIECEMEAL = -4  # the mask has to be put together in Python
+_NO_BASE, _CLOSURE = -1, -2
+# Spellings of which the alphabet of all characters has rows that are shared:
+USUAL: dict[Spelling, int] = {"json": 0, "json-plain": 1}
 
 
 class Moves(NamedTuple):
     """A context with one state and these moves."""
 
     moves: Mapping[int, int]
-
-
-class Text(NamedTuple):
-    """Bytes that must come (the leaf says how many have), and the state behind them."""
-
-    text: bytes
-    target: int
 
 
 class Leaf(NamedTuple):
@@ -76,7 +74,7 @@ class OpenName(NamedTuple):
     outcomes: tuple[int, ...]
 
 
-Description = Moves | Text | Leaf | Name | OpenName
+Description = Moves | Leaf | Name | OpenName
 
 
 @runtime_checkable
@@ -89,10 +87,21 @@ class Described(Protocol):
     def leave(self, context: int, outcome: int) -> int:
         """The state behind a text of this context that ends with a label (`Leaf`, `OpenName`) or name number."""
 
+    def moves(self, state: int) -> Mapping[int, int]: ...
+
     def step(self, state: int, byte: int) -> int: ...
 
-    def is_text(self, context: int) -> bool:
-        """Whether a context is known to be a `Text`, so that describing it is little work."""
+
+class Stacked(Described, Protocol):
+    """An automaton whose contexts are frames with a parent, counted by the compiled walk once there is one."""
+
+    native: NativeMachine | None
+
+    def attach(self, native: NativeMachine) -> None:
+        """Hand the contexts that are there over, and let `native` count from now on."""
+
+    def define_value(self, demand: int) -> None:
+        """Give the tables of a value."""
 
 
 def _pointer(values: np.ndarray[Any, Any]) -> int:
@@ -109,12 +118,6 @@ class Closure(ctypes.Structure):
     @property
     def key(self) -> tuple[int, int, int, int]:
         return self.low, self.high, self.flags, self.length
-
-
-def unquoted(length: int) -> Closure:
-    """All bytes but the double quote."""
-    every = (1 << 64) - 1
-    return Closure(every & ~(1 << 0x22), every, _NON_ASCII | _INVALID | _WITH_SPACES, length)
 
 
 def usual_closures() -> list[Closure]:
@@ -144,7 +147,9 @@ class _Scratch(ctypes.Structure):
     _fields_ = (
         ("whole", ctypes.c_void_p), ("quoted", ctypes.c_void_p), ("behind", ctypes.c_void_p), ("odd", ctypes.c_void_p),
         ("max_plain", ctypes.c_int64), ("row", ctypes.c_void_p), ("values", ctypes.c_void_p),
-        ("words", ctypes.c_void_p), ("ends", ctypes.c_void_p), ("num_ends", ctypes.c_int32),
+        ("words", ctypes.c_void_p), ("ends", ctypes.c_void_p), ("shared", ctypes.c_void_p),
+        ("closures", ctypes.c_void_p), ("num_ends", ctypes.c_int32), ("num_closures", ctypes.c_int32),
+        ("max_length", ctypes.c_int32), ("base", ctypes.c_int32), ("closure", Closure),
     )  # fmt: skip
 
 
@@ -178,9 +183,13 @@ class NativeTrie:
             _pointer(self.values),
             _pointer(self.words),
             _pointer(self._ends),
+            None,
+            None,
             len(self._ends),
         )
         self.scratch = ctypes.addressof(self._scratch)
+        self._shared: tuple[object, ...] = ()
+        self.rows: list[MaskRow] = []  # with which masks may begin
         self.lock = threading.RLock()  # for the scratch space: a walk may call back, and another thread come in
 
     def _tree(self, cut: Cut, quoted: int, num_words: int) -> int:
@@ -190,6 +199,24 @@ class NativeTrie:
         made: int = self.lib.trie_new(trie.num_nodes, *map(_pointer, parts), quoted, num_words)
         weakref.finalize(self, self.lib.trie_free, made)
         return made
+
+    def share(self, by_length: list[list[MaskRow]], closures: list[Closure], rows: list[MaskRow]) -> None:
+        """Let masks begin with these rows: for each alphabet of USUAL of 0, 1, ... characters, and of closures."""
+        every = [row for alphabet in by_length for row in alphabet] + rows
+        pointers = (ctypes.c_void_p * len(every))(*map(_pointer, every))
+        kept = (Closure * len(closures))(*closures)
+        scratch = self._scratch
+        scratch.closures, scratch.num_closures = ctypes.addressof(kept), len(closures)
+        scratch.max_length = len(by_length[0]) - 1
+        scratch.shared = ctypes.addressof(pointers)
+        self._shared, self.rows = (pointers, kept), every
+
+    def base(self) -> tuple[MaskRow | None, Closure | None]:
+        """The shared row that the last mask begins with, or the texts of which one is to be made; else neither."""
+        number = self._scratch.base
+        if number >= 0:
+            return self.rows[number], None
+        return None, Closure.from_buffer_copy(self._scratch.closure) if number == _CLOSURE else None
 
     def found(self, count: int) -> tuple[LongArray, MaskRow]:
         """Copies of the first words and values."""
@@ -214,25 +241,17 @@ class NativeDfa:
         chars = dfa.chars
         parts = (dfa.speller.table, chars.delta, chars.labels, dfa.live, chars.bounds, chars.classes)
         self._kept = [np.ascontiguousarray(a, np.uint8 if a.dtype == bool else np.int32) for a in parts]
-        self.handle: int = lib.dfa_new(*chars.delta.shape, dfa.width, *map(_pointer, self._kept), len(chars.bounds))
+        usual = USUAL.get(dfa.spelling, -1)
+        self.handle: int = lib.dfa_new(
+            *chars.delta.shape, dfa.width, *map(_pointer, self._kept), len(chars.bounds), usual
+        )
         self.lib = lib
         weakref.finalize(self, lib.dfa_free, self.handle)
-
-    def is_wide(self, state: int) -> bool:
-        """Whether so much may come that a shared row is worth it."""
-        return bool(self.lib.dfa_is_wide(self.handle, state, _WIDE))
 
     def freedom(self, s: int) -> int:
         """How many characters of any live class can be read from character state s, in any order (255: any number)."""
         count: int = self.lib.dfa_freedom(self.handle, s)
         return count
-
-    def closure(self, s: int) -> Closure:
-        """Texts that can be read from character state s: a set that is easily named, not all of them."""
-        found = Closure()
-        self.lib.dfa_closure(self.handle, s, ctypes.addressof(found))
-        found.length = max((n for n in _LENGTHS if n <= found.length), default=0)
-        return found
 
     def mask(self, state: int, trie: NativeTrie) -> int:
         """Writes words into the trie's scratch; returns how many."""
@@ -246,139 +265,107 @@ class NativeDfa:
         return out
 
 
-class NativeNames:
-    """A `NameTrie` in arrays."""
+class NativeReader:
+    """An automaton of texts with what they deliver by label (0: a text with that label may not end)."""
 
-    def __init__(self, trie: NameTrie, lib: ctypes.PyDLL) -> None:
-        nodes = trie.children
-        first = array("i", accumulate(map(len, nodes), initial=0))
-        child = array("i", chain.from_iterable(node.values() for node in nodes))
-        end = array("i", [-1]) * len(nodes)
-        for node, number in trie.ends.items():
-            end[node] = number
-        self._kept = (first, child, end, array("B", chain.from_iterable(nodes)))
-        self.handle: int = lib.names_new(len(nodes), *(part.buffer_info()[0] for part in self._kept))
-        weakref.finalize(self, lib.names_free, self.handle)
-
-
-class Known(NamedTuple):
-    """Of a context: whether the walk reads it itself, whether the text may end there, and, where most of the vocabulary
-    may come inside a string, its automaton and where its states begin."""
-
-    is_compiled: bool
-    may_end: bool
-    string: ByteDfa | None
-    base: int
-
-
-_IN_PYTHON = Known(False, True, None, 0)
-_PLAIN = Known(True, False, None, 0)
-_MAY_END = Known(True, True, None, 0)
+    def __init__(self, dfa: ByteDfa, outcomes: tuple[int, ...], lib: ctypes.PyDLL) -> None:
+        native = dfa.native
+        assert native is not None
+        flags = array("i", [outcome != 0 for outcome in outcomes])
+        self.dfa = dfa  # which it points to
+        self.handle: int = lib.reader_new(native.handle, len(flags), flags.buffer_info()[0], dfa.start)
+        weakref.finalize(self, lib.reader_free, self.handle)
 
 
 class NativeMachine:
     """The contexts of one automaton as the walk knows them. Not thread-safe; its users hold the index's lock."""
 
     def __init__(self, automaton: Described, lib: ctypes.PyDLL) -> None:
-        self.automaton = automaton
+        self._automaton = weakref.ref(automaton)  # which may keep this one
         self.lib = lib
-        self._known: dict[int, Known] = {}
         self._kept: dict[int, object] = {}  # what the tables point to
-        self._names: dict[int, NativeNames] = {}
+        self._names: dict[int, int] = {}
         self._error: BaseException | None = None
+        self.has_stack = hasattr(automaton, "attach")
         this = weakref.ref(self)  # no cycle through the callbacks
         self._callbacks = (RESOLVE(partial(_resolve, this)), STEP(partial(_step, this)))
         self.handle: int = lib.machine_new(*self._callbacks)
+        self._count = ctypes.c_int64.from_address(self.handle)
         weakref.finalize(self, lib.machine_free, self.handle)
 
-    def look(self, context: int) -> Known:
-        """What a mask has to know of a context before the walk; it is described if it was not."""
-        found = self._known.get(context)
-        if found is None:
-            self.define(context)
-            found = self._known[context]
+    @property
+    def automaton(self) -> Described:
+        found = self._automaton()
+        assert found is not None
         return found
 
-    def define(self, context: int) -> None:
-        """Describe a context, and the texts that stand behind it: these are read next."""
-        todo = [context]
-        for number in todo:
-            if number not in self._known:
-                found = self.automaton.describe(number)
-                self._known[number] = self._define(number, found)
-                if isinstance(found, Moves):
-                    todo += [t >> LEAF_BITS for t in found.moves.values() if self.automaton.is_text(t >> LEAF_BITS)]
-                elif isinstance(found, Text):
-                    todo.append(found.target >> LEAF_BITS)
+    @property
+    def num_contexts(self) -> int:
+        return self._count.value
 
-    def _define(self, context: int, found: Description | None) -> Known:
+    def define(self, context: int) -> None:
+        """Describe a context."""
         lib, handle = self.lib, self.handle
+        found = self.automaton.describe(context)
         if found is None:
             lib.define_python(handle, context)
-            return _IN_PYTHON
-        if isinstance(found, Text):
-            lib.define_text(handle, context, len(found.text), found.text, found.target)
-            return _PLAIN
-        if isinstance(found, Moves):
+        elif isinstance(found, Moves):
             targets = array("q", found.moves.values())
             lib.define_moves(handle, context, len(targets), bytes(found.moves), targets.buffer_info()[0])
-            return _MAY_END
-        if isinstance(found, Leaf):
-            outcomes = array("i", [outcome != 0 for outcome in found.outcomes])
-            lib.define_leaf(
-                handle, context, found.is_string, self._dfa(found.dfa), len(outcomes), outcomes.buffer_info()[0]
-            )
-            free = found.is_string or not any(found.outcomes)
-            return Known(True, not found.is_string, found.dfa if free else None, 0)
-        if isinstance(found, Name):
+        elif isinstance(found, Leaf):
+            flags = array("i", [outcome != 0 for outcome in found.outcomes])
+            lib.define_leaf(handle, context, found.is_string, self.dfa(found.dfa), len(flags), flags.buffer_info()[0])
+        elif isinstance(found, Name):
             allowed = found.allowed.to_bytes(found.allowed.bit_length() // 8 + 1, "little")
             lib.define_name(handle, context, self._tree(found.trie), allowed, len(allowed))
-            return _PLAIN
-        outcomes = array("i", [outcome != 0 for outcome in found.outcomes])
-        lib.define_open_name(
-            handle, context, self._tree(found.trie), found.base, self._dfa(found.free), len(outcomes),
-            outcomes.buffer_info()[0],
-        )  # fmt: skip
-        return Known(True, False, found.free, found.base)
+        else:
+            flags = array("i", [outcome != 0 for outcome in found.outcomes])
+            lib.define_open_name(
+                handle, context, self._tree(found.trie), found.base, self.dfa(found.free), len(flags),
+                flags.buffer_info()[0],
+            )  # fmt: skip
 
-    def _dfa(self, dfa: ByteDfa) -> int:
+    def dfa(self, dfa: ByteDfa) -> int:
+        """The handle of an automaton, kept from now on."""
         self._kept[id(dfa)] = dfa
         native = dfa.native
         assert native is not None
         return native.handle
 
     def _tree(self, trie: NameTrie) -> int:
-        names = self._names.get(id(trie))
-        if names is None:
+        handle = self._names.get(id(trie))
+        if handle is None:
+            lengths, text = spelled(trie.names)
             self._kept[id(trie)] = trie
-            names = self._names[id(trie)] = NativeNames(trie, self.lib)
-        return names.handle
+            handle = self._names[id(trie)] = self.lib.names_new(len(lengths), lengths.buffer_info()[0], text)
+            weakref.finalize(self, self.lib.names_free, handle)
+        return handle
 
-    def mask(self, state: int, trie: NativeTrie, ends: bool, quoted: bool = False, known: Closure | None = None) -> int:
-        """Words of the tokens that may come, in the trie's scratch; returns how many.
+    def mask(self, state: int, trie: NativeTrie, ends: bool) -> int:
+        """Words of the tokens that may come, in the trie's scratch, but for some of `trie.base`; returns how many.
 
-        `ends`: with EOS. `quoted`: only the tokens with a double quote. `known`: tokens in it may be left out.
+        `ends`: with EOS, of an automaton that is not `Stacked`. PIECEMEAL: Python has to do it.
         """
-        at = None if known is None else ctypes.addressof(known)
-        count: int = self.lib.machine_mask(self.handle, trie.scratch, state, quoted | ends << 1, at)
-        if count < 0:
+        count: int = self.lib.machine_mask(self.handle, trie.scratch, state, ends)
+        if count == _FAILED:
             self._raise()
         return count
 
     @property
     def num_bytes(self) -> int:
-        return 700 * len(self._known)
+        return 250 * self.num_contexts + 2000
 
     def explore(self, state: int, limit: int) -> int:
-        """Ask up to `limit` questions ahead of their use, of the contexts nearest to `state`; returns how many."""
-        asked: int = self.lib.machine_explore(self.handle, state, _LOOKED_AT, limit)
+        """Meet up to `limit` contexts ahead of their use, those nearest to `state`; returns how many."""
+        met: int = self.lib.machine_explore(self.handle, state, _LOOKED_AT, limit)
         self._raise()
-        return asked
+        return met
 
     def step(self, state: int, data: bytes) -> int:
         """The state after some bytes; -1 if they are not allowed."""
         after: int = self.lib.step_bytes(self.handle, state, data, len(data))
-        self._raise()
+        if after == _FAILED:
+            self._raise()
         return after
 
     def _raise(self) -> None:
@@ -387,13 +374,28 @@ class NativeMachine:
             raise error
 
 
+def spelled(names: Sequence[str]) -> tuple[array[int], bytes]:
+    """The lengths of names between quotes in JSON, in bytes (-1: it cannot be written), and all of them in a row."""
+    joined = "".join(names)
+    if joined.isascii() and joined.isprintable() and '"' not in joined and "\\" not in joined:
+        return array("i", map(len, names)), joined.encode()
+    texts = [None if any(0xD800 <= ord(c) <= 0xDFFF for c in name) else
+             json.dumps(name, ensure_ascii=False)[1:-1].encode() for name in names]  # fmt: skip
+    return array("i", [-1 if text is None else len(text) for text in texts]), b"".join(text or b"" for text in texts)
+
+
 def _resolve(this: Callable[[], NativeMachine | None], context: int, outcome: int) -> int:
     machine = this()
     assert machine is not None
     try:
         if outcome >= 0:
             return machine.automaton.leave(context, outcome)
-        machine.define(context)
+        if outcome <= _ASK_MOVE:
+            return machine.automaton.moves(context << LEAF_BITS).get(_ASK_MOVE - outcome, -1)
+        if outcome == _ASK_VALUE:
+            machine.automaton.define_value(context)  # type: ignore[attr-defined]
+        else:
+            machine.define(context)
     except BaseException as error:  # carried over the C frames, raised behind them
         machine._error = error
         return _FAILED
@@ -419,7 +421,14 @@ def native_dfa(dfa: ByteDfa) -> NativeDfa | None:
 def native_machine(automaton: object) -> NativeMachine | None:
     """The contexts of an automaton that can describe them; None for others, or without the compiled walk."""
     lib = library()
-    return NativeMachine(automaton, lib) if lib is not None and isinstance(automaton, Described) else None
+    if lib is None or not isinstance(automaton, Described):
+        return None
+    if not hasattr(automaton, "attach"):
+        return NativeMachine(automaton, lib)
+    stacked = cast(Stacked, automaton)
+    if stacked.native is None:
+        stacked.attach(NativeMachine(stacked, lib))
+    return stacked.native
 
 
 def native_trie(trie: TokenTrie) -> NativeTrie | None:

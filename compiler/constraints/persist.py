@@ -20,7 +20,7 @@ from .schema.universe import Universe
 from .spelling import ByteDfa
 from .token_index import Automaton
 
-FORMAT = 3  # raised whenever what is saved changes its meaning
+FORMAT = 4  # raised whenever what is saved changes its meaning
 _OWN = __name__.rpartition(".")[0] + "."
 _NUMPY = {"numpy": {"ndarray", "dtype"}, "numpy._core.multiarray": {"_reconstruct", "scalar"},
           "numpy._core.numeric": {"_frombuffer"}}  # fmt: skip

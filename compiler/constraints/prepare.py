@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...core.constraint import Vocabulary
 from .char_algebra import ALL, forget_combined
 from .char_dfa import from_regex
-from .native_walk import usual_closures
+from .native_walk import USUAL, usual_closures
 from .regex_syntax import parse_regex
 from .schema.names import forget_names
 from .schema.scalars import forget_patterns
@@ -23,16 +23,18 @@ def prepare_vocabulary(vocabulary: Vocabulary) -> TokenTrie:
     """The vocabulary's tree, with the rows of free text in JSON strings. About 0.3 s for 131,072 tokens, once."""
     trie = trie_of(vocabulary)
     if not trie.is_prepared:
-        pin_rows(shared_byte_dfa(ALL, "json", keep=True), trie)
-        pin_rows(shared_byte_dfa(ALL, "json-plain", keep=True), trie)
+        by_length = [pin_rows(shared_byte_dfa(ALL, spelling, keep=True), trie) for spelling in USUAL]
         standard_leaves()
         for pattern in _USUAL:
             chars = from_regex(parse_regex(pattern, "ecma"))
             speller_of(chars.bounds, chars.classes, "json")
             speller_of(chars.bounds, chars.classes, "json-plain")
         if trie.native is not None:
-            for closure in usual_closures():
-                trie.pin(closure.key, trie.native.closure_row(closure))
+            closures = usual_closures()
+            rows = [trie.native.closure_row(closure) for closure in closures]
+            for closure, row in zip(closures, rows, strict=True):
+                trie.pin(closure.key, row)
+            trie.native.share(by_length, closures, rows)
         trie.pin(CUT_TOKENS, cut_tokens(trie))
         trie.is_prepared = True
     return trie

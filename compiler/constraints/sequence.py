@@ -166,9 +166,6 @@ class SequenceMachine(NumberedStates[Frame]):
             return described
         return Moves(self.moves(context << SHIFT))
 
-    def is_text(self, context: int) -> bool:
-        return False
-
     def leave(self, context: int, outcome: int) -> int:
         frame = self._frames[context]
         assert isinstance(frame, tuple)

@@ -152,9 +152,6 @@ class ByteDfa:
         """For the compiled walk: one context, whose texts have nothing behind them."""
         return Leaf(self, (0,) * (int(self.chars.labels.max()) + 1), is_string=False)
 
-    def is_text(self, context: int) -> bool:
-        return False
-
     def leave(self, context: int, outcome: int) -> int:
         return -1
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
 from .endings import shortest_end
 from .interface import MaskRow
-from .native_walk import LEAF_BITS, native_machine
+from .native_walk import PIECEMEAL, native_machine
 from .token_trie import LongArray, TokenTrie
-from .wide import inside_base
+from .wide import closure_row
 
 Encode = Callable[[str], list[int]]
 
@@ -62,7 +63,7 @@ class Automaton(Protocol):
 
 @dataclass(slots=True)
 class Mask:
-    """A packed row: `base` (None: nothing allowed; may be shared by masks) and more bits in some words.
+    """A packed row: `base` (None: nothing allowed; may be shared by masks), and some words that differ.
 
     Not to be changed once made.
     """
@@ -72,14 +73,16 @@ class Mask:
     values: MaskRow
 
     def write(self, out: MaskRow) -> None:
-        if self.base is None:
-            out.fill(0)
-            out[self.words] = self.values
-            return
-        out[: len(self.base)] = self.base
-        out[len(self.base) :] = 0
+        base = self.base
+        if base is None:
+            out[:] = _nothing(len(out))
+        elif len(base) == len(out):
+            out[:] = base
+        else:
+            out[: len(base)] = base
+            out[len(base) :] = 0
         if len(self.words):
-            out[self.words] |= self.values
+            out[self.words] = self.values
 
     @property
     def num_bytes(self) -> int:
@@ -88,7 +91,17 @@ class Mask:
     def with_tokens(self, tokens: Iterable[int]) -> Mask:
         """This mask with more tokens allowed."""
         words, values = pack([*tokens])
-        return Mask(self.base, *merge_words((self.words, self.values), (words, values))) if len(words) else self
+        if not len(words):
+            return self
+        if self.base is not None:
+            values |= self.base[words]
+        return Mask(self.base, *merge_words((self.words, self.values), (words, values)))
+
+
+@lru_cache(maxsize=8)
+def _nothing(num_words: int) -> MaskRow:
+    """Zeros, which are quicker to copy than to write."""
+    return np.zeros(num_words, np.int32)
 
 
 def pack(tokens: list[int]) -> tuple[LongArray, MaskRow]:
@@ -170,17 +183,17 @@ class TokenIndex:
         native, trie = self._native, self.trie.native
         if native is None or trie is None:
             return self.compute_in_python(state)
-        known = native.look(state >> LEAF_BITS)
-        if not known.is_compiled:
-            return self.compute_in_python(state)
-        ends = known.may_end and self.automaton.accepting(state)
-        if known.string is not None:
-            base, closure = inside_base(known.string, (state & (1 << LEAF_BITS) - 1) - known.base, self.trie)
-            if base is not None:
-                with trie.lock:
-                    return Mask(base, *trie.found(native.mask(state, trie, ends, closure is None, closure)))
+        ends = not native.has_stack and self.automaton.accepting(state)
         with trie.lock:
             count = native.mask(state, trie, ends)
+            if count == PIECEMEAL:
+                return self.compute_in_python(state)
+            base, closure = trie.base()
+            if base is not None:
+                return Mask(base, *trie.found(count))
+            if closure is not None:
+                base, (words, values) = closure_row(closure, self.trie), trie.found(count)
+                return Mask(base, words, values | base[words])
             if count * _SPARSE_SHARE >= self.trie.num_words:
                 return Mask(trie.row_of(count), _NO_WORDS, _NO_VALUES)
             return Mask(None, *trie.found(count))

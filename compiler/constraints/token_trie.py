@@ -76,7 +76,6 @@ class TokenTrie:
         self._memo: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._memo_bytes = 0
         self.pinned: dict[Hashable, Any] = {}
-        self.inside_bases: dict[Any, Any] = {}  # see `wide.inside_base`
         self.is_prepared = False  # see `prepare`
         self._lock = threading.Lock()
 
@@ -110,7 +109,6 @@ class TokenTrie:
         with self._lock:
             self._memo.clear()
             self._memo_bytes = 0
-            self.inside_bases.clear()
 
     @property
     def num_bytes(self) -> int:

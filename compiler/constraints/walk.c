@@ -1,52 +1,8 @@
 /* Masks in compiled form: one depth-first walk over the vocabulary's tree and an automaton at once.
 
-   The automaton is a table of contexts that Python fills in when the walk first meets one (`Resolve`), so that the
-   meaning of a state stays in one place, in Python. A state is `context << 32 | leaf`, as in schema/machine.py.
-   Nothing here allocates inside a walk but what Resolve asks for; no state is kept between walks but the tables. */
+   The automaton is a table of contexts (`frames.c`). Nothing here allocates inside a walk but what `step` asks for. */
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-typedef int64_t i64;
-typedef int32_t i32;
-typedef uint8_t u8;
-typedef uint64_t u64;
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDER __attribute__((target_clones("avx2", "default"), optimize("O3")))
-#else
-#define WIDER
-#endif
-#define DEAD (-1)
-#define UNKNOWN (-2)
-#define FAILED (-3)
-#define NON_ASCII 1
-#define INVALID 2
-#define SPACES 4 /* separators beyond ASCII, which `.` or \S leave out */
-#define UNBOUNDED 255
-#define MAX_LOOKED_AT 1000
-
-/* The tree */
-
-typedef struct { u64 low, high; } Ascii; /* a set of ASCII bytes */
-typedef struct { Ascii ascii; u8 flags, length; } Contents; /* of a text, or of some: bytes, kinds of others, characters */
-typedef struct { i32 tokens, own, below; } Span; /* tokens that end at a node: [tokens, own); below it: [own, below) */
-
-typedef struct {
-    i32 num_nodes, num_tokens;
-    u8 *bytes;          /* [N] nodes in breadth-first order, 0 the root */
-    i32 *children;      /* [N + 1] */
-    Span *spans;        /* [N] */
-    Contents *contents; /* [N] of the tokens at the node and below */
-    i32 *tokens;        /* ids in depth-first order, so that what is below a node is one span */
-    u64 *low, *high;    /* [words * 32] by id: ASCII bytes of a token, and the rest of its Contents */
-    u8 *flags, *lengths;
-    i32 *nodes;         /* [N] scratch space of walks */
-    i64 *states;
-} Trie;
-
-typedef struct { Contents so_far; i32 code; u8 need, low, high; } Path; /* `need` more continuation bytes, the next low..high */
+#include "walk.h"
 
 static const i32 SPACE_CODES[] = {0x85, 0xA0, 0x1680, 0x180E, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006,
                                   0x2007, 0x2008, 0x2009, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000, 0xFEFF};
@@ -154,15 +110,6 @@ void trie_free(Trie *t) {
     free(t->nodes), free(t->states), free(t);
 }
 
-/* Sets of texts: all over some characters, up to a length. */
-
-typedef struct { Ascii ascii; u8 flags, length; } Closure; /* flags: other characters, and invalid bytes, that may occur */
-
-static inline int covers(const Closure *c, const Contents *found) {
-    return found->length <= c->length && !(found->flags & ~c->flags) && !(found->ascii.low & ~c->ascii.low) &&
-           !(found->ascii.high & ~c->ascii.high);
-}
-
 /* The row of the tokens in such a set, `num_words` words: each token is looked at, without a branch. */
 WIDER void closure_row(const Trie *t, const Closure *c, i32 *row, i32 num_words) {
     u64 low = ~c->ascii.low, high = ~c->ascii.high;
@@ -177,19 +124,6 @@ WIDER void closure_row(const Trie *t, const Closure *c, i32 *row, i32 num_words)
         row[w] = (i32)bits;
     }
 }
-
-/* A character automaton with its spelling: arrays of ByteDfa, read in place. */
-
-typedef struct {
-    i32 num_classes, width, num_states, num_wide, num_spaces; /* classes, nodes of the speller, states */
-    const i32 *table, *delta, *labels;            /* [K, 256], [S, C], [S] */
-    const i32 *wide, *spaces;                     /* classes beyond ASCII: of all but SPACES, and of these; 0: of none */
-    const u8 *live;                               /* [S * K] */
-    i32 *stamps, stamp;                           /* [S] which search has seen a state */
-    Closure *closures; /* [S] texts that can be read from a state */
-    u8 *known;         /* [S] whether its closure is there */
-    u8 *alike;         /* [S] one more than `alike_for`; 0: not yet asked */
-} Dfa;
 
 /* Whether node k of the speller leads from state s to a class that may come there: live[s * width + k], zero before. */
 WIDER void dfa_live(i32 num_states, i32 num_classes, i32 width, const i32 *delta, const u8 *reach, u8 *live) {
@@ -217,9 +151,10 @@ static i32 once(i32 *kept, i32 count, i32 class) {
     return count + 1;
 }
 
-/* `bounds`, `classes`: of the characters, in `num_ranges` ranges. */
+/* `bounds`, `classes`: of the characters, in `num_ranges` ranges. `usual`: the number of the alphabet of all characters in this
+   spelling, or NONE. */
 Dfa *dfa_new(i32 num_states, i32 num_classes, i32 width, const i32 *table, const i32 *delta, const i32 *labels,
-             const u8 *live, const i32 *bounds, const i32 *classes, i32 num_ranges) {
+             const u8 *live, const i32 *bounds, const i32 *classes, i32 num_ranges, i32 usual) {
     Dfa *d = malloc(sizeof *d);
     i32 *wide = malloc(sizeof(i32) * 2 * (num_classes + 1)), *spaces = wide + num_classes + 1, num_wide = 0, num_spaces = 0;
     for (i32 r = 0; r < num_ranges; r++) { /* the classes of the characters beyond ASCII but spaces and surrogates */
@@ -228,14 +163,19 @@ Dfa *dfa_new(i32 num_states, i32 num_classes, i32 width, const i32 *table, const
         for (int i = 0; i < NUM_SPACES; i++)
             if (low <= SPACE_CODES[i] && SPACE_CODES[i] < high) num_spaces = once(spaces, num_spaces, classes[r]), others--;
         if (others > 0) num_wide = once(wide, num_wide, classes[r]);
+        i32 end = r + 1 < num_ranges ? bounds[r + 1] : 0x110000;
+        if (!classes[r] != (0xD800 <= bounds[r] && end <= 0xE000)) usual = NONE;
     }
     *d = (Dfa){num_classes, width, num_states, num_wide, num_spaces, table, delta, labels, wide, spaces, live,
                calloc(num_states, sizeof(i32)), 0, calloc(num_states, sizeof(Closure)), calloc(num_states, 1),
-               calloc(num_states, 1)};
+               calloc(num_states, 1), calloc(num_states, sizeof(i32)), usual};
     return d;
 }
 
-void dfa_free(Dfa *d) { free((void *)d->wide), free(d->closures), free(d->known), free(d->alike), free(d->stamps), free(d); }
+void dfa_free(Dfa *d) {
+    free((void *)d->wide), free(d->closures), free(d->known), free(d->alike), free(d->freedom);
+    free(d->stamps), free(d);
+}
 
 /* How many characters of the classes in `in` can be read from s, whatever they are; a lower bound where many states
    would have to be looked at. */
@@ -283,21 +223,13 @@ static i32 alike_for(Dfa *d, i32 s) {
 
 /* `reach` for all classes. */
 i32 dfa_freedom(Dfa *d, i32 s) {
+    if (d->freedom[s]) return d->freedom[s] - 1;
     u8 *in = malloc(d->num_classes);
     memset(in, 1, d->num_classes);
     i32 found = d->num_classes > 1 ? reach(d, s, in) : 0;
     free(in);
+    d->freedom[s] = (i32)(found + 1);
     return found;
-}
-
-static inline i64 dfa_step(const Dfa *d, i64 leaf, u8 b) {
-    i32 s = (i32)(leaf / d->width), k = (i32)(leaf % d->width), entry = d->table[k * 256 + b];
-    if (entry < 0) {
-        i32 target = d->delta[(i64)s * d->num_classes + ~entry];
-        return target ? (i64)target * d->width : DEAD;
-    }
-    i64 after = leaf - k + entry;
-    return d->live[after] ? after : DEAD;
 }
 
 static Closure of_classes(const Dfa *d, const u8 *in, i32 length) {
@@ -349,281 +281,12 @@ static const Closure *closure_of(Dfa *d, i32 s) {
 
 void dfa_closure(Dfa *d, i32 s, Closure *out) { *out = *closure_of(d, s); }
 
-/* Declared names as a tree: children of node n are [first[n], first[n + 1]). In the tree's order, the names below a node
-   are consecutive: [low[n], high[n]). */
-
-typedef struct {
-    i32 num_nodes;
-    const i32 *first, *child, *end; /* end: the number of the name that ends there, or -1 */
-    const u8 *byte;
-    i32 *low, *high, *number, num_names; /* number: by place in the tree's order */
-} Names;
-
-Names *names_new(i32 num_nodes, const i32 *first, const i32 *child, const i32 *end, const u8 *byte) {
-    Names *n = malloc(sizeof *n);
-    i32 *space = malloc(sizeof(i32) * 5 * num_nodes), *todo = space + 3 * num_nodes, top = 0; /* 2: each node comes twice */
-    *n = (Names){num_nodes, first, child, end, byte, space, space + num_nodes, space + 2 * num_nodes, 0};
-    todo[top++] = 0;
-    while (top) {
-        i32 node = todo[--top];
-        if (node < 0) { /* all below is done */
-            n->high[~node] = n->num_names;
-            continue;
-        }
-        n->low[node] = n->num_names;
-        if (end[node] >= 0) n->number[n->num_names++] = end[node];
-        todo[top++] = ~node;
-        for (i32 i = first[node]; i < first[node + 1]; i++) todo[top++] = child[i];
-    }
-    return n;
-}
-
-void names_free(Names *n) { free(n->low), free(n); }
-
-/* Contexts */
-
-enum { NOTHING, MOVES, TEXT, STRING, PLAIN, NAME, OPEN_NAME, PYTHON };
-
-typedef struct {
-    int kind;
-    i32 length;         /* TEXT: bytes; MOVES: moves; STRING, PLAIN, OPEN_NAME: labels */
-    Dfa *dfa;           /* STRING, PLAIN; OPEN_NAME: of names that are not declared */
-    const Names *names; /* NAME, OPEN_NAME */
-    i32 base;           /* OPEN_NAME: leaves from here on are the automaton's */
-    i64 *targets;       /* by move, or by outcome; UNKNOWN until resolved */
-    i32 *outcomes;      /* by label (0: the text may not end), or the running count of allowed names */
-    u8 *bytes;          /* MOVES: the number of the move + 1 by byte; TEXT: the text */
-} Context;
-
-typedef struct Machine Machine;
-typedef i64 (*Resolve)(i64 context, i64 outcome); /* the state behind a text; with outcome -1: define the context */
-typedef i64 (*Step)(i64 state, i64 byte);
-
-struct Machine {
-    i64 num_contexts;
-    Context *contexts;
-    Resolve resolve;
-    Step step;
-};
-
-Machine *machine_new(Resolve resolve, Step step) {
-    Machine *m = calloc(1, sizeof *m);
-    m->resolve = resolve, m->step = step;
-    return m;
-}
-
-static void context_free(Context *c) { free(c->targets), free(c->outcomes), free(c->bytes); }
-
-void machine_free(Machine *m) {
-    for (i64 i = 0; i < m->num_contexts; i++) context_free(&m->contexts[i]);
-    free(m->contexts), free(m);
-}
-
-static Context *fresh(Machine *m, i64 number, int kind) {
-    if (number >= m->num_contexts) {
-        i64 size = number + 1 + number / 2 + 16;
-        m->contexts = realloc(m->contexts, size * sizeof(Context));
-        memset(m->contexts + m->num_contexts, 0, (size - m->num_contexts) * sizeof(Context));
-        m->num_contexts = size;
-    }
-    Context *c = &m->contexts[number];
-    context_free(c);
-    memset(c, 0, sizeof *c);
-    c->kind = kind;
-    return c;
-}
-
-static void *copied(const void *data, size_t size) {
-    void *made = malloc(size ? size : 1);
-    memcpy(made, data, size);
-    return made;
-}
-
-static i64 *unknown(i32 count) {
-    i64 *made = malloc(sizeof(i64) * (count ? count : 1));
-    for (i32 i = 0; i < count; i++) made[i] = UNKNOWN;
-    return made;
-}
-
-void define_python(Machine *m, i64 number) { fresh(m, number, PYTHON); }
-
-void define_moves(Machine *m, i64 number, i32 count, const u8 *bytes, const i64 *targets) {
-    Context *c = fresh(m, number, MOVES);
-    c->length = count;
-    c->targets = copied(targets, sizeof(i64) * count);
-    c->bytes = calloc(512 + count, 1); /* by byte; then the bytes themselves */
-    memcpy(c->bytes + 512, bytes, count);
-    for (i32 i = 0; i < count; i++) { /* two bytes each: 256 moves do not fit one */
-        c->bytes[2 * bytes[i]] = (u8)((i + 1) & 255);
-        c->bytes[2 * bytes[i] + 1] = (u8)((i + 1) >> 8);
-    }
-}
-
-void define_text(Machine *m, i64 number, i32 length, const u8 *text, i64 target) {
-    Context *c = fresh(m, number, TEXT);
-    c->length = length;
-    c->bytes = copied(text, length);
-    c->targets = copied(&target, sizeof target);
-}
-
-void define_leaf(Machine *m, i64 number, int is_string, Dfa *dfa, i32 num_labels, const i32 *outcomes) {
-    Context *c = fresh(m, number, is_string ? STRING : PLAIN);
-    c->dfa = dfa;
-    c->length = num_labels;
-    c->outcomes = copied(outcomes, sizeof(i32) * num_labels);
-    c->targets = unknown(num_labels);
-}
-
-/* `allowed`: a bit for each name's number, as little-endian bytes. */
-void define_name(Machine *m, i64 number, const Names *names, const u8 *allowed, i32 num_bytes) {
-    Context *c = fresh(m, number, NAME);
-    i32 count = names->num_names;
-    c->names = names;
-    c->targets = unknown(count);
-    c->outcomes = malloc(sizeof(i32) * (count + 1));
-    c->outcomes[0] = 0;
-    for (i32 i = 0; i < count; i++) {
-        i32 bit = names->number[i];
-        c->outcomes[i + 1] = c->outcomes[i] + (bit >> 3 < num_bytes && allowed[bit >> 3] >> (bit & 7) & 1);
-    }
-}
-
-void define_open_name(Machine *m, i64 number, const Names *names, i32 base, Dfa *dfa, i32 num_labels, const i32 *outcomes) {
-    define_leaf(m, number, 1, dfa, num_labels, outcomes);
-    Context *c = &m->contexts[number];
-    c->kind = OPEN_NAME;
-    c->names = names;
-    c->base = base;
-}
-
-static i32 name_child(const Names *n, i32 node, u8 b) {
-    for (i32 i = n->first[node]; i < n->first[node + 1]; i++)
-        if (n->byte[i] == b) return n->child[i];
-    return -1;
-}
-
-static i64 leave(Machine *m, i64 number, i32 outcome) {
-    Context *c = &m->contexts[number];
-    if (c->targets[outcome] == UNKNOWN) {
-        i64 target = m->resolve(number, c->kind == NAME ? c->names->number[outcome] : outcome);
-        if (target == FAILED) return FAILED;
-        m->contexts[number].targets[outcome] = target; /* resolving may have moved the contexts */
-    }
-    return m->contexts[number].targets[outcome];
-}
-
-/* Meet contexts ahead of their use, breadth-first from `state`: up to `limit` are looked at, and up to `new` questions asked
-   of those that are not known. Returns how many were asked, or FAILED. */
-i64 machine_explore(Machine *m, i64 state, i64 limit, i64 new) {
-    i64 size = 4 * limit + 64, count = 0, asked = 0, *todo = malloc(sizeof(i64) * size), seen_size = 0;
-    u8 *seen = 0;
-    todo[count++] = state >> 32;
-    for (i64 i = 0; i < count && i < limit; i++) {
-        i64 number = todo[i], num_targets = 0;
-        if (number >= m->num_contexts || !m->contexts[number].kind) {
-            if (asked == new) break;
-            asked++;
-            if (m->resolve(number, -1) == FAILED) {
-                asked = FAILED;
-                break;
-            }
-        }
-        Context c = m->contexts[number];
-        if (c.kind == MOVES) num_targets = c.length;
-        else if (c.kind == TEXT) num_targets = 1;
-        else if (c.kind == NAME) num_targets = c.names->num_names;
-        else if (c.kind != PYTHON) num_targets = c.length;
-        for (i64 k = 0; k < num_targets && count < size; k++) {
-            i64 target;
-            if (c.kind == MOVES || c.kind == TEXT) target = c.targets[k];
-            else if (c.kind == NAME ? c.outcomes[k + 1] == c.outcomes[k] : !k || !c.outcomes[k]) continue;
-            else if (c.kind == OPEN_NAME && k == 1) continue; /* below a name that nobody declared there is no end */
-            else {
-                if (m->contexts[number].targets[k] == UNKNOWN && asked++ == new) {
-                    free(todo), free(seen);
-                    return new;
-                }
-                if ((target = leave(m, number, (i32)k)) == FAILED) {
-                    free(todo), free(seen);
-                    return FAILED;
-                }
-            }
-            if (target < 0) continue;
-            if (target >> 32 >= seen_size) {
-                i64 larger = 2 * (target >> 32) + 256;
-                seen = realloc(seen, larger);
-                memset(seen + seen_size, 0, larger - seen_size);
-                seen_size = larger;
-            }
-            if (!seen[target >> 32]) seen[target >> 32] = 1, todo[count++] = target >> 32;
-        }
-    }
-    free(todo), free(seen);
-    return asked;
-}
-
-static i64 step(Machine *m, i64 state, u8 b) {
-    for (;;) {
-        i64 number = state >> 32, leaf = state & 0xFFFFFFFFll, base = number << 32;
-        if ((number >= m->num_contexts || !m->contexts[number].kind) && m->resolve(number, -1) == FAILED)
-            return FAILED;
-        const Context *c = &m->contexts[number];
-        switch (c->kind) {
-        case MOVES: {
-            i32 move = c->bytes[2 * b] | c->bytes[2 * b + 1] << 8;
-            return move ? c->targets[move - 1] : DEAD;
-        }
-        case TEXT:
-            if (c->bytes[leaf] != b) return DEAD;
-            return leaf + 1 < c->length ? state + 1 : c->targets[0];
-        case STRING: {
-            if (b == '"' && leaf % c->dfa->width == 0) { /* within a character it belongs to an escape */
-                i32 label = c->dfa->labels[leaf / c->dfa->width];
-                return label && c->outcomes[label] ? leave(m, number, label) : DEAD;
-            }
-            i64 after = dfa_step(c->dfa, leaf, b);
-            return after < 0 ? DEAD : base | after;
-        }
-        case PLAIN: {
-            i64 after = dfa_step(c->dfa, leaf, b);
-            i32 label = leaf % c->dfa->width ? 0 : c->dfa->labels[leaf / c->dfa->width];
-            if (after >= 0) return base | after;
-            if (!label || !c->outcomes[label]) return DEAD;
-            if ((state = leave(m, number, label)) < 0) return state;
-            continue; /* the value is over: the byte belongs to what follows */
-        }
-        case NAME: {
-            i32 node = (i32)leaf, place = c->names->low[node];
-            i32 child = name_child(c->names, node, b);
-            if (b == '"' && child < 0) /* with a child it is the name's own, behind a backslash */
-                return c->names->end[node] >= 0 && c->outcomes[place + 1] > c->outcomes[place] ? leave(m, number, place) : DEAD;
-            if (child < 0 || c->outcomes[c->names->high[child]] == c->outcomes[c->names->low[child]]) return DEAD;
-            return base | child;
-        }
-        case OPEN_NAME: {
-            i64 inner = leaf - c->base; /* below 0: a node of the tree */
-            if (b == '"' && (inner < 0 || inner % c->dfa->width == 0)) {
-                i32 label = 1;
-                if (inner < 0 && c->names->end[leaf] >= 0) label = 2 + c->names->end[leaf];
-                return label && c->outcomes[label] ? leave(m, number, label) : DEAD;
-            }
-            if (inner < 0) {
-                i32 child = name_child(c->names, (i32)leaf, b);
-                if (child >= 0) return base | child;
-                inner = c->dfa->width; /* the one live state of free text */
-            }
-            i64 after = dfa_step(c->dfa, inner, b);
-            return after < 0 ? DEAD : base | (c->base + after);
-        }
-        default:
-            return m->step(state, b);
-        }
-    }
-}
-
-i64 step_bytes(Machine *m, i64 state, const u8 *data, i32 length) {
-    for (i32 i = 0; i < length && state >= 0; i++) state = step(m, state, data[i]);
-    return state;
+/* Whether more than `many` bytes can be read from `state`. */
+int dfa_is_wide(Dfa *d, i64 state, i32 many) {
+    i32 count = 0;
+    for (int b = 0x7F; b >= 0 && count <= many; b--) count += dfa_step(d, state, (u8)b) >= 0; /* letters come first */
+    for (int b = 0x80; b < 256 && count <= many; b++) count += dfa_step(d, state, (u8)b) >= 0;
+    return count > many;
 }
 
 /* Masks */
@@ -632,25 +295,29 @@ i64 step_bytes(Machine *m, i64 state, const u8 *data, i32 length) {
 static inline const Closure *closure_at(const Machine *m, i64 state) {
     const Context *c = &m->contexts[state >> 32];
     i64 leaf = state & 0xFFFFFFFFll;
-    if ((state >> 32) >= m->num_contexts) return 0;
-    if (c->kind == OPEN_NAME) leaf -= c->base;
-    else if (c->kind != STRING && c->kind != PLAIN) return 0;
+    if ((state >> 32) >= m->num_contexts || !c->dfa) return 0;
+    leaf -= c->base;
     return leaf < 0 || leaf % c->dfa->width ? 0 : closure_of(c->dfa, (i32)(leaf / c->dfa->width));
 }
 
 /* Where masks are put together: `row` is zero between calls. Tokens with a double quote are in `quoted`; those with plain
    text before the first, of at most `max_plain` characters, are also in `behind`, from that quote on, and the others in
-   `odd`. */
+   `odd`. `shared`: rows that masks may begin with: for each alphabet that is usual, of the texts of up to 0, 1, ...
+   `max_length` characters; then of `closures`. */
 typedef struct {
     Trie *whole, *quoted, *behind, *odd;
     i64 max_plain;
     i32 *row, *values;
     i64 *words;
     const i32 *ends;
-    i32 num_ends;
+    const i32 **shared;
+    const Closure *closures;
+    i32 num_ends, num_closures, max_length;
+    i32 base;        /* of the last mask: a row of `shared`; NONE, or CLOSURE: that of */
+    Closure closure;
 } Scratch;
 
-enum { QUOTED = 1, WITH_ENDS = 2 };
+#define CLOSURE (-2)
 
 static inline i32 mark(const Trie *t, i32 from, i32 to, const Scratch *at, i32 count) {
     for (i32 k = from; k < to; k++) {
@@ -662,40 +329,22 @@ static inline i32 mark(const Trie *t, i32 from, i32 to, const Scratch *at, i32 c
 }
 
 static i32 gather(const Scratch *at, i32 count) {
-    for (i32 i = 0; i < count; i++) at->values[i] = at->row[at->words[i]], at->row[at->words[i]] = 0;
+    const i32 *base = at->base >= 0 ? at->shared[at->base] : 0;
+    for (i32 i = 0; i < count; i++) {
+        i64 word = at->words[i];
+        at->values[i] = at->row[word] | (base ? base[word] : 0), at->row[word] = 0;
+    }
     return count;
 }
 
 /* Whether plain texts, whatever they are, make no difference to what follows the end of the string at `state`. */
 static int is_free(const Machine *m, i64 state, i32 max_plain) {
     const Context *c = &m->contexts[state >> 32];
-    i64 leaf = state & 0xFFFFFFFFll;
-    if (c->kind == OPEN_NAME) leaf -= c->base;
-    else if (c->kind != STRING) return 0;
+    i64 leaf = (state & 0xFFFFFFFFll) - c->base;
     return leaf >= 0 && leaf % c->dfa->width == 0 && alike_for(c->dfa, (i32)(leaf / c->dfa->width)) >= max_plain;
 }
 
-#define FEW 12
-
-/* The bytes that may come at `state` and maybe a few others, where there are at most FEW and that is known; else NULL. */
-static const u8 *few_bytes(Machine *m, i64 state, i32 *count) {
-    i64 number = state >> 32, leaf = state & 0xFFFFFFFFll;
-    if (number >= m->num_contexts) return 0;
-    const Context *c = &m->contexts[number];
-    if (c->kind == TEXT) {
-        *count = 1;
-        return c->bytes + leaf;
-    }
-    if (c->kind == MOVES && c->length <= FEW) {
-        *count = c->length;
-        return c->bytes + 512;
-    }
-    if (c->kind == NAME && c->names->end[leaf] < 0 && c->names->first[leaf + 1] - c->names->first[leaf] <= FEW) {
-        *count = c->names->first[leaf + 1] - c->names->first[leaf];
-        return c->names->byte + c->names->first[leaf];
-    }
-    return 0;
-}
+#define MANY_CHILDREN 12
 
 /* Adds the words of the tokens of `t` that can be read from `state`, but for some of those in `known` (NULL: none).
    Returns the number of words so far, or FAILED. */
@@ -705,8 +354,8 @@ static i32 walk(Machine *m, const Scratch *at, const Trie *t, i64 state, const C
     while (top) {
         i32 node = t->nodes[--top];
         state = t->states[top];
-        i32 i = t->children[node] - 1, last = t->children[node + 1], few = FEW;
-        const u8 *bytes = last - i > FEW ? few_bytes(m, state, &few) : 0;
+        i32 i = t->children[node] - 1, last = t->children[node + 1], few = 0;
+        const u8 *bytes = last - i > MANY_CHILDREN ? few_bytes(m, state, &few) : 0;
         while (bytes ? few-- > 0 : ++i < last) {
             if (bytes) { /* so few may come that they are looked for */
                 const u8 *found = memchr(t->bytes + t->children[node], *bytes++, last - t->children[node]);
@@ -714,7 +363,7 @@ static i32 walk(Machine *m, const Scratch *at, const Trie *t, i64 state, const C
                 i = (i32)(found - t->bytes);
             }
             if (known && covers(known, &t->contents[i])) continue;
-            i64 after = step(m, state, t->bytes[i]);
+            i64 after = machine_step(m, state, t->bytes[i]);
             if (after == DEAD) continue;
             if (after < 0) {
                 gather(at, count);
@@ -737,18 +386,72 @@ static i32 walk(Machine *m, const Scratch *at, const Trie *t, i64 state, const C
     return count;
 }
 
-/* The words of the tokens that can be read from `state`, but for some of those in `known` (NULL: none).
-   Returns the number of words, or FAILED. */
-i32 machine_mask(Machine *m, const Scratch *at, i64 state, int flags, const Closure *known) {
+static const i32 LENGTHS[] = {255, 32, 16, 8, 4}; /* to which those of closures are rounded down, so that they share rows */
+#define WIDE 24         /* string states with more moves than this have a row that is shared */
+#define FREE_ENOUGH 4   /* characters; with fewer to come, most tokens would be looked at */
+#define MANY_BYTES 10
+
+/* A shared row of tokens that can be read from state `leaf` inside a text goes into `at->base`. Returns what it leaves out:
+   with UNQUOTED no token without a double quote; with KNOWN none in `at->closure`. */
+enum { ALL, UNQUOTED, KNOWN };
+
+static int choose_base(Scratch *at, Dfa *d, i64 leaf) {
+    i32 s = (i32)(leaf / d->width);
+    if (leaf % d->width || !dfa_is_wide(d, leaf, WIDE)) return ALL;
+    if (d->alphabet >= 0 && at->shared) {
+        i32 freedom = dfa_freedom(d, s), first = d->alphabet * (at->max_length + 1);
+        if (freedom >= at->max_length || d->num_classes == 2) {
+            at->base = first + (freedom < at->max_length ? freedom : at->max_length);
+            return UNQUOTED;
+        }
+        if (freedom >= FREE_ENOUGH) {
+            at->base = first + freedom;
+            at->closure = (Closure){{~(1ull << '"'), ~0ull}, NON_ASCII | INVALID | SPACES, (u8)freedom};
+            return KNOWN;
+        }
+    }
+    at->closure = *closure_of(d, s);
+    for (int i = 0; i < 5; i++)
+        if (LENGTHS[i] <= at->closure.length) {
+            at->closure.length = (u8)LENGTHS[i];
+            break;
+        }
+    const Closure *c = &at->closure;
+    if (c->length < FREE_ENOUGH ||
+        __builtin_popcountll(c->ascii.low) + __builtin_popcountll(c->ascii.high) < MANY_BYTES)
+        return ALL;
+    at->base = CLOSURE;
+    for (i32 i = 0; i < at->num_closures; i++) {
+        const Closure *k = &at->closures[i];
+        if (k->ascii.low == c->ascii.low && k->ascii.high == c->ascii.high && k->flags == c->flags && k->length == c->length)
+            at->base = 2 * (at->max_length + 1) + i;
+    }
+    return KNOWN;
+}
+
+/* The words of the tokens that can be read from `state`; where a shared row is chosen (`at->base`), those it leaves out and
+   maybe others. `ends`: with EOS; of states of a stack that is known here. Returns the number of words, FAILED, or PIECEMEAL. */
+i32 machine_mask(Machine *m, Scratch *at, i64 state, int ends) {
+    i64 number = state >> 32;
+    if (!machine_define(m, number)) return FAILED;
+    const Context *c = &m->contexts[number];
     i32 count = 0;
-    if (flags & QUOTED && at->behind && is_free(m, state, (i32)at->max_plain)) {
+    int left_out = ALL;
+    at->base = NONE;
+    if (c->how == PYTHON) return PIECEMEAL;
+    if (c->how == STRING || c->how == OPEN_NAME || c->how == S_KEY || (c->how == PLAIN && c->is_all)) {
+        i64 leaf = (state & 0xFFFFFFFFll) - c->base;
+        left_out = choose_base(at, c->dfa, leaf < 0 ? c->dfa->width : leaf);
+    }
+    if (left_out == UNQUOTED && at->behind && is_free(m, state, (i32)at->max_plain)) {
         count = walk(m, at, at->behind, state, 0, count);
         if (count >= 0) count = walk(m, at, at->odd, state, 0, count);
     } else {
-        count = walk(m, at, flags & QUOTED ? at->quoted : at->whole, state, known, count);
+        count = walk(m, at, left_out == UNQUOTED ? at->quoted : at->whole, state, left_out == KNOWN ? &at->closure : 0, count);
     }
     if (count < 0) return FAILED;
-    for (i32 k = 0; flags & WITH_ENDS && k < at->num_ends; k++) {
+    if (m->table) ends = stack_accepts(m, state);
+    for (i32 k = 0; ends && k < at->num_ends; k++) {
         i32 word = at->ends[k] >> 5;
         if (!at->row[word]) at->words[count++] = word;
         at->row[word] |= (i32)(1u << (at->ends[k] & 31));
@@ -757,8 +460,9 @@ i32 machine_mask(Machine *m, const Scratch *at, i64 state, int flags, const Clos
 }
 
 /* The same for a character automaton alone. */
-i32 dfa_mask(Dfa *d, const Scratch *at, i64 state) {
+i32 dfa_mask(Dfa *d, Scratch *at, i64 state) {
     const Trie *t = at->whole;
+    at->base = NONE;
     i32 count = 0, top = 1;
     t->nodes[0] = 0, t->states[0] = state;
     while (top) {
@@ -791,12 +495,4 @@ void dfa_states(Dfa *d, const Trie *t, i64 state, i64 *out) {
             if (t->spans[i].own < t->spans[i].below) t->nodes[top] = i, t->states[top++] = after;
         }
     }
-}
-
-/* Whether more than `many` bytes can be read from `state`. */
-int dfa_is_wide(Dfa *d, i64 state, i32 many) {
-    i32 count = 0;
-    for (int b = 0x7F; b >= 0 && count <= many; b--) count += dfa_step(d, state, (u8)b) >= 0; /* letters come first */
-    for (int b = 0x80; b < 256 && count <= many; b++) count += dfa_step(d, state, (u8)b) >= 0;
-    return count > many;
 }

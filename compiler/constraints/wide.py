@@ -13,7 +13,7 @@ import numpy as np
 from .char_dfa import CharDfa
 from .interface import MaskRow
 from .minimise import CYCLIC, distances
-from .native_walk import Closure, unquoted
+from .native_walk import Closure
 from .token_trie import TokenTrie
 
 if TYPE_CHECKING:
@@ -25,55 +25,14 @@ ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
 _NEVER = 255
 _MAX_MAPPED = 2000  # states of an automaton that is mapped to that of its beginnings
 _MAX_LENGTH = 250  # of tokens that are counted by characters
-_MANY_BYTES = 10
-_MAX_BASES = 20_000  # states whose rows are known, per vocabulary
-_FREE_ENOUGH = 4  # characters; with fewer to come, most tokens would be looked at
 
 
-def inside_base(dfa: ByteDfa, leaf: int, trie: TokenTrie) -> tuple[MaskRow | None, Closure | None]:
-    """A shared row of tokens that can be read inside a string from state `leaf` (below 0: the start), for the compiled
-    walk.
-
-    The second says what it leaves out: with None no token without a double quote; else none in that set. No row: `leaf`
-    is within a character, or there is none that would be worth it.
-    """
-    bases = trie.inside_bases
-    key = (dfa, leaf if leaf >= 0 else dfa.start)
-    found = bases.get(key)
-    if found is None:
-        if len(bases) >= _MAX_BASES:
-            bases.clear()
-        found = bases[key] = _base_of(*key, trie)
-    left, closure = found
-    if left is not None:
-        return _length_row(dfa, left, trie), closure
-    if closure is None:
-        return None, None
-    row: MaskRow = trie.remember(closure.key, lambda: _sized(_closure_row(closure, trie)))
-    return row, closure
-
-
-def _base_of(dfa: ByteDfa, state: int, trie: TokenTrie) -> tuple[int | None, Closure | None]:
-    """How many characters of any kind may come, where that makes the row; and what the row leaves out, as above."""
-    native, s = dfa.native, state // dfa.width
-    assert native is not None
-    if state % dfa.width or not native.is_wide(state):
-        return None, None
-    freedom = native.freedom(s)
-    if dfa.alphabet in trie.pinned:
-        if freedom >= trie.max_token_len or is_chain(dfa.chars):
-            return freedom, None
-        if freedom >= _FREE_ENOUGH:
-            return freedom, unquoted(freedom)
-    closure = native.closure(s)
-    if closure.length < _FREE_ENOUGH or (closure.low | closure.high << 64).bit_count() < _MANY_BYTES:
-        return None, None
-    return None, closure
-
-
-def _closure_row(closure: Closure, trie: TokenTrie) -> MaskRow:
+def closure_row(closure: Closure, trie: TokenTrie) -> MaskRow:
+    """The row of the tokens in a set of texts, kept with the vocabulary."""
     assert trie.native is not None
-    return trie.native.closure_row(closure)
+    native = trie.native
+    row: MaskRow = trie.remember(closure.key, lambda: _sized(native.closure_row(closure)))
+    return row
 
 
 def inside_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:
@@ -92,15 +51,17 @@ def inside_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:
     return row
 
 
-def pin_rows(dfa: ByteDfa, trie: TokenTrie) -> None:
-    """Make the rows of the automaton's characters, of whatever length is left, and keep them with the vocabulary."""
+def pin_rows(dfa: ByteDfa, trie: TokenTrie) -> list[MaskRow]:
+    """Make the rows of the automaton's characters, by the length that is left, and keep them with the vocabulary."""
     if trie.max_token_len > _MAX_LENGTH:
-        return
+        return []
     key = dfa.alphabet
     needed = _needed_lengths(dfa, trie)[0]
     trie.pin(key, needed)
-    for left in range(trie.max_token_len + 1):
-        trie.pin((key, left), trie.packed(needed <= left))
+    rows = [trie.packed(needed <= left) for left in range(trie.max_token_len + 1)]
+    for left, row in enumerate(rows):
+        trie.pin((key, left), row)
+    return rows
 
 
 def _computed_row(dfa: ByteDfa, state: int, trie: TokenTrie) -> MaskRow:

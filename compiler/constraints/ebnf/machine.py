@@ -358,9 +358,6 @@ class GrammarMachine(NumberedStates[Frame]):
             return Leaf(self.networks.terminals[frame[0]].dfa, (0, 1), is_string=False)
         return Moves(self.moves(context << SHIFT))
 
-    def is_text(self, context: int) -> bool:
-        return False
-
     def leave(self, context: int, outcome: int) -> int:
         frame = self._frames[context]
         assert isinstance(frame, tuple)

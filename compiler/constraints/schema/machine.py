@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from enum import IntEnum
 from functools import partial
 from typing import Any
 
-from ..native_walk import Description, Leaf, Moves, Name, Text
+from ..native_walk import Description, Leaf, Moves, Name, NativeMachine
 from ..speller import QUOTE
 from ..token_index import Mask
 from ..token_trie import TokenTrie
 from .distinct import canonical_of_text
+from .frames import LEAF_BITS, SHIFT, Frame, Kind, Phase
+from .native_stack import NativeStack
 from .plans import Want
 from .string_masks import string_mask
 from .style import Style
@@ -36,39 +37,7 @@ from .values import (
     surviving_objects,
 )
 
-SHIFT = 32
 UNIVERSE_BYTES = 35_000  # what a small schema's shapes and plans take, as measured over thousands of them
-LEAF_BITS = (1 << SHIFT) - 1
-
-
-class Kind(IntEnum):
-    """Kinds of frames, with what they hold."""
-
-    END = 0  # the text is complete
-    ROOT = 1  # below the whole value
-    TEXT = 2  # bytes that must come, and the state after them; the leaf says how many have come
-    VALUE = 3  # program: a value is to begin
-    STRING = 4  # leaf, bytes so far if they are needed (else None): inside a string
-    PLAIN = 5  # leaf: inside a number or literal
-    NAME = 6  # object program, bits of the names that may come: inside a declared name
-    OBJECT = 7  # program, tracks or pending tracks, phase
-    ARRAY = 8  # program, tracks or pending tracks, phase
-    GAP = 9  # how much whitespace may still come, and the state it stands before
-    # state of a reading of its own, bytes so far (None: unknown): a value that is compared with others
-    ITEM = 10
-    ITEM_ROOT = 11  # below the reading of an ITEM
-    DONE = 12  # result: an ITEM has ended
-
-
-class Phase(IntEnum):
-    OPEN = 0  # just opened
-    NAME = 1  # a declared name is being read above
-    KEY = 2  # any name is being read above
-    VALUE = 3  # a value is being read above
-    AFTER = 4  # a value has been read
-
-
-Frame = tuple[Any, ...]
 _UNKNOWN = "?"  # the canonical text of no value
 
 
@@ -78,9 +47,10 @@ class SchemaMachine:
     def __init__(self, universe: Universe, style: Style) -> None:
         self.universe = universe
         self.style = style
-        self._frames: list[Frame] = []
-        self._parents: list[int] = []
+        self._entries: list[tuple[Frame, int] | None] = []  # frame and parent by context; None: not read yet
         self._contexts: dict[tuple[Frame, int], int] = {}
+        self.native: NativeMachine | None = None
+        self._stack: NativeStack | None = None  # which counts the contexts once it is there
         self._moves: dict[int, dict[int, int]] = {}
         self._num_moves = 0
         self._values: dict[Demand, ValueProgram] = {}
@@ -96,11 +66,11 @@ class SchemaMachine:
     @property
     def num_states(self) -> int:
         """Contexts built so far; states inside strings and numbers are not counted one by one."""
-        return len(self._frames)
+        return len(self._entries) if self.native is None else self.native.num_contexts
 
     @property
     def num_bytes(self) -> int:
-        return UNIVERSE_BYTES + 400 * len(self._frames) + 100 * self._num_moves
+        return UNIVERSE_BYTES + 400 * len(self._contexts) + 100 * self._num_moves
 
     # Stack
 
@@ -108,10 +78,46 @@ class SchemaMachine:
         key = (frame, parent)
         found = self._contexts.get(key)
         if found is None:
-            found = self._contexts[key] = len(self._frames)
-            self._frames.append(frame)
-            self._parents.append(parent)
+            if self._stack is None:
+                found = len(self._entries)
+            else:
+                found = self._stack.push(frame, parent)
+            self._note(found, key)
         return found
+
+    def _note(self, context: int, key: tuple[Frame, int]) -> None:
+        if context >= len(self._entries):
+            self._entries += [None] * (context + 1 - len(self._entries))
+        self._entries[context] = key
+        self._contexts[key] = context
+
+    def _at(self, context: int) -> tuple[Frame, int]:
+        """The frame and the parent of a context."""
+        found = self._entries[context] if context < len(self._entries) else None
+        if found is None:
+            assert self._stack is not None
+            found = self._stack.read(context, self._program)
+            self._note(context, found)
+        return found
+
+    def attach(self, native: NativeMachine) -> None:
+        """Let the compiled walk count the contexts from now on."""
+        self.native = native
+        self._stack = NativeStack(native, self.style)
+        for number, key in enumerate(self._entries):
+            assert key is not None
+            assert self._stack.push(*key) == number
+
+    def define_value(self, demand: int) -> None:
+        """Give the compiled walk what a value may begin with."""
+        assert self._stack is not None
+        self._stack.define_value(demand, self._program(self._stack.demands[demand]))
+
+    def _program(self, demand: Demand) -> ValueProgram:
+        program = self._values.get(demand)
+        if program is None:
+            program = self._values[demand] = ValueProgram(demand, self.universe)
+        return program
 
     def _value(self, demand: Demand, parent: int) -> int:
         records = any(want.without is not None for want in demand)
@@ -122,9 +128,7 @@ class SchemaMachine:
                 else Want(want.formula, exclusions(self.universe.shapes[want.formula], want.without))
                 for want in demand
             )
-        program = self._values.get(demand)
-        if program is None:
-            program = self._values[demand] = ValueProgram(demand, self.universe)
+        program = self._program(demand)
         if records:
             inner = self._push((Kind.VALUE, program), self._push((Kind.ITEM_ROOT,), -1))
             return self._push((Kind.ITEM, inner << SHIFT, b""), parent)
@@ -132,17 +136,16 @@ class SchemaMachine:
 
     def declared_names(self, state: int) -> list[str]:
         """The names that are declared for the object in which `state` stands, in the order they must have."""
-        frame = self._frames[state >> SHIFT]
+        frame = self._at(state >> SHIFT)[0]
         return list(frame[1].trie.names) if frame[0] is Kind.OBJECT else []
 
     # The automaton
 
     def accepting(self, state: int) -> bool:
-        context = state >> SHIFT
-        frame = self._frames[context]
+        frame, parent = self._at(state >> SHIFT)
         if frame[0] is Kind.PLAIN:
             result = frame[1].outcome(state & LEAF_BITS)
-            return bool(result) and self._frames[self._deliver(self._parents[context], result) >> SHIFT][0] is Kind.END
+            return bool(result) and self._at(self._deliver(parent, result) >> SHIFT)[0][0] is Kind.END
         return frame[0] is Kind.END
 
     def moves(self, state: int) -> Mapping[int, int]:
@@ -159,19 +162,21 @@ class SchemaMachine:
     def few_moves(self, state: int) -> Mapping[int, int] | None:
         """`moves` where they are few or known; None inside strings and recorded items."""
         found = self._moves.get(state)
-        if found is None and self._frames[state >> SHIFT][0] not in (Kind.STRING, Kind.ITEM):
+        if found is None and self._at(state >> SHIFT)[0][0] not in (Kind.STRING, Kind.ITEM):
             return self.moves(state)
         return found
 
     def _compute_moves(self, state: int) -> dict[int, int]:
         context, leaf_state = state >> SHIFT, state & LEAF_BITS
-        frame, parent = self._frames[context], self._parents[context]
+        frame, parent = self._at(context)
         kind = frame[0]
         if kind is Kind.TEXT:
             text, done = frame[1], leaf_state + 1
-            return {text[leaf_state]: context << SHIFT | done if done < len(text) else frame[2]}
+            after = context << SHIFT | done if done < len(text) else parent << SHIFT | frame[2]
+            return {text[leaf_state]: after}
         if kind is Kind.GAP:
-            return {**dict.fromkeys(b" \n\r\t", self._gap(frame[2], frame[1] - 1)), **self.moves(frame[2])}
+            behind = parent << SHIFT | frame[2]
+            return {**dict.fromkeys(b" \n\r\t", self._gap(behind, frame[1] - 1)), **self.moves(behind)}
         if kind is Kind.VALUE:
             return self._begin_value(frame[1], parent)
         if kind is Kind.STRING:
@@ -194,12 +199,12 @@ class SchemaMachine:
 
     def _text(self, text: bytes, state: int) -> int:
         """The state in which `text` must come before `state`."""
-        return self._push((Kind.TEXT, text, state), -1) << SHIFT if text else state
+        return self._push((Kind.TEXT, text, state & LEAF_BITS), state >> SHIFT) << SHIFT if text else state
 
     def _gap(self, state: int, left: int | None = None) -> int:
         """`state`, with up to `left` characters of whitespace allowed before it."""
         left = self.style.gap if left is None else left
-        return self._push((Kind.GAP, left, state), -1) << SHIFT if left else state
+        return self._push((Kind.GAP, left, state & LEAF_BITS), state >> SHIFT) << SHIFT if left else state
 
     def _begin_value(self, program: ValueProgram, parent: int) -> dict[int, int]:
         moves: dict[int, int] = {}
@@ -231,21 +236,20 @@ class SchemaMachine:
 
     def _item_step(self, frame: Frame, parent: int, byte: int, inner: int) -> int:
         read = (Kind.ITEM, inner, None if frame[2] is None else frame[2] + bytes([byte]))
-        top = self._frames[inner >> SHIFT]
+        top = self._at(inner >> SHIFT)[0]
         return self._deliver_item(read, parent, top[1]) if top[0] is Kind.DONE else self._push(read, parent) << SHIFT
 
     def _result(self, state: int) -> int:
         """The result of an item that may end in `state` without a further byte of its own, else 0."""
-        context = state >> SHIFT
-        frame = self._frames[context]
-        if frame[0] is Kind.PLAIN and self._frames[self._parents[context]][0] is Kind.ITEM_ROOT:
+        frame, parent = self._at(state >> SHIFT)
+        if frame[0] is Kind.PLAIN and self._at(parent)[0][0] is Kind.ITEM_ROOT:
             return int(frame[1].outcome(state & LEAF_BITS))
         return 0
 
     def _deliver_item(self, frame: Frame, parent: int, result: int) -> int:
         """The state after an item, -1 if it equals one that it must not equal."""
         value = _UNKNOWN if frame[2] is None else canonical_of_text(frame[2])
-        for i, want in enumerate(demand_of(self._frames[parent][2])):
+        for i, want in enumerate(demand_of(self._at(parent)[0][2])):
             if want.without is not None and value in want.without:
                 result &= ~(1 << i)
         return self._deliver(parent, result, value=value) if result else -1
@@ -267,7 +271,7 @@ class SchemaMachine:
         return moves
 
     def _name_moves(self, context: int, frame: Frame, parent: int, node: int) -> dict[int, int]:
-        trie, allowed = frame[1].trie, frame[2]
+        trie, allowed = frame[1].trie, frame[1].declared_bits(frame[2])
         base = context << SHIFT
         moves = {byte: base | child for byte, child in trie.children[node].items() if trie.below[child] & allowed}
         number = trie.ends.get(node)
@@ -303,7 +307,7 @@ class SchemaMachine:
             return None
         if leaf is None:
             below = self._push((Kind.OBJECT, program, tracks, Phase.NAME), parent)
-            return self._push((Kind.NAME, program, names), below) << SHIFT
+            return self._push((Kind.NAME, program, tracks), below) << SHIFT
         below = self._push((Kind.OBJECT, program, tracks, Phase.KEY), parent)
         return self._push((Kind.STRING, leaf, b"" if program.distinct else None), below) << SHIFT | leaf.start
 
@@ -328,7 +332,7 @@ class SchemaMachine:
 
         `text`: the name's bytes, `value`: the value's canonical text, where they were kept.
         """
-        frame, parent = self._frames[context], self._parents[context]
+        frame, parent = self._at(context)
         if frame[0] is Kind.ROOT:
             return self._end << SHIFT
         if frame[0] is Kind.ITEM_ROOT:
@@ -360,24 +364,19 @@ class SchemaMachine:
 
     def describe(self, context: int) -> Description | None:
         """What a context is; None where items or names are recorded byte by byte."""
-        frame = self._frames[context]
+        frame = self._at(context)[0]
         kind = frame[0]
-        if kind is Kind.TEXT:
-            return Text(frame[1], frame[2])
         if kind is Kind.NAME:
-            return Name(frame[1].trie, frame[2])
+            return Name(frame[1].trie, frame[1].declared_bits(frame[2]))
         if kind is Kind.PLAIN:
             return Leaf(frame[1].dfa, frame[1].outcomes, is_string=False)
         if kind is Kind.STRING:
             return frame[1].described() if frame[2] is None else None
         return None if kind is Kind.ITEM else Moves(self.moves(context << SHIFT))
 
-    def is_text(self, context: int) -> bool:
-        return self._frames[context][0] is Kind.TEXT
-
     def leave(self, context: int, outcome: int) -> int:
         """The state behind a text that ends with a label, or behind a declared name."""
-        frame, parent = self._frames[context], self._parents[context]
+        frame, parent = self._at(context)
         return self._deliver(parent, outcome if frame[0] is Kind.NAME else frame[1].outcomes[outcome])
 
     # Reading in bulk
@@ -385,7 +384,7 @@ class SchemaMachine:
     def step(self, state: int, byte: int) -> int:
         """The state after a byte, -1 if it is not allowed."""
         context, leaf_state = state >> SHIFT, state & LEAF_BITS
-        frame, parent = self._frames[context], self._parents[context]
+        frame, parent = self._at(context)
         if frame[0] is Kind.STRING and (byte != QUOTE or not frame[1].outcome(leaf_state)):
             target = frame[1].step(leaf_state, byte)
             if target >= 0 and frame[2] is not None:
@@ -399,10 +398,11 @@ class SchemaMachine:
     def wide_mask(self, state: int, trie: TokenTrie) -> Mask | None:
         """The mask inside a string, put together from what its automaton allows and what follows its end."""
         outer = state >> SHIFT
-        item = self._frames[outer] if self._frames[outer][0] is Kind.ITEM else None
+        frame, below = self._at(outer)
+        item = frame if frame[0] is Kind.ITEM else None
         inner = state if item is None else item[1]
         context, leaf_state = inner >> SHIFT, inner & LEAF_BITS
-        text, parent = self._frames[context], self._parents[context]
+        text, parent = self._at(context)
         if text[0] is not Kind.STRING:
             return None
         recorded = text[2] is not None or item is not None
@@ -413,27 +413,28 @@ class SchemaMachine:
             after = self._deliver(parent, outcome, None if text[2] is None else b"?")
             if item is None:
                 return after
-            return self._item_step((*item[:2], None), self._parents[outer], QUOTE, after)
+            return self._item_step((*item[:2], None), below, QUOTE, after)
 
         exact = partial(self._reads, state) if recorded else None
-        unlike = self._unlike(outer) if item is not None and self._frames[parent][0] is Kind.ITEM_ROOT else []
-        depends = item is not None and self._frames[self._parents[outer]][1].may_run_out
+        unlike = self._unlike(outer) if item is not None and self._at(parent)[0][0] is Kind.ITEM_ROOT else []
+        depends = item is not None and self._at(below)[0][1].may_run_out
         return string_mask(self, text[1], leaf_state, behind, exact, self._compares, unlike, depends, trie)
 
     def _unlike(self, context: int) -> list[bytes]:
         """What an item that is a string so far must not go on with up to its end, lest it be like another."""
-        read = self._frames[context][2]
+        frame, parent = self._at(context)
+        read = frame[2]
         if read is None:
             return []
         begun = json.loads(read + b'"')
-        wants = demand_of(self._frames[self._parents[context]][2])
+        wants = demand_of(self._at(parent)[0][2])
         texts = {json.loads(v) for want in wants for v in want.without or () if v.startswith('"')}
         rests = [text[len(begun) :] for text in texts if text.startswith(begun)]
         return [json.dumps(rest, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass") for rest in rests]
 
     def _compares(self, state: int) -> bool:
         """Whether the text at `state` is recorded, to be compared with other items or names."""
-        frame = self._frames[state >> SHIFT]
+        frame = self._at(state >> SHIFT)[0]
         return frame[0] is Kind.ITEM or (frame[0] is Kind.STRING and frame[2] is not None)
 
     def _reads(self, state: int, data: bytes) -> bool:
@@ -446,7 +447,7 @@ class SchemaMachine:
     def single(self, state: int) -> bool:
         """Whether exactly one byte may come next."""
         context = state >> SHIFT
-        frame = self._frames[context]
+        frame = self._at(context)[0]
         if frame[0] is Kind.ITEM:
             return self.single(frame[1]) and len(self.moves(state)) == 1
         if frame[0] is Kind.STRING and not frame[1].single(state & LEAF_BITS) and frame[1].is_wide(state & LEAF_BITS):

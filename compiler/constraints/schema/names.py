@@ -51,8 +51,13 @@ class NameTrie:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether every name has one spelling, byte for byte: printable ASCII without escapes."""
-        return all(n.isascii() and n.isprintable() and '"' not in n and "\\" not in n for n in self.names)
+        return are_plain(self.names)
+
+
+def are_plain(names: Sequence[str]) -> bool:
+    """Whether every name has one spelling, byte for byte: printable ASCII without escapes."""
+    joined = "".join(names)
+    return joined.isascii() and joined.isprintable() and '"' not in joined and "\\" not in joined
 
 
 class OpenNames:

@@ -246,6 +246,8 @@ class ObjectPlan:
         self._all_witnessed = (1 << len(atom.witnesses)) - 1
         # Then any track can be completed, and what may come depends on the names so far alone.
         self.is_loose = not self.counts and not atom.witnesses
+        # Then a track is no more than the next property.
+        self.is_in_order = self.is_loose and not free
 
     def formulas_used(self) -> Iterator[Formula]:
         """Every formula a value may be asked for."""
@@ -274,17 +276,17 @@ class ObjectPlan:
 
     def prepare(self, inhabited: Inhabited) -> bool:
         """Work out what the formulas allow; returns whether the atom is inhabited. Called again as more is known."""
-        self._possible = [inhabited(p.formula) for p in self.properties]
-        if any(p.required and not ok for p, ok in zip(self.properties, self._possible, strict=True)):
+        self.possible = [inhabited(p.formula) for p in self.properties]
+        if any(p.required and not ok for p, ok in zip(self.properties, self.possible, strict=True)):
             return False
         end = self.num_ordered
-        self._required, self._optional, self._first_required = [0] * (end + 1), [0] * (end + 1), [end] * (end + 1)
+        self._required, self._optional, self.first_required = [0] * (end + 1), [0] * (end + 1), [end] * (end + 1)
         for i in range(end - 1, -1, -1):
             required = self.properties[i].required
             self._required[i] = self._required[i + 1] + required
-            self._optional[i] = self._optional[i + 1] + (self._possible[i] and not required)
-            self._first_required[i] = i if required else self._first_required[i + 1]
-        self._possible_bits = sum(1 << i for i, ok in enumerate(self._possible) if ok)
+            self._optional[i] = self._optional[i + 1] + (self.possible[i] and not required)
+            self.first_required[i] = i if required else self.first_required[i + 1]
+        self._possible_bits = sum(1 << i for i, ok in enumerate(self.possible) if ok)
         self._free_possible = self._possible_bits >> end
         usable = [
             [(formula, bits) for formula, bits in self.choices(which, 0) if inhabited(formula)]
@@ -342,10 +344,14 @@ class ObjectPlan:
         if not self.is_loose:
             return sum(1 << number for number, _ in self.declared_next(track))
         at, end = track.position, self.num_ordered
-        bits = (1 << min(self._first_required[at] + 1, end)) - (1 << at)
+        bits = (1 << min(self.first_required[at] + 1, end)) - (1 << at)
         if not self._required[at]:
             bits |= (self._free_possible & ~track.named) << end
         return bits & self._possible_bits
+
+    def is_usable(self, which: int) -> bool:
+        """Whether an undeclared name of the class `which` can have a value."""
+        return self._usable[which]
 
     def may_add(self, track: ObjectTrack, which: int) -> bool:
         """Whether an undeclared name of the class `which` may come next."""
@@ -356,7 +362,7 @@ class ObjectPlan:
     def declared_next(self, track: ObjectTrack) -> Iterator[tuple[int, ObjectTrack]]:
         """(property number, track once it is read) for the declared properties that may come next."""
         at, end = track.position, self.num_ordered
-        numbers = range(at, min(self._first_required[at] + 1, end))
+        numbers = range(at, min(self.first_required[at] + 1, end))
         for number in (*numbers, *(range(end, len(self.names)) if not self._required[at] else ())):
             after = self._after_number(track, number)
             if after is not None:
@@ -368,11 +374,11 @@ class ObjectPlan:
         if number is None:
             return None
         at, end = track.position, self.num_ordered
-        in_order = at <= number <= self._first_required[at] if number < end else not self._required[at]
+        in_order = at <= number <= self.first_required[at] if number < end else not self._required[at]
         return self._after_number(track, number) if in_order else None
 
     def _after_number(self, track: ObjectTrack, number: int) -> ObjectTrack | None:
-        if not self._possible[number]:
+        if not self.possible[number]:
             return None
         free, size = number - self.num_ordered, self._count(track)
         if free < 0:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from .. import native_walk
 from ..interface import MaskRow
-from ..native_walk import Description
+from ..native import library
+from ..native_walk import Description, NativeReader
 from ..spelling import ByteDfa
 from ..token_trie import TokenTrie
 from ..wide import inside_row
@@ -52,7 +54,7 @@ class Reader(Protocol):
         """The labels that beginnings of tokens give the text if it ends behind them."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Leaf:
     """A `Reader` with an automaton."""
 
@@ -84,6 +86,13 @@ class Leaf:
 
     def row(self, state: int, vocabulary: TokenTrie) -> MaskRow:
         return inside_row(self.dfa, state, vocabulary)
+
+    @cached_property
+    def native(self) -> NativeReader:
+        """The reader for the compiled walk, where there is one."""
+        lib = library()
+        assert lib is not None
+        return NativeReader(self.dfa, self.outcomes, lib)
 
     def described(self) -> Description:
         return native_walk.Leaf(self.dfa, self.outcomes, is_string=True)

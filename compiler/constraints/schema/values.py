@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import TypeVar
 
-from ..char_algebra import difference, from_texts, tag, union
+from ..char_algebra import ALL, difference, from_texts, tag, union
 from ..char_dfa import CharDfa
 from ..speller import Spelling
 from ..spelling import shared_byte_dfa
 from .distinct import MAX_ENUMERATED, values_of
-from .names import NameTrie, OpenNames
+from .names import NameTrie, OpenNames, are_plain
 from .numbers import ALL_NUMBERS, INTEGERS, NO_NUMBERS, spelled
 from .plans import ArrayPlan, ArrayTrack, ObjectPlan, ObjectTrack, Want
 from .readers import Leaf, Reader
@@ -218,13 +218,25 @@ class ObjectProgram:
         self.plans = [plan for _, plan in members]
         self.start: ObjectTracks = tuple((m, plan.start) for m, plan in enumerate(self.plans))
         self.distinct = any(plan.distinct for plan in self.plans)
-        self.trie = NameTrie(list(dict.fromkeys(name for plan in self.plans for name in plan.names)))
-        self._number = {name: i for i, name in enumerate(self.trie.names)}
         self._readers: dict[tuple[int, int, frozenset[str]], Reader | None] = {}
         # What follows from the tracks alone, whatever is around the object:
         self._bits: dict[ObjectTracks, int] = {}
         self._open: dict[ObjectTracks, Reader | None] = {}
         self._after: dict[tuple[ObjectTracks, str | None, int | None, int], PendingObject] = {}
+
+    @cached_property
+    def trie(self) -> NameTrie:
+        """The declared names of all plans."""
+        return NameTrie(list(dict.fromkeys(name for plan in self.plans for name in plan.names)))
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.trie.names)}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether undeclared names are all other names, and each declared one has one spelling."""
+        return are_plain(self.plans[0].names) and all(u.every is ALL for plan in self.plans for u in plan.undeclared)
 
     def close(self, tracks: ObjectTracks) -> int:
         """The bits met if the object ends here."""
