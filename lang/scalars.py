@@ -15,6 +15,13 @@ _CLOCK = r"[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-2][0-9]:[0-5
 _DURATION = re.compile(r"P(?:(\d+)W|(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?)")
 _DURATION_PATTERN = "^P([0-9]{1,5}W|([0-9]{1,6}D)?(T([0-9]{1,6}H)?([0-9]{1,6}M)?([0-9]{1,6}S)?)?)$"
 
+# Keys of a dict[int, T], and a date and time without an offset.
+INT_KEY = "^(0|-?[1-9][0-9]{0,17})$"
+NAIVE = {
+    "type": "string",
+    "pattern": f"^{_YEAR}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$",
+}
+
 SCHEMAS: dict[Any, dict[str, Any]] = {
     datetime.datetime: {
         "type": "string",

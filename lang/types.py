@@ -1,28 +1,32 @@
 """Python types as constraints on generated text, and generated text as values of them: `gen("p", type=Person)`.
 
 Known are str (no constraint), int, float, bool, None, Decimal, datetime, date, time, timedelta, UUID, Literal, enums,
-list, set, tuple, dict[str, T], unions, dataclasses, TypedDicts, NamedTuples and pydantic models, nested as one likes;
-and `Annotated` with bounds in annotated-types' or pydantic's names (`Ge(1)`, `Field(max_length=3)`, ...). A parsed
-value is checked on the way: what does not fit raises ValueError with its path.
+list, set, tuple, dict, deque and the abstract collections, unions, dataclasses, TypedDicts, NamedTuples and pydantic's
+types, generic or not, nested as one likes, under new names (`NewType`, `type X = ...`) or their own; and `Annotated`
+with bounds in annotated-types' or pydantic's names (`Ge(1)`, `Field(max_length=3)`, ...). Keys of a dict are str, or
+what JSON can write in a string: int, a Literal or enum of texts, a date, a UUID. A parsed value is checked on the way:
+what does not fit raises ValueError with its path.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import collections.abc as abstract
 import enum
 import json
 import re
 import types as python_types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from ..core.constraint import ConstraintKind
-from . import annotated, scalars
+from . import annotated, pydantic_types, scalars
 from .checks import DTYPE_REGEX
+from .fields import class_of, fields_of, is_union, plain
 
 _MAX_DEPTH = 64
 
@@ -43,12 +47,30 @@ class TypeSpec:
 
 def is_type(value: Any) -> bool:
     """Whether a value given in second place to gen() is a type rather than a number of tokens."""
-    return isinstance(value, type) or typing.get_origin(value) is not None or isinstance(value, python_types.UnionType)
+    return (
+        isinstance(value, (type, python_types.UnionType))
+        or typing.get_origin(value) is not None
+        or plain(value) is not value
+    )
+
+
+def type_spec(kind: Any) -> TypeSpec:
+    """What `kind` asks of a generation. Raises TypeError for a type that is not known."""
+    try:
+        hash(kind)
+    except TypeError:  # Annotated with a note that cannot be hashed
+        return _made_spec(kind, "")
+    return _type_spec(kind, repr(kind))
 
 
 @lru_cache(maxsize=512)
-def type_spec(kind: Any) -> TypeSpec:
-    """What `kind` asks of a generation. Raises TypeError for a type that is not known."""
+def _type_spec(kind: Any, name: str) -> TypeSpec:
+    """`name` tells types apart that Python holds equal: the parts of a union are tried in their order."""
+    return _made_spec(kind, name)
+
+
+def _made_spec(kind: Any, name: str) -> TypeSpec:
+    kind = plain(kind)
     if kind is str:
         return TypeSpec(kind, None, "", str, "str")
     if kind is int or kind is float:
@@ -82,12 +104,26 @@ def _chosen(table: Mapping[str, Any], text: str) -> Any:
 
 
 def _choices(kind: Any) -> list[tuple[Any, Any]] | None:
-    """(JSON value, Python value) of a Literal's or an enum's members; None for another type."""
+    """(JSON value, Python value) of a Literal's or an enum's members; None for another type. Raises TypeError."""
     if typing.get_origin(kind) is Literal:
-        return [(value.value if isinstance(value, enum.Enum) else value, value) for value in typing.get_args(kind)]
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return [(member.value, member) for member in kind]
-    return None
+        members = [*typing.get_args(kind)]
+    elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+        members = [*kind]
+    else:
+        return None
+    if not members:
+        raise TypeError(f"{kind!r} has no members: there is nothing to generate")
+    return [(_as_json(member.value if isinstance(member, enum.Enum) else member, kind), member) for member in members]
+
+
+def _as_json(value: Any, kind: Any) -> Any:
+    """A member's value as JSON reads it back. Raises TypeError for one that JSON cannot write."""
+    try:
+        return value if isinstance(value, str) else json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{kind!r}: JSON has no {value!r}; members are texts, numbers, booleans, None, or lists of those"
+        ) from None
 
 
 # -- to a schema
@@ -107,12 +143,13 @@ def _schema(kind: Any, definitions: dict[str, Any], named: dict[Any, str], depth
     def inner(part: Any) -> dict[str, Any]:
         return _schema(part, definitions, named, depth + 1)
 
+    kind = plain(kind)
     simple = _SIMPLE.get(kind) if isinstance(kind, type) or kind is Any or kind is None else None
     if simple is not None:
         return dict(simple)
     if isinstance(kind, type) and kind in scalars.SCHEMAS:
         return dict(scalars.SCHEMAS[kind])
-    if callable(getattr(kind, "model_json_schema", None)):
+    if pydantic_types.is_pydantic(kind):
         return _pydantic_schema(kind, definitions)
     choices = _choices(kind)
     if choices is not None:
@@ -120,14 +157,17 @@ def _schema(kind: Any, definitions: dict[str, Any], named: dict[Any, str], depth
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return annotated.with_bounds(inner(args[0]), args[1:])
-    if origin in (Union, python_types.UnionType):
+    if is_union(kind):
         return {"anyOf": [inner(part) for part in args]}
-    fields = _fields(kind)
-    if fields is not None:
+    owner = class_of(kind)
+    if owner is not None:
         name = named.get(kind)
         if name is None:
-            name = named[kind] = kind.__name__ if kind.__name__ not in definitions else f"{kind.__name__}{len(named)}"
+            name = named[kind] = (
+                owner.__name__ if owner.__name__ not in definitions else f"{owner.__name__}{len(named)}"
+            )
             definitions[name] = {}
+            fields = fields_of(kind) or {}
             definitions[name] = {
                 "type": "object",
                 "properties": {key: inner(part) for key, (part, _) in fields.items()},
@@ -135,19 +175,43 @@ def _schema(kind: Any, definitions: dict[str, Any], named: dict[Any, str], depth
                 "additionalProperties": False,
             }
         return {"$ref": f"#/$defs/{name}"}
-    if origin in (list, set, frozenset, Sequence) or kind in (list, set, frozenset):
+    if (origin or kind) in _ARRAYS:
         return {"type": "array", "items": inner(args[0] if args else Any)}
     if origin is tuple or kind is tuple:
-        return _tuple_schema(args, inner)
-    if origin in (dict, Mapping) or kind is dict:
-        if args and args[0] is not str:
-            raise TypeError(f"the keys of {kind!r} must be str: JSON has no others")
-        return {"type": "object", "additionalProperties": inner(args[1] if args else Any)}
+        return {"type": "array", "items": {}} if kind in (tuple, typing.Tuple) else _tuple_schema(args, inner)  # noqa: UP006
+    if (origin or kind) in _OBJECTS:
+        schema = {"type": "object", "additionalProperties": inner(args[1] if args else Any)}
+        return schema if not args else {**schema, **_key_schema(kind, args[0], inner)}
     raise TypeError(
         f"{kind!r} is not a type that can be generated; known are str, int, float, bool, None, Decimal, datetime, "
         "date, time, timedelta, UUID, Literal, enums, list, tuple, dict[str, T], unions, dataclasses, TypedDicts, "
         "NamedTuples and pydantic models"
     )
+
+
+# What makes the value of a collection from a list or dict.
+_ARRAYS: dict[Any, Callable[[list[Any]], Any]] = {
+    list: list, set: set, frozenset: frozenset, collections.deque: collections.deque, abstract.Sequence: list,
+    abstract.MutableSequence: list, abstract.Collection: list, abstract.Iterable: list, abstract.Set: set,
+    abstract.MutableSet: set,
+}  # fmt: skip
+_OBJECTS: dict[Any, Callable[[dict[Any, Any]], Any]] = {
+    dict: dict, abstract.Mapping: dict, abstract.MutableMapping: dict, collections.OrderedDict: collections.OrderedDict,
+    collections.defaultdict: lambda data: collections.defaultdict(None, data),
+}  # fmt: skip
+
+
+def _key_schema(kind: Any, key: Any, inner: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """`propertyNames` of a dict. Raises TypeError for keys that JSON cannot write in a string."""
+    key = plain(key)
+    if key is str or key is Any:
+        return {}
+    if key is int:
+        return {"propertyNames": {"pattern": scalars.INT_KEY}}
+    schema = inner(key)
+    if schema.get("type") == "string" or all(isinstance(value, str) for value in schema.get("enum", [0])):
+        return {"propertyNames": schema}
+    raise TypeError(f"the keys of {kind!r} must be str, int, or what JSON writes as a string: it has no others")
 
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
@@ -159,50 +223,19 @@ _SIMPLE: dict[Any, dict[str, Any]] = {
 def _tuple_schema(args: tuple[Any, ...], inner: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     if len(args) == 2 and args[1] is Ellipsis:
         return {"type": "array", "items": inner(args[0])}
-    if not args:
-        return {"type": "array", "items": {}}
     items = [inner(part) for part in args if part != ()]
+    if not items:
+        return {"type": "array", "maxItems": 0}
     return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items), "maxItems": len(items)}
 
 
 def _pydantic_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    schema = dict(kind.model_json_schema())
+    schema = pydantic_types.json_schema(kind)
     definitions.update(schema.pop("$defs", {}))
-    if "$ref" not in schema:
+    if "$ref" not in schema and schema.get("type") == "object":
         definitions[kind.__name__] = schema
         schema = {"$ref": f"#/$defs/{kind.__name__}"}
     return schema
-
-
-def _fields(kind: Any) -> dict[str, tuple[Any, bool]] | None:
-    """(type, is required) by name, of a dataclass, TypedDict or NamedTuple; None for another type."""
-    if not isinstance(kind, type):
-        return None
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        return {
-            f.name: (hints[f.name], f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
-            for f in dataclasses.fields(kind)
-            if f.init
-        }
-    if typing.is_typeddict(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        required: frozenset[str] = getattr(kind, "__required_keys__", frozenset(hints))
-        return {name: (_without_markers(hint), name in required) for name, hint in hints.items()}
-    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        defaults = getattr(kind, "_field_defaults", {})
-        return {name: (hints.get(name, Any), name not in defaults) for name in kind._fields}
-    return None
-
-
-def _without_markers(hint: Any) -> Any:
-    """`Required[T]` and `NotRequired[T]` as T."""
-    origin = typing.get_origin(hint)
-    while getattr(origin, "__name__", getattr(origin, "_name", "")) in ("Required", "NotRequired", "ReadOnly"):
-        hint = typing.get_args(hint)[0]
-        origin = typing.get_origin(hint)
-    return hint
 
 
 # -- from JSON
@@ -210,6 +243,7 @@ def _without_markers(hint: Any) -> Any:
 
 def build(kind: Any, data: Any, path: str = "$") -> Any:
     """The value of type `kind` that JSON data stands for. Raises ValueError with the path of what does not fit."""
+    kind = plain(kind)
     if kind is Any or kind is object:
         return scalars.without_decimals(data)
     if kind is None or kind is type(None):
@@ -222,9 +256,9 @@ def build(kind: Any, data: Any, path: str = "$") -> Any:
         return float(_expect(data, _is_number(data), "a number", path))
     if kind is str:
         return _expect(data, isinstance(data, str), "a string", path)
-    if callable(getattr(kind, "model_validate", None)):
+    if pydantic_types.is_pydantic(kind):
         try:
-            return kind.model_validate(scalars.without_decimals(data))
+            return pydantic_types.value(kind, data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     if isinstance(kind, type) and kind in scalars.SCHEMAS:
@@ -243,24 +277,34 @@ def _build_container(kind: Any, data: Any, path: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return annotated.checked(build(args[0], data, path), args[1:], path)
-    if origin in (Union, python_types.UnionType):
+    if is_union(kind):
         return _build_union(args, data, path)
-    fields = _fields(kind)
+    fields = fields_of(kind)
     if fields is not None:
         return _build_object(kind, fields, data, path)
-    if origin in (list, set, frozenset, Sequence) or kind in (list, set, frozenset):
+    make_array, make_object = _ARRAYS.get(origin or kind), _OBJECTS.get(origin or kind)
+    if make_array is not None:
         _expect(data, isinstance(data, list), "an array", path)
-        items = [build(args[0] if args else Any, item, f"{path}[{i}]") for i, item in enumerate(data)]
-        return items if origin in (list, Sequence) or kind is list else (origin or kind)(items)
+        return make_array([build(args[0] if args else Any, item, f"{path}[{i}]") for i, item in enumerate(data)])
     if origin is tuple or kind is tuple:
         _expect(data, isinstance(data, list), "an array", path)
-        parts = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args) or [Any] * len(data)
+        parts = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else [a for a in args if a != ()]
+        parts = [Any] * len(data) if kind in (tuple, typing.Tuple) else parts  # noqa: UP006
         _expect(data, len(parts) == len(data), f"an array of {len(parts)}", path)
         return tuple(build(p, item, f"{path}[{i}]") for i, (p, item) in enumerate(zip(parts, data, strict=True)))
-    if origin in (dict, Mapping) or kind is dict:
+    if make_object is not None:
         _expect(data, isinstance(data, dict), "an object", path)
-        return {key: build(args[1] if args else Any, value, f"{path}.{key}") for key, value in data.items()}
+        key_type, value_type = args or (str, Any)
+        return make_object(
+            {_key(key_type, key, path): build(value_type, value, f"{path}.{key}") for key, value in data.items()}
+        )
     raise TypeError(f"{kind!r} is not a type that can be generated")
+
+
+def _key(kind: Any, key: str, path: str) -> Any:
+    if plain(kind) is int:
+        return int(_expect(key, re.fullmatch("-?[0-9]{1,18}", key) is not None, "an integer", path))
+    return build(kind, key, path)
 
 
 def _build_union(parts: tuple[Any, ...], data: Any, path: str) -> Any:
@@ -275,12 +319,14 @@ def _build_union(parts: tuple[Any, ...], data: Any, path: str) -> Any:
 
 def _build_object(kind: Any, fields: dict[str, tuple[Any, bool]], data: Any, path: str) -> Any:
     _expect(data, isinstance(data, dict), "an object", path)
+    owner = class_of(kind)
+    assert owner is not None
     if unknown := data.keys() - fields.keys():
-        raise ValueError(f"{path}: {sorted(unknown)[0]!r} is no field of {kind.__name__}")
+        raise ValueError(f"{path}: {sorted(unknown)[0]!r} is no field of {owner.__name__}")
     missing = [name for name, (_, is_required) in fields.items() if is_required and name not in data]
     if missing:
         raise ValueError(f"{path}: {missing[0]!r} is missing")
-    return kind(**{name: build(fields[name][0], value, f"{path}.{name}") for name, value in data.items()})
+    return owner(**{name: build(fields[name][0], value, f"{path}.{name}") for name, value in data.items()})
 
 
 def _is_number(data: Any) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 
 from ...core.errors import ConstraintError
-from .endings import fewest_tokens, shortest_text
+from .endings import fewest_tokens, short_text
 from .interface import MaskRow, Matcher
 from .matcher import AutomatonMatcher
 
@@ -143,7 +143,7 @@ class AfterReasoning:
             return self._inner.shortest_end()
         index = self._inner.index
         with index.lock:
-            text = shortest_text(index.automaton, index.automaton.start)
+            text = short_text(index.automaton, index.automaton.start)
         if text is None:
             return None
         before, end = self._begin[self._at :], self._end[self._seen :]

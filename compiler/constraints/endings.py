@@ -1,9 +1,10 @@
 """The shortest way to a whole text: for outputs that have to be complete when their tokens run out.
 
 A shortest text by bytes is found by breadth-first search over the automaton, and cut into as few tokens as it can be.
-That is a bound: another text may take fewer tokens. Where few places are within reach, the fewest tokens of all are
-found by searching automaton and token tree together. Both are ways that exist, so a text that can end in n tokens by
-one of them does end in n tokens.
+That is a bound: another text may take fewer tokens. Where too much is near, as with numbers that must differ from one
+another, a short text is looked for by way of a few bytes at each place. Where few places are within reach, the fewest
+tokens of all are found by searching automaton and token tree together. All are ways that exist, so a text that can end
+in n tokens by one of them does end in n tokens.
 """
 
 from __future__ import annotations
@@ -16,20 +17,31 @@ if TYPE_CHECKING:
     from .token_trie import TokenTrie
 
 MAX_STATES = 20_000  # of the automaton that are looked at for a shortest text
+_FEW_BYTES = (2, 4, 8)  # that are tried at each place where all are too many
+_RANK = [b'"]}:, '.find(byte) if byte in b'"]}:, ' else 10 + (not chr(byte).isalnum()) for byte in range(256)]
 MAX_PLACES = 2_000  # pairs of a state and a node of the tree that are looked at for the fewest tokens
 
 
 def shortest_end(automaton: Automaton, trie: TokenTrie, state: int) -> tuple[int, ...] | None:
     """Tokens that lead from `state` to acceptance, as few as was found; None if no way was found within the limits."""
-    data = shortest_text(automaton, state)
+    data = short_text(automaton, state)
     found = fewest_tokens(trie, data) if data is not None else None
     if found is not None and len(found) < 2:
         return found
     return fewest_of_all(automaton, trie, state) or found
 
 
-def shortest_text(automaton: Automaton, state: int, max_states: int = MAX_STATES) -> bytes | None:
-    """The bytes of a shortest text from `state` to acceptance; None if more than `max_states` states are nearer."""
+def short_text(automaton: Automaton, state: int) -> bytes | None:
+    """The bytes of a short text from `state` to acceptance; None if none was found within the limits."""
+    tried = (shortest_text(automaton, state, num_bytes=number) for number in (256, *_FEW_BYTES))
+    return next((text for text in tried if text is not None), None)
+
+
+def shortest_text(automaton: Automaton, state: int, max_states: int = MAX_STATES, num_bytes: int = 256) -> bytes | None:
+    """The bytes of a shortest text from `state` to acceptance; None if more than `max_states` states are nearer.
+
+    `num_bytes`: of those that may come at each place so many are tried, those first that close something.
+    """
     came: dict[int, tuple[int, int]] = {state: (-1, 0)}
     queue = deque([state])
     while queue:
@@ -42,8 +54,9 @@ def shortest_text(automaton: Automaton, state: int, max_states: int = MAX_STATES
             return bytes(reversed(out))
         if len(came) > max_states:
             return None
-        for byte, target in automaton.moves(here).items():
-            if target not in came:
+        moves = automaton.moves(here)
+        for byte in moves if len(moves) <= num_bytes else sorted(moves, key=_RANK.__getitem__)[:num_bytes]:
+            if (target := moves[byte]) not in came:
                 came[target] = (here, byte)
                 queue.append(target)
     return None

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 import numpy as np
 
 from ...core.errors import ConstraintError
-from .endings import fewest_tokens, shortest_text
+from .endings import fewest_tokens, short_text
 from .interface import MaskRow, Matcher
 from .matcher import AutomatonMatcher
 from .token_index import Mask, pack, walk
@@ -123,7 +123,7 @@ class HealedMatcher:
             return self._inner.shortest_end()
         index = self._inner.index
         with index.lock:
-            text = shortest_text(index.automaton, index.automaton.start)
+            text = short_text(index.automaton, index.automaton.start)
             return None if text is None else fewest_tokens(index.trie, self._rest + text)
 
     def rollback(self, num_tokens: int) -> None:

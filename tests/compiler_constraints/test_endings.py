@@ -114,3 +114,15 @@ def test_rolled_back_is_never_advanced(constraint):
             for token in taken[len(taken) - back :]:  # and on again
                 matcher.advance(token)
             assert matcher.state_key == copied.state_key
+
+
+@pytest.mark.parametrize("least", [2, 3])
+def test_an_end_is_found_where_much_is_near(least):
+    """Numbers that must differ from one another: each text is a place of its own."""
+    schema = {"type": "array", "uniqueItems": True, "items": {"type": "integer"}, "minItems": least}
+    vocabulary = Vocabulary.of((None, *(bytes([b]) for b in range(256))), (0,))
+    matcher = compile_constraint(Constraint("json_schema", json.dumps(schema)), vocabulary).start()
+    assert shortest_text(matcher._index.automaton, matcher._state, max_states=2000) is None
+    end = matcher.shortest_end()
+    items = json.loads(b"".join(vocabulary.token_bytes[token] for token in end))
+    assert len(items) == len(set(items)) == least

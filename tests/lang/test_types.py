@@ -205,7 +205,8 @@ def test_a_cut_value_says_so_at_the_line_that_reads_it():
 
 def test_bad_types_are_refused_when_they_are_written():
     for kind, match in [
-        (object(), "is not a type"), (dict[int, str], "keys of"), (bytes, "is not a type"), (list[complex], "complex"),
+        (object(), "is not a type"), (dict[float, str], "keys of"), (bytes, "is not a type"),
+        (list[complex], "complex"),
     ]:  # fmt: skip
         with pytest.raises(dslc.RequestError, match=rf"test_types.py:\d+: type: .*{match}"):
             dslc.gen("x", type=kind)
