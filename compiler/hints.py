@@ -2,6 +2,7 @@
 
 `next_use`: whether the KV of a gen's prompt and output is wanted again by its own program. After the last gen of a
 stream it is not, so it may go first when memory is short; before that it should stay, whatever else was used since.
+The last gen takes back what those before it were promised: nobody else tells the cache that a program has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from .ir import AnyOp, Branch, Gen, Join, Opaque, Select, regions, walk
 if TYPE_CHECKING:
     from .plan import Plan
 
-NEXT_TURN = 512  # requests that may come before a program's own next turn; `Pressure.timed` knows it better
+NEXT_TURN = 512  # requests that may come before a program's own next turn
+DONE = 0  # what was promised of the prompt ends now
 
 
 class _Known(NamedTuple):
@@ -45,8 +47,8 @@ def _live_before(
         if isinstance(op, (Gen, Select)):
             before = found.get(op.out.id)
             is_live = op.stream in live or known.forks.get(op.stream) in live
-            is_live = is_live or (before is not None and before.next_use >= 0)
-            found[op.out.id] = Hints(known.bounds.get(op.out.id, 0), NEXT_TURN if is_live else -1)
+            is_live = is_live or (before is not None and before.next_use > 0)
+            found[op.out.id] = Hints(known.bounds.get(op.out.id, 0), NEXT_TURN if is_live else DONE)
             live |= {op.stream}
         elif isinstance(op, Join):
             if op.mode == "concate_and_append" and op.stream in live:

@@ -101,7 +101,7 @@ class Hints:
     """What the plan knows about the future; a backend may ignore all of it without changing any output.
 
     `expected_len`: likely number of new tokens. `next_use`: how many requests of the same workload come before this
-    prompt's prefix is used again (-1: never or unknown).
+    prompt's prefix is used again (-1: never or unknown; 0: what was promised of it before ends now).
     """
 
     expected_len: int = 0

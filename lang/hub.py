@@ -145,10 +145,10 @@ class Hub:
         progress: Callable[[Tokens], None] | None = None,
     ) -> None:
         """Submit a request with the next batch; `done` gets its last event, `progress` its tokens, in this thread."""
-        if self.sends_hints and request.origin is not None:
-            hints = request.hints or executor.hints_of(request.origin.op)
+        if self.sends_hints and request.hints is None and request.origin is not None:
+            hints = executor.hints_of(request.origin.op)
             if hints is not None:
-                request = _with_hints(request, hints if self.pressure is None else self.pressure.timed(hints))
+                request = _with_hints(request, hints)
         if self.common is None or not self.common.joins(request):
             self._outbox.append(request)
         self._in_flight[request.id] = (executor, done, progress)

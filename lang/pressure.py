@@ -7,10 +7,8 @@ really held corrects it.
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 from ..core.events import Finished
-from ..core.request import Hints
 
 
 class Pressure:
@@ -28,15 +26,6 @@ class Pressure:
     def allows_more(self) -> bool:
         """Whether one more than those that have begun and not ended may be in flight."""
         return self._num_begun - self._num_ended < self.limit
-
-    def timed(self, hints: Hints) -> Hints:
-        """The hints with what is known of when: a program's next turn comes when the others have had theirs.
-
-        What was promised for longer would outlive its program: KV of programs that have ended would be kept, and that
-        of programs in flight go in its place.
-        """
-        soon = 2 * self.limit
-        return hints if hints.next_use <= soon else replace(hints, next_use=soon)
 
     def begun(self) -> None:
         """A program has begun."""

@@ -10,6 +10,7 @@ import pytest
 from support.scripted import ScriptedTokenizer
 
 import dslc
+from dslc.compiler.hints import DONE, NEXT_TURN
 from dslc.compiler.parser import parse_program
 from dslc.compiler.passes.base import CompileOptions
 from dslc.compiler.pipeline import PASS_NAMES, SCHEDULE_PASS_NAMES, compile_program
@@ -184,8 +185,8 @@ program h() {
     case true { %5 = gen "then" }
   }
 }""")
-    needed = {number: hints.next_use >= 0 for number, hints in plan.hints.items()}
-    assert needed == {0: True, 1: True, 2: False, 3: False, 5: False}
+    needed = {number: hints.next_use for number, hints in plan.hints.items()}
+    assert needed == {0: NEXT_TURN, 1: NEXT_TURN, 2: DONE, 3: DONE, 5: DONE}
     assert plan.hints[0].expected_len == 3
     assert drafted(ASK, [{"x": "a"}] * 9, kv_tokens=1).sends_hints
     assert not drafted(ASK, [{"x": "a"}] * 9, kv_tokens=10**6).sends_hints

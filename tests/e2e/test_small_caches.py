@@ -3,11 +3,15 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import dslc
 from dslc.compiler.account import Job
+from dslc.compiler.hints import DONE, NEXT_TURN
+from dslc.runtime.memory.eviction import eviction_policy
+from dslc.runtime.memory.radix import RadixCache
 
 sys.path.insert(0, str(Path(dslc.__file__).parent / "benchmarks"))
 import belady
@@ -28,6 +32,26 @@ def test_a_quarter_of_the_working_set(name):
     assert used.evicted_tokens > whole.evicted_tokens == 0
     best = min(belady.replay(jobs, pool, order) for order in ("fcfs", "lpm", "dfs"))
     assert used.prefilled_tokens + used.recomputed_tokens <= 1.05 * best
+
+
+def test_what_a_program_was_promised_ends_with_it():
+    cache = RadixCache(policy=eviction_policy("next_use"))
+    for ids in ([1, 2], [3, 4]):  # the first turns of two programs
+        cache.insert(ids, np.array(ids), next_use=NEXT_TURN)
+    cache.match([1, 2, 5], next_use=DONE)
+    cache.insert([1, 2, 5], np.array([1, 2, 5]), next_use=DONE)  # the last turn of the first
+    for other in ([6], [7]):
+        cache.match(other)
+    assert {node.key_ids: node.next_use >= 0 for node in map(_Seen, cache.nodes())} == {
+        (1, 2): False, (5,): False, (3, 4): True,
+    }  # fmt: skip
+    assert sorted(cache.evict(3)) == [1, 2, 5] and cache.probe([3, 4]).num_tokens == 2
+
+
+class _Seen:
+    def __init__(self, node):
+        self.key_ids = tuple(np.frombuffer(node.key, np.int32).tolist())
+        self.next_use = node.next_use
 
 
 def test_the_replay_on_cases_by_hand():

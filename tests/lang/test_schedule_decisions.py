@@ -10,7 +10,6 @@ import dslc
 from dslc.compiler.passes.base import CompileOptions
 from dslc.core.errors import ArgumentError, ProgramError
 from dslc.core.events import Finished, FinishReason, Output
-from dslc.core.request import Hints
 from dslc.lang.carrier import CarrierHub, carriers_of
 from dslc.lang.hub import Hub
 from dslc.lang.pressure import Pressure
@@ -227,13 +226,6 @@ def test_who_leaves_does_not_take_the_others_result_away():
 def finished(new, output):
     result = Output(0, "", (1,) * output, (), "", FinishReason("length"))
     return Finished("r", (result,), new, 0, 1, 0.0, 0.0, 0.0)
-
-
-def test_a_promise_lasts_as_long_as_a_round_of_those_in_flight():
-    pressure = Pressure(4, 400.0)
-    assert pressure.timed(Hints(16, 512)) == Hints(16, 8)
-    assert pressure.timed(Hints(16, 3)) == Hints(16, 3)
-    assert pressure.timed(Hints(16, -1)) == Hints(16, -1)  # nobody goes on from it
 
 
 def test_pressure_learns_what_programs_hold():
