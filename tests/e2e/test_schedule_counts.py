@@ -12,6 +12,7 @@ from dslc.compiler.passes.base import CompileOptions
 from dslc.compiler.schedule import Instance, Workload, first_prompt, schedule
 
 sys.path.insert(0, str(Path(dslc.__file__).parent / "benchmarks"))
+import chains
 from workloads import workloads
 
 
@@ -173,3 +174,12 @@ def test_what_branches_go_on_from_is_kept_in_a_pool_that_only_just_holds_them(en
     assert found.evicted_tokens > 0
     assert (found.prefilled_tokens, found.recomputed_tokens) == (whole.prefilled_tokens, 0)
     assert same == answers
+
+
+@pytest.mark.parametrize("name, waits", [("ReAct agent", 0), ("RAG pipeline", 0), ("branch-solve-merge judge", 1)])
+def test_a_program_takes_no_forward_and_no_row_more_than_its_results_need(name, waits):
+    """`waits`: forwards for which branches wait while the first of them computes what all begin with."""
+    (load,) = [load for load in workloads(1) if load.name == name]
+    jobs, used = chains.run_one(load)
+    assert used.forwards == chains.longest_chain(jobs) + waits
+    assert used.rows == chains.distinct_rows(jobs) + used.scored_tokens
