@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import importlib.util
+import os
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,13 +124,26 @@ def host_names(program: Program) -> list[str]:
     return [name for name in dict.fromkeys(names) if isinstance(name, str) and not name.startswith(apart)]
 
 
-def host_objects(path: Path) -> dict[str, Any]:
-    """What the names in a plan may stand for: what a Python file defines or imports, and Python's builtins."""
-    found: dict[str, Any] = {f"builtins:{name}": value for name, value in vars(builtins).items()}
+def host_objects(names: Sequence[str], path: Path | None) -> dict[str, Any]:
+    """What names in a plan stand for, those that may be used: what only computes in Python itself, and what the Python
+    file at `path` defines, or imports, or has in a module that it imports, with Python's builtins."""
+    from .compiler.tracing.host import is_harmless, resolve
+
+    found = {name: resolve(name) for name in names if is_harmless(name)}
+    if path is None:
+        return found
+    found |= {f"builtins:{name}": value for name, value in vars(builtins).items()}
+    packages = set[str]()
     for name, value in vars(_load(path)).items():
         found[f"{MODULE_NAME}:{name}"] = value
         if callable(value) and hasattr(value, "__qualname__"):
             found[f"{value.__module__}:{value.__qualname__}"] = value
+        if isinstance(value, types.ModuleType):
+            packages |= {module.__name__.partition(".")[0] for module in ((os, os.path) if value is os else (value,))}
+    for name in names:
+        if name not in found and name.partition(":")[0].partition(".")[0] in packages:
+            with contextlib.suppress(KeyError):
+                found[name] = resolve(name)
     return found
 
 

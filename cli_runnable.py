@@ -60,12 +60,11 @@ class Runnable:
                 (f": {op.where}: {op.reason}" for op in walk(plan.program.body) if isinstance(op, Opaque)), ""
             )
             raise CliError(f"{path}: the plan has a break, so it needs its Python body: run the Python file{reason}")
-        hosts = host_objects(tools) if tools is not None else {}
-        missing = [name for name in host_names(plan.program) if name not in hosts]
-        if missing:
-            raise CliError(
-                f"{path}: the plan calls {', '.join(missing)}: name the Python file that defines it with --tools"
-            )
+        names = host_names(plan.program)
+        hosts = host_objects(names, tools)
+        if missing := [name for name in names if name not in hosts]:
+            advice = "name the Python file that defines it with --tools" if tools is None else f"{tools} has none of it"
+            raise CliError(f"{path}: the plan calls {', '.join(missing)}: {advice}")
         return cls(plan=plan, hosts=hosts)
 
     @property

@@ -197,11 +197,14 @@ class HostJournal:
         self.num_replayed = 0
 
     def call(self, function: str, args: Any, kwargs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-        """The recorded result of this call, or `make()`'s, written down. An exception is not recorded."""
-        try:
-            given = json.dumps([encode_value(list(args)), encode_value(dict(kwargs))], sort_keys=True)
-        except TypeError:
-            given = "?"  # known by its place alone
+        """The recorded result of this call, or `make()`'s, written down.
+
+        What would have to be made again is not recorded: an exception, a change of what the call gets, and a call with
+        an object that may be changed (`setattr`).
+        """
+        given = _written(args, kwargs)
+        if given is None:
+            return make()
         base = f"{self._name} {function} {hashlib.blake2b(given.encode(), digest_size=12).hexdigest()}"
         self._calls[base] += 1
         key = f"{base} {self._calls[base]}"
@@ -209,13 +212,21 @@ class HostJournal:
             self.num_replayed += 1
             return self._record.hosts[key]
         value = make()
-        if self._file is not None:
+        if self._file is not None and _written(args, kwargs) == given:
             try:
                 encoded = encode_value(value)
             except TypeError:
                 return value
             self._file.write({"host": key, "value": encoded})
         return value
+
+
+def _written(args: Any, kwargs: Mapping[str, Any]) -> str | None:
+    """The arguments of a call as JSON; None where they are nothing that it can hold."""
+    try:
+        return json.dumps([encode_value(list(args)), encode_value(dict(kwargs))], sort_keys=True)
+    except TypeError:
+        return None
 
 
 _TAGS: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset"}

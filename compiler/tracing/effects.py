@@ -41,7 +41,7 @@ def effects_of(function: Any) -> Effects:
     """The effects of a function, method or class of the user's, and of those that it reads."""
     objects: list[Any] = []
     names: list[tuple[int, str]] = []
-    todo, seen = [_plain_function(function)], set()
+    todo, seen = [_plain_function(function)], set[types.CodeType]()
     while todo and len(seen) < _LIMIT:
         current = todo.pop()
         if current is None or current.__code__ in seen or not is_users_function(current):

@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 
 from ..expressions import evaluate
+from . import patterns
+from .purity import is_pure
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None), range, type, types.ModuleType, types.FunctionType)
 
@@ -51,9 +53,39 @@ def _evaluate(fn: str, *args: Any) -> Any:
 
 
 def _full_name(value: Any) -> str:
+    receiver = getattr(value, "__self__", None)
+    if isinstance(receiver, type):  # `date.today`
+        return f"{receiver.__module__}:{receiver.__qualname__}.{value.__name__}"
+    if not hasattr(value, "__qualname__"):  # `os.environ`: where its class is, it may have a name
+        for name, held in vars(sys.modules.get(type(value).__module__, object)).items():
+            if held is value:
+                return f"{type(value).__module__}:{name}"
     module = getattr(value, "__module__", None) or type(value).__module__
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or f"<{type(value).__qualname__}>"
     return f"{module}:{name}"
+
+
+def module_name(function: Any) -> str | None:
+    """The name of a method that a module has as a function: `random.choice`."""
+    module = sys.modules.get(type(function.__self__).__module__)
+    name = getattr(function, "__name__", "")
+    return f"{module.__name__}:{name}" if module is not None and vars(module).get(name) == function else None
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a plan may call this of Python's own without being told so: it only computes, or stores into an object
+    of the program."""
+    module = name.partition(":")[0]
+    if name in _STORES or module == patterns.__name__:
+        return True
+    try:
+        found = resolve(name)
+    except KeyError:
+        return False
+    return module.partition(".")[0] in sys.stdlib_module_names and is_pure(found)
+
+
+_STORES = frozenset({"builtins:setattr", "builtins:delattr"})
 
 
 def _is_same(a: Any, b: Any) -> bool:

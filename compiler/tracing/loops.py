@@ -53,6 +53,7 @@ class LoopDriver:
         self._item: Callable[[Symbol], Any] | None = None  # what stands for a value in the body
         self._num_own = 0  # variables that hold such an item: no round hands it to the next
         self._is_begun = False
+        self._is_left = False
         self._before: list[Any] = []  # the variables when the loop began
         self._values: dict[int, Symbol] = {}  # what they are now, by number
         self._loop: Loop | None = None
@@ -176,6 +177,15 @@ class LoopDriver:
     def leave(self) -> None:
         """A `break` of this loop."""
         if self.is_symbolic:
+            self._end("break")
+
+    def leave_later(self) -> None:
+        """A `break` with a `finally` around it: the round goes on with that, and ends behind the loop."""
+        self._is_left = self.is_symbolic
+
+    def end_if_left(self) -> None:
+        """The place behind the loop."""
+        if self._is_left:
             self._end("break")
 
     def _end(self, kind: str) -> None:

@@ -168,6 +168,7 @@ class _Rewriter(ast.NodeTransformer):
         self.state = code.co_varnames[0] if code.co_argcount else ""  # its `+=` is the state's own
         self.num_loads = num_loads(tree)
         self.loops: list[str] = []  # the names of the drivers of the loops around
+        self.in_finally = False  # inside of the innermost loop, in a `try` with a `finally`
         self.function = function
         self.recipes: list[Recipe] = []
         # Names that are no globals, with those of the functions and comprehensions inside that are being visited.
@@ -227,7 +228,10 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Try(self, node: ast.Try) -> ast.stmt:
         """The body of a `try` with handlers says what they catch, so that what fails in the run gets there."""
         kinds = [copying.deepcopy(handler.type) for handler in node.handlers]
+        around = self.in_finally
+        self.in_finally = around or bool(node.finalbody)
         self.generic_visit(node)
+        self.in_finally = around
         if not node.handlers:
             return node
         types = [kind if kind is not None else ast.Name(id="BaseException", ctx=ast.Load()) for kind in kinds]
@@ -417,11 +421,13 @@ class _Rewriter(ast.NodeTransformer):
         driver = self._hook("for_loop", node, self.visit(node.iter), variables, width, num_own)
         name = self._loop_name()
         self.loops.append(name)
+        around, self.in_finally = self.in_finally, False
         body = self._block(node.body)
+        self.in_finally = around
         self.loops.pop()
         node.iter = self._name(name, node)
         node.body = [*self._rebind(name, names, node, own), *body]
-        return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
+        return [self._assign(name, driver, node), node, self._ended(name, node), *self._rebind(name, names, node)]
 
     def visit_While(self, node: ast.While) -> list[ast.stmt]:
         names = self._set_in(node.body)
@@ -431,19 +437,26 @@ class _Rewriter(ast.NodeTransformer):
         again = self._test(copying.deepcopy(node.test))
         test = self._lambda([], self._test(node.test), node)
         self.loops.append(name)
+        around, self.in_finally = self.in_finally, False
         body = self._block(node.body)
+        self.in_finally = around
         self.loops.pop()
         node.test = self._call(name, "round", node, test, ast.Constant(value=is_endless))
         leave = [ast.Expr(value=self._call(name, "leave", node)), ast.Break()]
         inside = ast.If(test=ast.UnaryOp(op=ast.Not(), operand=again), body=leave, orelse=[])
         check = ast.If(test=self._attribute(name, "is_symbolic", node), body=[inside], orelse=[])
         node.body = [*self._rebind(name, names, node), *([] if is_endless else [placed(check, node)]), *body]
-        return [self._assign(name, driver, node), node, *self._rebind(name, names, node)]
+        return [self._assign(name, driver, node), node, self._ended(name, node), *self._rebind(name, names, node)]
+
+    def _ended(self, name: str, node: ast.stmt) -> ast.stmt:
+        """What stands behind a loop: by then every `finally` around its `break` has run."""
+        return placed(ast.Expr(value=self._call(name, "end_if_left", node)), node)
 
     def visit_Break(self, node: ast.Break) -> ast.stmt | list[ast.stmt]:
         if not self.loops:
             return node
-        return [placed(ast.Expr(value=self._call(self.loops[-1], "leave", node)), node), node]
+        how = "leave_later" if self.in_finally else "leave"
+        return [placed(ast.Expr(value=self._call(self.loops[-1], how, node)), node), node]
 
     def _block(self, body: list[ast.stmt]) -> list[ast.stmt]:
         found: list[ast.stmt] = []

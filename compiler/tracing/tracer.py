@@ -41,7 +41,7 @@ from .copies import Copies
 from .effects import changes_argument, effects_of
 from .events import Decision, Enter, Leave, NotInline, PathEvent, TraceStop
 from .hooks import Recipe
-from .host import is_immutable
+from .host import is_immutable, module_name
 from .language import holds_language, is_language, may_catch_failures, stand_in
 from .loops import LoopDriver, Retrace, copies_of
 from .purity import HOOKS, is_pure_module, reachable_mutables
@@ -570,6 +570,8 @@ class PathTracer:
             if isinstance(function, types.FunctionType) and function.__globals__.get(HOOKS) is self._copies.hooks:
                 return "()", (function, *args)
             return self._copies.host_table.name_of(function, self._hint(function)), args
+        if not isinstance(receiver, Symbol) and (known := module_name(function)) is not None:
+            return self._copies.host_table.name_of(function, known), args
         return f".{function.__name__}", (receiver, *args)
 
     def _hint(self, value: Any) -> str:

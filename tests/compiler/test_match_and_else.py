@@ -167,6 +167,22 @@ def in_loop(s, items):
     return acc
 
 
+@dslc.function
+def left_with_more_to_do(s, items):
+    for item in items:
+        try:
+            s += item + dslc.gen("x", max_tokens=1)
+            if item == "two":
+                break
+        finally:
+            s += "finally"
+        with s.user():
+            s += "said"
+            if item == "three":
+                break
+    s += "end"
+
+
 @pytest.mark.parametrize(
     "function, arguments",
     [
@@ -181,6 +197,8 @@ def in_loop(s, items):
         (nested_elses, {"items": [], "n": 300}),
         (while_elses, {"items": ["two", "one"], "n": 3}),
         (in_loop, {"items": ["one", "two", "three"]}),
+        (left_with_more_to_do, {"items": ["one", "two", "three"]}),
+        (left_with_more_to_do, {"items": ["one", "three", "two"]}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
