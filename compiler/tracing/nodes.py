@@ -93,16 +93,26 @@ def located(tree: _Node) -> _Node:
     return tree
 
 
+# Fields that hold words, or nodes with nothing in them: `Load`, `Add`, `Eq`.
+_WORDS = frozenset("id attr ctx op ops kind type_comment conversion is_async level module simple asname".split())
+_inner: dict[type[ast.AST], tuple[str, ...]] = {ast.Constant: ()}  # the fields that may hold others
+
+
 def children(node: ast.AST) -> list[ast.AST]:
     """The nodes right below, in order, but for those that hold nothing: `Load`, `Add` and the like."""
+    kind = type(node)
+    names = _inner.get(kind)
+    if names is None:
+        names = _inner[kind] = tuple([name for name in kind._fields if name not in _WORDS])
     found: list[ast.AST] = []
-    values = node.__dict__
-    for name in node._fields:
-        value = values.get(name)
-        if type(value) is list:
-            found += [item for item in value if isinstance(item, ast.AST)]
-        elif isinstance(value, ast.AST) and (value._fields or value._attributes):
-            found.append(value)
+    if names:
+        values = node.__dict__
+        for name in names:
+            value = values.get(name)
+            if type(value) is list:
+                found += [item for item in value if isinstance(item, ast.AST)]
+            elif isinstance(value, ast.AST):
+                found.append(value)
     return found
 
 

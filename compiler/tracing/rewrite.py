@@ -175,15 +175,11 @@ class _Rewriter(ast.NodeTransformer):
         self.local_names = [{*code.co_varnames, *code.co_cellvars, *code.co_freevars}]
         # Names that may be set where the visited code stands: in the function, and in those inside around it.
         self.settable = [{*code.co_varnames, *code.co_cellvars}]
-        self.nonlocals = [name for n in ast.walk(tree) if isinstance(n, ast.Nonlocal) for name in n.names]
+        self.nonlocals = [name for n in walk(tree) if isinstance(n, ast.Nonlocal) for name in n.names]
 
     def _hook(self, name: str, node: ast.AST, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
         hook = ast.Attribute(value=ast.Name(id=HOOKS, ctx=ast.Load()), attr=name, ctx=ast.Load())
-        call = ast.Call(func=hook, args=list(args), keywords=keywords or [])
-        ast.copy_location(call, node)
-        ast.copy_location(hook, node)
-        ast.copy_location(hook.value, node)
-        return call
+        return ast.copy_location(ast.Call(func=hook, args=list(args), keywords=keywords or []), node)
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         func = node.func
@@ -472,7 +468,7 @@ class _Rewriter(ast.NodeTransformer):
     def _set_in(self, body: Sequence[ast.AST]) -> list[str]:
         """The variables of the function that a loop's body sets, itself or by a function inside that it may call."""
         names = changed_in(body)
-        if self.nonlocals and any(isinstance(n, ast.Call) for part in body for n in ast.walk(part)):
+        if self.nonlocals and any(isinstance(n, ast.Call) for part in body for n in walk(part)):
             names += self.nonlocals
         return [n for n in dict.fromkeys(names) if n in self.settable[-1] or n.startswith("__dslc_")]
 
