@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .native import library
+from .native import given, library, written
 
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
 LongArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -133,7 +133,7 @@ def distances(delta: IntArray, accept: BoolArray) -> tuple[LongArray, LongArray]
     if lib is not None:
         table, ends = np.ascontiguousarray(delta, np.int32), np.ascontiguousarray(accept).view(np.uint8)
         low, high = np.empty(len(table), np.int64), np.empty(len(table), np.int64)
-        lib.distances(*table.shape, *(part.ctypes.data for part in (table, ends, low, high)))
+        lib.distances(*table.shape, given(table), given(ends), written(low), written(high))
         return low, high
     return distances_in_python(delta, accept)
 

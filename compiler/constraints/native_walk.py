@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_check
 import numpy as np
 
 from .interface import MaskRow
-from .native import RESOLVE, STEP, library
+from .native import RESOLVE, STEP, given, library, written
 
 if TYPE_CHECKING:
     from .schema.names import NameTrie
@@ -36,7 +36,8 @@ _LENGTHS = (4, 8, 16, 32, 255)  # to which those of closures are rounded down, s
 _LOOKED_AT = 96  # contexts around a state, when a walk looks ahead
 _ASK_VALUE, _ASK_MOVE = -2, -10  # as in walk.h
 PIECEMEAL = -4  # the mask has to be put together in Python
-_NO_BASE, _CLOSURE = -1, -2
+NO_BASE, CLOSURE = -1, -2
+_COUNT, _BASES = (1 << 32) - 1, 2  # the number of a row comes above the count, so much larger
 # Spellings of which the alphabet of all characters has rows that are shared:
 USUAL: dict[Spelling, int] = {"json": 0, "json-plain": 1}
 
@@ -211,12 +212,9 @@ class NativeTrie:
         scratch.shared = ctypes.addressof(pointers)
         self._shared, self.rows = (pointers, kept), every
 
-    def base(self) -> tuple[MaskRow | None, Closure | None]:
-        """The shared row that the last mask begins with, or the texts of which one is to be made; else neither."""
-        number = self._scratch.base
-        if number >= 0:
-            return self.rows[number], None
-        return None, Closure.from_buffer_copy(self._scratch.closure) if number == _CLOSURE else None
+    def closure(self) -> Closure:
+        """The texts whose row the last mask begins with, where that is none of `rows`."""
+        return Closure.from_buffer_copy(self._scratch.closure)
 
     def found(self, count: int) -> tuple[LongArray, MaskRow]:
         """Copies of the first words and values."""
@@ -230,7 +228,7 @@ class NativeTrie:
     def closure_row(self, closure: Closure) -> MaskRow:
         """The tokens that are such a text, or begin one."""
         row = np.zeros(self.num_words, np.int32)
-        self.lib.closure_row(self.whole, ctypes.addressof(closure), _pointer(row), self.num_words)
+        self.lib.closure_row(self.whole, ctypes.addressof(closure), written(row), self.num_words)
         return row
 
 
@@ -240,11 +238,10 @@ class NativeDfa:
     def __init__(self, dfa: ByteDfa, lib: ctypes.PyDLL) -> None:
         chars = dfa.chars
         parts = (dfa.speller.table, chars.delta, chars.labels, dfa.live, chars.bounds, chars.classes)
-        self._kept = [np.ascontiguousarray(a, np.uint8 if a.dtype == bool else np.int32) for a in parts]
+        self._arrays = [np.ascontiguousarray(a, np.uint8 if a.dtype == bool else np.int32) for a in parts]
+        self._kept = [given(a) for a in self._arrays]
         usual = USUAL.get(dfa.spelling, -1)
-        self.handle: int = lib.dfa_new(
-            *chars.delta.shape, dfa.width, *map(_pointer, self._kept), len(chars.bounds), usual
-        )
+        self.handle: int = lib.dfa_new(*chars.delta.shape, dfa.width, *self._kept, len(chars.bounds), usual)
         self.lib = lib
         weakref.finalize(self, lib.dfa_free, self.handle)
 
@@ -261,7 +258,7 @@ class NativeDfa:
     def states(self, state: int, trie: NativeTrie, vocab_size: int) -> LongArray:
         """For each token the state it leads to, -1 where it cannot be read."""
         out = np.full(vocab_size, -1, np.int64)
-        self.lib.dfa_states(self.handle, trie.whole, state, _pointer(out))
+        self.lib.dfa_states(self.handle, trie.whole, state, written(out))
         return out
 
 
@@ -341,15 +338,16 @@ class NativeMachine:
             weakref.finalize(self, self.lib.names_free, handle)
         return handle
 
-    def mask(self, state: int, trie: NativeTrie, ends: bool) -> int:
-        """Words of the tokens that may come, in the trie's scratch, but for some of `trie.base`; returns how many.
+    def mask(self, state: int, trie: NativeTrie, ends: bool) -> tuple[int, int]:
+        """Words of the tokens that may come, in the trie's scratch: how many, and the row in which the others are.
 
-        `ends`: with EOS, of an automaton that is not `Stacked`. PIECEMEAL: Python has to do it.
+        That is a number of `trie.rows`, NO_BASE, or CLOSURE for the row of `trie.closure()`; PIECEMEAL: Python has to
+        make the mask. `ends`: with EOS, of an automaton that is not `Stacked`.
         """
-        count: int = self.lib.machine_mask(self.handle, trie.scratch, state, ends)
-        if count == _FAILED:
+        found: int = self.lib.machine_mask(self.handle, trie.scratch, state, ends)
+        if found == _FAILED:
             self._raise()
-        return count
+        return (found & _COUNT, (found >> 32) - _BASES) if found >= 0 else (0, found)
 
     @property
     def num_bytes(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .native import library
+from .native import given, library, written
 
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -236,7 +236,7 @@ def _speller(bounds_bytes: bytes, classes_bytes: bytes, spelling: Spelling) -> S
 def _from_pattern(lib: Any, pattern: Speller, new_class: IntArray, num_classes: int) -> Speller:
     table = np.empty_like(pattern.table)
     reach = np.zeros((len(table), num_classes), np.uint8)
-    parts = (part.ctypes.data for part in (pattern.table, new_class, table, reach))
+    parts = (given(pattern.table), given(new_class), written(table), written(reach))
     count = lib.speller_from_pattern(len(table), num_classes, *parts)
     return Speller(table[:count].copy(), reach[:count].view(bool).copy())
 

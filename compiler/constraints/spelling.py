@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .char_dfa import BoolArray, CharDfa, IntArray
-from .native import library
+from .native import given, library, written
 from .native_walk import Leaf, NativeDfa, native_dfa
 from .speller import Spelling, speller_of
 from .token_index import Mask, expand
@@ -69,8 +69,8 @@ def _live(delta: IntArray, reach: BoolArray) -> BoolArray:
     lib = library()
     live = np.zeros((len(delta), len(reach)), bool)
     if lib is not None:
-        parts = [np.ascontiguousarray(a) for a in (delta, reach)]
-        lib.dfa_live(*delta.shape, len(reach), *(part.ctypes.data for part in parts), live.ctypes.data)
+        parts = [given(np.ascontiguousarray(a)) for a in (delta, reach)]
+        lib.dfa_live(*delta.shape, len(reach), *parts, written(live))
         return live.reshape(-1)
     can, below = _class_bits(delta != 0), _class_bits(reach)
     for word in range(can.shape[1]):

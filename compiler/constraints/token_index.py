@@ -12,7 +12,7 @@ import numpy as np
 
 from .endings import shortest_end
 from .interface import MaskRow
-from .native_walk import PIECEMEAL, native_machine
+from .native_walk import NO_BASE, PIECEMEAL, native_machine
 from .token_trie import LongArray, TokenTrie
 from .wide import closure_row
 
@@ -86,7 +86,7 @@ class Mask:
 
     @property
     def num_bytes(self) -> int:
-        return (0 if self.base is None else self.base.nbytes) + self.values.nbytes + self.words.nbytes + 300
+        return (0 if self.base is None else self.base.nbytes) + 12 * len(self.words) + 300
 
     def with_tokens(self, tokens: Iterable[int]) -> Mask:
         """This mask with more tokens allowed."""
@@ -185,18 +185,17 @@ class TokenIndex:
             return self.compute_in_python(state)
         ends = not native.has_stack and self.automaton.accepting(state)
         with trie.lock:
-            count = native.mask(state, trie, ends)
-            if count == PIECEMEAL:
-                return self.compute_in_python(state)
-            base, closure = trie.base()
-            if base is not None:
-                return Mask(base, *trie.found(count))
-            if closure is not None:
-                base, (words, values) = closure_row(closure, self.trie), trie.found(count)
-                return Mask(base, words, values | base[words])
-            if count * _SPARSE_SHARE >= self.trie.num_words:
+            count, base = native.mask(state, trie, ends)
+            if base >= 0:
+                return Mask(trie.rows[base], *trie.found(count))
+            if base == NO_BASE and count * _SPARSE_SHARE < trie.num_words:
+                return Mask(None, *trie.found(count))
+            if base == NO_BASE:
                 return Mask(trie.row_of(count), _NO_WORDS, _NO_VALUES)
-            return Mask(None, *trie.found(count))
+            if base == PIECEMEAL:
+                return self.compute_in_python(state)
+            row, (words, values) = closure_row(trie.closure(), self.trie), trie.found(count)
+            return Mask(row, words, values | row[words])
 
     def compute_in_python(self, state: int) -> Mask:
         """The mask without the compiled walk: what it is held against, and what is used where it is not there."""

@@ -250,8 +250,31 @@ static i32 worth(const Closure *c) {
     return (c->length < 24 ? c->length : 24) * (bytes + (c->flags & NON_ASCII ? 64 : 0));
 }
 
+/* From the classes in `in`, all of which may come at s, those are taken out one by one behind which others may not come, the
+   one first that shuts out most for what it is worth. */
+static void without_spoilers(const Dfa *d, i32 s, u8 *in) {
+    i32 C = d->num_classes, *weight = calloc(C, sizeof(i32));
+    for (int b = 0; b < 128; b++)
+        if (d->table[b] < 0) weight[~d->table[b]] += 2;
+    for (i32 i = 0; i < d->num_wide; i++) weight[d->wide[i]] += 32;
+    for (;;) {
+        i32 worst = 0, most = 0;
+        for (i32 x = 1; x < C; x++) {
+            const i32 *row = d->delta + (i64)d->delta[(i64)s * C + x] * C;
+            i32 lost = 0;
+            for (i32 y = 1; in[x] && y < C; y++) lost += in[y] && !row[y] ? weight[y] + 1 : 0;
+            lost = lost * 64 / (weight[x] + 1);
+            if (lost > most) most = lost, worst = x;
+        }
+        if (!worst) break;
+        in[worst] = 0;
+    }
+    free(weight);
+}
+
 /* The best of some sets of texts that can be read from s: over the classes that keep the state; over those that may come
-   here; over those that may come here and behind any of them; and so on. */
+   here, but for some behind which others may not; over those that may come here; over those that may come here and behind any
+   of them; and so on. */
 static const Closure *closure_of(Dfa *d, i32 s) {
     Closure *best = &d->closures[s];
     if (d->known[s]) return best;
@@ -262,6 +285,10 @@ static const Closure *closure_of(Dfa *d, i32 s) {
     for (i32 x = 1; x < C; x++) in[x] = row[x] == s;
     *best = of_classes(d, in, UNBOUNDED);
     for (i32 x = 1; x < C; x++) in[x] = row[x] != 0;
+    memcpy(next, in, C);
+    without_spoilers(d, s, next);
+    Closure freed = of_classes(d, next, reach(d, s, next));
+    if (worth(&freed) > worth(best)) *best = freed;
     for (int turn = 0; turn < 3; turn++) {
         Closure c = of_classes(d, in, reach(d, s, in));
         if (worth(&c) > worth(best)) *best = c;
@@ -356,6 +383,9 @@ static i32 walk(Machine *m, const Scratch *at, const Trie *t, i64 state, const C
         state = t->states[top];
         i32 i = t->children[node] - 1, last = t->children[node + 1], few = 0;
         const u8 *bytes = last - i > MANY_CHILDREN ? few_bytes(m, state, &few) : 0;
+        const Context *in = (state >> 32) < m->num_contexts ? &m->contexts[state >> 32] : 0;
+        Dfa *inside = in && in->how == STRING ? in->dfa : 0; /* no byte but a quote leads elsewhere */
+        i64 base = state & ~0xFFFFFFFFll, leaf = state & 0xFFFFFFFFll;
         while (bytes ? few-- > 0 : ++i < last) {
             if (bytes) { /* so few may come that they are looked for */
                 const u8 *found = memchr(t->bytes + t->children[node], *bytes++, last - t->children[node]);
@@ -363,7 +393,11 @@ static i32 walk(Machine *m, const Scratch *at, const Trie *t, i64 state, const C
                 i = (i32)(found - t->bytes);
             }
             if (known && covers(known, &t->contents[i])) continue;
-            i64 after = machine_step(m, state, t->bytes[i]);
+            i64 after;
+            if (inside && t->bytes[i] != '"') {
+                if ((after = dfa_step(inside, leaf, t->bytes[i])) < 0) continue;
+                after |= base;
+            } else after = machine_step(m, state, t->bytes[i]);
             if (after == DEAD) continue;
             if (after < 0) {
                 gather(at, count);
@@ -430,8 +464,9 @@ static int choose_base(Scratch *at, Dfa *d, i64 leaf) {
 }
 
 /* The words of the tokens that can be read from `state`; where a shared row is chosen (`at->base`), those it leaves out and
-   maybe others. `ends`: with EOS; of states of a stack that is known here. Returns the number of words, FAILED, or PIECEMEAL. */
-i32 machine_mask(Machine *m, Scratch *at, i64 state, int ends) {
+   maybe others. `ends`: with EOS; of states of a stack that is known here. Returns the number of words and, above it, 2 + the
+   row; FAILED, or PIECEMEAL. */
+i64 machine_mask(Machine *m, Scratch *at, i64 state, int ends) {
     i64 number = state >> 32;
     if (!machine_define(m, number)) return FAILED;
     const Context *c = &m->contexts[number];
@@ -456,7 +491,7 @@ i32 machine_mask(Machine *m, Scratch *at, i64 state, int ends) {
         if (!at->row[word]) at->words[count++] = word;
         at->row[word] |= (i32)(1u << (at->ends[k] & 31));
     }
-    return gather(at, count);
+    return gather(at, count) | (i64)(at->base + 2) << 32;
 }
 
 /* The same for a character automaton alone. */

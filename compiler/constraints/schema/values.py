@@ -63,7 +63,15 @@ def _plain_leaf(shapes: list[Shape]) -> Leaf | None:
 
 
 def _plain_texts(null: bool, bools: int, numbers: CharDfa) -> CharDfa:
+    if not null and not bools:
+        return spelled(numbers)
     return union(_literals(null, bools), spelled(numbers))
+
+
+@lru_cache(maxsize=1)
+def any_string() -> Leaf:
+    """The reader of any string, which most schemas have, made once and kept."""
+    return Leaf(shared_byte_dfa(ALL, "json", keep=True), (0, 1))
 
 
 @lru_cache(maxsize=1)
@@ -82,6 +90,8 @@ def standard_leaves() -> dict[tuple[bool, int, bytes], Leaf]:
 def _value_leaf(languages: list[CharDfa], spelling: Spelling) -> Leaf | None:
     if len(languages) == 1 and languages[0].is_empty:
         return None
+    if len(languages) == 1 and languages[0] is ALL and spelling == "json":
+        return any_string()
     chars, sets = tag(languages)
     if chars.is_empty:
         return None
