@@ -86,7 +86,7 @@ def merge(tree: Node, unexplored: str) -> tuple[AnyOp, ...]:
     ops, rest = _Merger(unexplored).region((tree, 0))
     assert rest is None, "a region was closed that nobody opened"
     body = _renumber(tuple(ops))
-    if tree.decision is None and not any(type(event) is Expr and event.fn == "get" for event in tree.events):
+    if tree.decision is None and "get" not in [event.fn for event in tree.events if type(event) is Expr]:
         return body  # one path, and no value of a variable to be found
     return _renumber(_without_dead(_with_known_reads(body)))
 
