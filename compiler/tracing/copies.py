@@ -23,6 +23,7 @@ class Copies:
         self.hooks = Hooks()
         self.host_table = HostTable()
         self.forced_loops: set[tuple[str, int]] = set()  # loops not to be unrolled
+        self.forced_branches: set[tuple[str, int]] = set()  # lines of `if`s that are to be regions
         self._changed: dict[int, Any] = {}  # objects of the process that calls of the run may change, by id
         self.rebound: set[tuple[int, str]] = set()  # globals that they set: the id of their dict, and the name
         self.read: dict[int, Any] = {}  # objects of the process that the trace has read, by id
@@ -52,7 +53,9 @@ class Copies:
         if function.__globals__.get(HOOKS) is self.hooks:
             return function  # defined inside a copy: rewritten already
         if id(function) not in self._copies:
-            self._copies[id(function)] = rewrite(function, self.hooks)
+            file = function.__code__.co_filename
+            lines = frozenset(line for name, line in self.forced_branches if name == file)
+            self._copies[id(function)] = rewrite(function, self.hooks, lines)
             self.originals[id(function)] = function
             free = self.free[id(function)] = free_values(function)
             for name, value in free:
@@ -66,6 +69,14 @@ class Copies:
         if id(function) not in self._mentioning:
             self._mentioning[id(function)] = (function, mentions_language(function, is_language))
         return self._mentioning[id(function)][1]
+
+    def force_branches(self, places: Iterable[tuple[str, int]]) -> bool:
+        """From now on the `if`s at these lines are regions, where they can be. Says whether some were not before."""
+        new = set(places) - self.forced_branches
+        if new:
+            self.forced_branches |= new
+            self._copies.clear()
+        return bool(new)
 
     def note_changes(self, objects: Iterable[Any], names: Iterable[tuple[int, str]]) -> bool:
         """A call of the run may change these objects and what they hold, and set these globals.

@@ -21,15 +21,20 @@ REST_OF = "rest_of"
 _WHOLE = frozenset("bool bytearray bytes dict float frozenset int list set str tuple".split())
 
 
-def desugar(tree: ast.FunctionDef, hooks: str) -> ast.FunctionDef:
-    """The function without `match` and `else` of loops. `hooks` is the name by which its copy calls the hooks."""
-    made: ast.FunctionDef = _Desugarer(hooks).visit(tree)
+def desugar(tree: ast.FunctionDef, hooks: str, branches: frozenset[int] = frozenset()) -> ast.FunctionDef:
+    """The function without `match` and `else` of loops. `hooks` is the name by which its copy calls the hooks.
+
+    An `if` at one of the lines `branches` goes into a loop of one round, `while True: if ...: ...; break`. Paths double
+    at each `if`; what a loop sets is handed on as values, so that the two ways through this one are one way behind it.
+    """
+    made: ast.FunctionDef = _Desugarer(hooks, branches).visit(tree)
     return made
 
 
 class _Desugarer(ast.NodeTransformer):
-    def __init__(self, hooks: str) -> None:
+    def __init__(self, hooks: str, branches: frozenset[int]) -> None:
         self.hooks = hooks
+        self.branches = branches
         self.num_names = 0
 
     def new_name(self, stem: str) -> str:
@@ -64,6 +69,24 @@ class _Desugarer(ast.NodeTransformer):
         test = placed(ast.Name(id=breaks.flag, ctx=ast.Load()), more[0])
         return [flag, node, placed(ast.If(test=test, body=more, orelse=[]), more[0])]
 
+    # -- if
+
+    def visit_If(self, node: ast.If) -> ast.stmt:
+        lines = range(node.test.lineno, (node.test.end_lineno or node.test.lineno) + 1)
+        is_forced = not self.branches.isdisjoint(lines) and not _goes_elsewhere([node])
+        inner = node.orelse[0] if len(node.orelse) == 1 else None
+        if is_forced and isinstance(inner, ast.If):  # `elif`: a part of this one
+            around, self.branches = self.branches, self.branches - {inner.test.lineno}
+            self.generic_visit(inner)
+            self.branches = around
+            node.test = self.visit(node.test)
+            node.body = [made for statement in node.body for made in _listed(self.visit(statement))]
+        else:
+            self.generic_visit(node)
+        if not is_forced:
+            return node
+        return placed(ast.While(test=ast.Constant(value=True), body=[node, ast.Break()], orelse=[]), node)
+
     # -- match
 
     def visit_Match(self, node: ast.Match) -> list[ast.stmt]:
@@ -77,6 +100,8 @@ class _Desugarer(ast.NodeTransformer):
             if case.guard is not None:
                 test = _all([test, case.guard])
             orelse = [placed(ast.If(test=test, body=case.body, orelse=orelse), case.pattern)]
+        if not self.branches.isdisjoint(range(node.lineno, (node.end_lineno or 0) + 1)) and not _goes_elsewhere(orelse):
+            orelse = [placed(ast.While(test=ast.Constant(value=True), body=[*orelse, ast.Break()], orelse=[]), node)]
         return [first, *orelse]
 
     def test_of(self, pattern: ast.pattern, value: ast.expr) -> ast.expr:
@@ -159,6 +184,20 @@ class _Desugarer(ast.NodeTransformer):
             tests.append(_call("hasattr", copy.deepcopy(value), ast.Constant(value=name)))
             self._part(tests, part, ast.Attribute(value=copy.deepcopy(value), attr=name, ctx=ast.Load()))
         return _all(tests)
+
+
+def _goes_elsewhere(body: list[ast.stmt], is_inside: bool = False) -> bool:
+    """Whether statements may return, or leave or go on with a loop around them."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        if isinstance(node, ast.Return) or (isinstance(node, (ast.Break, ast.Continue)) and not is_inside):
+            return True
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inside = is_inside or (name == "body" and isinstance(node, (ast.For, ast.While)))
+            if _goes_elsewhere(getattr(node, name, []), inside):
+                return True
+    return False
 
 
 class _Breaks(ast.NodeTransformer):

@@ -30,10 +30,12 @@ class Carried(NamedTuple):
 
 
 class Retrace(BaseException):
-    """Too many branches in a loop that was unrolled: trace anew, with this loop as a Loop of the IR."""
+    """What was recorded is void, or too much: trace anew, with this loop that was unrolled as a Loop of the IR, or with
+    the `if`s at these lines as regions of their own."""
 
-    def __init__(self, place: tuple[str, int]) -> None:
+    def __init__(self, place: tuple[str, int] | None = None, branches: Iterable[tuple[str, int]] = ()) -> None:
         self.place = place
+        self.branches = branches
 
 
 NOT_SET: Any = object()

@@ -88,7 +88,7 @@ def merge(tree: Node, unexplored: str) -> tuple[AnyOp, ...]:
     body = _renumber(tuple(ops))
     if tree.decision is None and "get" not in [event.fn for event in tree.events if type(event) is Expr]:
         return body  # one path, and no value of a variable to be found
-    return _renumber(_without_dead(_with_known_reads(body)))
+    return _renumber(_without_single_rounds(_without_dead(_with_known_reads(body))))
 
 
 def _drop_dead(node: Node) -> set[int]:
@@ -438,6 +438,20 @@ def _without_unread(op: AnyOp, used: set[int]) -> AnyOp:
 
     head = op.params[: len(op.params) - len(op.inits)]
     return replace(op, params=(*head, *kept(params)), inits=kept(op.inits), outs=kept(op.outs), body=trimmed(op.body))
+
+
+def _without_single_rounds(body: tuple[AnyOp, ...]) -> tuple[AnyOp, ...]:
+    """The region with what stands in loops that go round once, and hand nothing on, in their place."""
+    ops: list[AnyOp] = []
+    for old in body:
+        op = map_regions(old, _without_single_rounds)
+        if isinstance(op, Loop) and op.over is None and not op.params:
+            *inside, end = op.body or (op,)
+            if isinstance(end, Break) and not any(True for _ in _ends_of(tuple(inside))):
+                ops += inside
+                continue
+        ops.append(op)
+    return tuple(ops)
 
 
 def _ends_of(body: tuple[AnyOp, ...]) -> Iterator[Next | Break]:

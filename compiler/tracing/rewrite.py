@@ -14,7 +14,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ...core.errors import SourceLoc, TraceError
 from .desugar import desugar
@@ -49,21 +49,23 @@ class _Rewritten(NamedTuple):
     recipes: tuple[Recipe, ...]  # without globals
 
 
-# By code object, then by file and name: code objects of other files may be equal.
-_known: weakref.WeakKeyDictionary[types.CodeType, dict[tuple[str, str], _Rewritten]] = weakref.WeakKeyDictionary()
+_Name: TypeAlias = "tuple[str, str, frozenset[int]]"
+# By code object, then by file, name and forced branches: code objects of other files may be equal.
+_known: weakref.WeakKeyDictionary[types.CodeType, dict[_Name, _Rewritten]] = weakref.WeakKeyDictionary()
 
 
-def rewrite(function: types.FunctionType, hooks: Any) -> types.FunctionType:
-    """A copy of `function` whose code goes through `hooks`. The rewriting is done once for each code object.
+def rewrite(function: types.FunctionType, hooks: Any, branches: frozenset[int] = frozenset()) -> types.FunctionType:
+    """A copy of `function` whose code goes through `hooks`. The rewriting is done once for each code object, and for
+    each set of lines whose `if`s are to be regions (`branches`).
 
     Raises NoSource where there is no source, CannotRewrite for async and generator functions and for those that assign
     to globals or to variables of an enclosing function.
     """
     known = _known.setdefault(function.__code__, {})
-    name = (function.__code__.co_filename, function.__qualname__)
+    name = (function.__code__.co_filename, function.__qualname__, branches)
     rewritten = known.get(name)
     if rewritten is None:
-        rewritten = known[name] = _rewritten(function)
+        rewritten = known[name] = _rewritten(function, branches)
     made: dict[str, Any] = {}
     recipes = [recipe._replace(globals=function.__globals__, made=made) for recipe in rewritten.recipes]
     namespace: dict[str, Any] = {**function.__globals__, HOOKS: hooks, _RECIPES: recipes}
@@ -75,12 +77,12 @@ def rewrite(function: types.FunctionType, hooks: Any) -> types.FunctionType:
     return copy
 
 
-def _rewritten(function: types.FunctionType) -> _Rewritten:
+def _rewritten(function: types.FunctionType, branches: frozenset[int]) -> _Rewritten:
     tree = _parse(function)
     _refuse(tree, function)
     name = tree.name
     _strip_header(tree)
-    tree = desugar(tree, HOOKS)
+    tree = desugar(tree, HOOKS, branches)
     code = function.__code__
     rewriter = _Rewriter(function, tree)
     factory = ast.FunctionDef(

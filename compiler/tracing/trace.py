@@ -15,14 +15,14 @@ from ...core.errors import SourceLoc, TraceError
 from ..ir import Arg, Opaque, Param, Program, Ref, Return, walk
 from ..sink import Sink
 from .copies import Copies, free_values
-from .events import PathEvent, TraceStop
+from .events import Decision, PathEvent, TraceStop
 from .hooks import is_traceable
 from .loops import Retrace
 from .merge import merge, tree_of
 from .rewrite import CannotRewrite, location
 from .source import parameters
 from .symbols import Symbol, operand
-from .tracer import MAX_OPS, MAX_PATHS, PathTracer, Way
+from .tracer import MAX_EVENTS, MAX_OPS, MAX_PATHS, PathTracer, Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +86,34 @@ def trace(
     copies = Copies(bound.values())
     copies.num_arguments = len(arguments)
     todo = [Way()]
-    num_ops = 0
+    num_ops = num_events = 0  # on all paths, each counted once; and as often as it was recorded
     long_loop: tuple[str, int] | None = None
-    while todo and len(paths) < MAX_PATHS and num_ops < MAX_OPS and problem is None:
-        tracer = PathTracer(copies, todo.pop(), MAX_OPS)
+    branches: set[tuple[str, int]] = set()
+    while todo and len(paths) < MAX_PATHS and num_ops < MAX_OPS and num_events < MAX_EVENTS and problem is None:
+        way = todo.pop()
+        tracer = PathTracer(copies, way, MAX_OPS)
         try:
             _run_path(tracer, body, make_state, arguments, bound)
         except Retrace as again:
-            copies.forced_loops.add(again.place)
-            paths, todo, num_ops = [], [Way()], 0
+            if again.place is not None:
+                copies.forced_loops.add(again.place)
+            copies.force_branches(again.branches)
+            paths, todo, num_ops, num_events = [], [Way()], 0, 0
             continue
         except CannotRewrite as error:
             problem = error
             break
         long_loop = tracer.long_loop() or long_loop
         todo += tracer.other_ways()
-        num_ops += len(tracer.events) - (len(paths[-1]) // 2 if paths else 0)
+        num_ops += len(tracer.events) - _num_known(tracer.events, len(way.decisions))
+        num_events += len(tracer.events)
         paths.append(tracer.events)
-        if todo and long_loop is not None and (len(paths) >= MAX_PATHS or num_ops >= MAX_OPS):
-            copies.forced_loops.add(long_loop)
-            paths, todo, num_ops, long_loop = [], [Way()], 0, None
+        branches |= tracer.branches()
+        if todo and (len(paths) >= MAX_PATHS or num_ops >= MAX_OPS or num_events >= MAX_EVENTS):
+            if long_loop is not None:
+                copies.forced_loops.add(long_loop)
+            if long_loop is not None or copies.force_branches(branches):
+                paths, todo, num_ops, num_events, long_loop = [], [Way()], 0, 0, None
     if problem is not None:
         ops: Any = (*arguments, Opaque(reason=problem.message, where=problem.where))
     else:
@@ -121,6 +129,17 @@ def trace(
         title=title, params=params, body=ops, guards=marks, num_api_spec_tokens=num_api_spec_tokens, where=where
     )
     return Traced(program, guards, copies.host_table.objects)
+
+
+def _num_known(events: Sequence[PathEvent], num_decisions: int) -> int:
+    """How many events of a path are those of the path that it left: up to its last decision that was given."""
+    if not num_decisions:
+        return 0
+    for number, event in enumerate(events):
+        num_decisions -= isinstance(event, Decision)
+        if not num_decisions:
+            return number + 1
+    return len(events)
 
 
 def _run_path(

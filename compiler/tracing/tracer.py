@@ -52,9 +52,11 @@ new_expr = maker(Expr)
 
 MAX_PATHS = 256
 MAX_OPS = 4096
+MAX_EVENTS = 60_000  # of all paths, as often as they are recorded: what bounds the time
 MAX_TICKS = 1_000_000  # hook calls of one path: bounds pure Python loops
 MAX_ROUNDS = 8  # of a loop that is unrolled, where the paths turn out to be too many or too long
 MAX_DEPTH = 64  # functions followed into one another
+MAX_LOOPS = 96  # of one path, and branches that are regions: the IR holds them one after the other
 MAX_DECISIONS = 64  # of one path: they nest in the IR, and everything that reads it goes down into them
 
 # Exprs that read the state: never shared between two places.
@@ -126,6 +128,7 @@ class PathTracer:
         self._exprs: dict[tuple[Any, ...], tuple[Symbol, int]] = {}
         self._keys: dict[int, tuple[Any, ...]] = {}  # ref id -> what it computes
         self._facts: dict[tuple[Any, ...], bool] = {}
+        self._num_loops = 0  # decisions that were about loops
         self._num_calls = 0  # times that something may have been changed: calls, and the edges of loops
         self._handed: set[Any] = set()  # what such a call may have changed, and may keep: roots of values
         self._num_inline = 0  # attempts to follow a plain computation, one within another
@@ -314,7 +317,7 @@ class PathTracer:
         arguments = {root for root in roots if isinstance(root, int) and root < self._copies.num_arguments}
         if self.in_body and not arguments <= self._copies.handed:
             self._copies.handed |= arguments  # a round before may have changed them: trace anew, knowing that
-            raise Retrace(("", 0))
+            raise Retrace
 
     def operate(self, function: Any, *args: Any) -> Symbol:
         """An operator that has no Expr: the run applies it."""
@@ -348,7 +351,7 @@ class PathTracer:
             return self._facts[key]
         if self._num_inline:
             raise NotInline
-        if self.num_decisions >= MAX_DECISIONS:
+        if self.num_decisions - self._num_loops >= MAX_DECISIONS:
             self._retrace()
             self.break_here(f"more than {MAX_DECISIONS} branches on one path")
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
@@ -371,9 +374,17 @@ class PathTracer:
         ]
 
     def _retrace(self) -> None:
-        """A path has grown too long: if a loop was unrolled that went round more than a few times, do not unroll it."""
+        """A path has grown too long: if a loop was unrolled that went round more than a few times, do not unroll it;
+        else let each `if` be a region of its own."""
         if (place := self.long_loop()) is not None:
             raise Retrace(place)
+        if not self.branches() <= self._copies.forced_branches:
+            raise Retrace(branches=self.branches())
+
+    def branches(self) -> set[tuple[str, int]]:
+        """Where this path has branched."""
+        found = (event.where for event in self.events if isinstance(event, Decision) and event.loop is None)
+        return {(where.file, where.line) for where in found if where is not None}
 
     def long_loop(self) -> tuple[str, int] | None:
         """The loop that was unrolled most often on this path, if that was more than a few times."""
@@ -387,8 +398,9 @@ class PathTracer:
         """Whether this path goes through the loop's body, or on behind it."""
         if self._num_inline:
             raise NotInline
-        if self.num_decisions >= MAX_DECISIONS:
-            self.break_here(f"more than {MAX_DECISIONS} branches on one path")
+        if self._num_loops >= MAX_LOOPS:
+            self.break_here(f"more than {MAX_LOOPS} loops and branches on one path")
+        self._num_loops += 1
         taken = self.decisions[self.num_decisions] if self.num_decisions < len(self.decisions) else True
         self._go(Decision(Ref(-1), taken, self._next_ref, self._next_stream, loop.where, loop))
         self.has_loops = True
@@ -470,7 +482,7 @@ class PathTracer:
         if not objects and not names:
             return
         if self._copies.note_changes(objects, names):
-            raise Retrace(("", 0))
+            raise Retrace
         name = self._copies.rebound_name() if names else None
         if name is not None:
             self.break_here(f"call of {_callable_name(function)}, which sets {name!r}, a global that the program reads")

@@ -203,4 +203,4 @@ def left_with_more_to_do(s, items):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_forms_of_python(function, arguments):
-    both_ways(function, CALLS, whole=function not in (sequences, classes), **arguments)
+    both_ways(function, CALLS, **arguments)

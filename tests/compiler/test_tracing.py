@@ -336,7 +336,7 @@ def test_errors_that_hold_for_all_arguments_are_raised():
         trace(nested, MiniState)
 
 
-def test_too_many_paths_end_as_unexplored():
+def test_too_many_paths_of_ifs_are_one_path_behind_each():
     def wide(s, q):
         n = 0  # each path has another value alive, so no two meet
         if q == "a":
@@ -357,6 +357,23 @@ def test_too_many_paths_end_as_unexplored():
             n += 128
         if q == "i":
             n += 256
+        s += f"{n} {q}"
+
+    assert not breaks(wide)
+
+
+def test_too_many_paths_end_as_unexplored():
+    def wide(s, q):
+        n = 0  # each path has another value alive, and no statement to meet behind
+        n += 1 if q == "a" else 0
+        n += 2 if q == "b" else 0
+        n += 4 if q == "c" else 0
+        n += 8 if q == "d" else 0
+        n += 16 if q == "e" else 0
+        n += 32 if q == "f" else 0
+        n += 64 if q == "g" else 0
+        n += 128 if q == "h" else 0
+        n += 256 if q == "i" else 0
         s += f"{n} {q}"
 
     assert any("unexplored" in op.reason for op in breaks(wide))
