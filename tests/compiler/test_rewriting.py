@@ -98,7 +98,9 @@ def test_text_of_several_lines_in_a_nested_function_stays_as_it_is():
 def test_a_function_is_rewritten_once_for_all_its_traces(monkeypatch):
     made = []
     real = rewriting._rewritten
-    monkeypatch.setattr(rewriting, "_rewritten", lambda function: made.append(function.__name__) or real(function))
+    monkeypatch.setattr(
+        rewriting, "_rewritten", lambda function, *rest: made.append(function.__name__) or real(function, *rest)
+    )
 
     def helper(s, word):
         s += f"<{word}>"
