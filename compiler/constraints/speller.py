@@ -6,6 +6,7 @@ partition (`_pattern`), of which there are few: one for those that tell nothing 
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -216,29 +217,30 @@ def _pattern(bounds: bytes, classes: bytes, spelling: Spelling) -> Speller:
 
 @lru_cache(maxsize=256)
 def _speller(bounds_bytes: bytes, classes_bytes: bytes, spelling: Spelling) -> Speller:
-    bounds, classes = np.frombuffer(bounds_bytes, np.int32), np.frombuffer(classes_bytes, np.int32)
     lib = library()
     if lib is None:
-        return build_speller(bounds, classes, spelling)
+        return build_speller(np.frombuffer(bounds_bytes, np.int32), np.frombuffer(classes_bytes, np.int32), spelling)
+    bounds, classes = array("i", bounds_bytes), array("i", classes_bytes)
     # Beyond ASCII the classes are numbered 129, 130, ... as they occur; 0 stays what nothing reads.
-    first = int(np.searchsorted(bounds, 128, side="right")) - 1
-    beyond = bounds[first:].copy()
-    beyond[0] = 128
+    first = bisect_right(bounds, 128) - 1
     number = {0: 0}
-    of_beyond = [number.setdefault(c, 128 + len(number)) for c in classes[first:].tolist()]
-    pattern = _pattern(beyond.tobytes(), np.array(of_beyond, np.int32).tobytes(), spelling)
-    old = np.zeros(128 + len(number), np.int32)  # the class here of each class there
-    old[1:129] = classes[np.searchsorted(bounds, np.arange(128), side="right") - 1]
-    old[129:] = [c for c in number if c]
-    return _from_pattern(lib, pattern, old, int(classes.max()) + 1)
+    of_beyond = array("i", [number.setdefault(c, 128 + len(number)) for c in classes[first:]])
+    beyond = bounds[first:]
+    beyond[0] = 128
+    pattern = _pattern(beyond.tobytes(), of_beyond.tobytes(), spelling)
+    old = array("i", (0,))  # the class here of each class there
+    for i in range(first + 1):
+        old.extend(classes[i : i + 1] * ((bounds[i + 1] if i < first else 128) - bounds[i]))
+    old.extend(c for c in number if c)
+    return _from_pattern(lib, pattern, old.tobytes(), max(classes) + 1)
 
 
-def _from_pattern(lib: Any, pattern: Speller, new_class: IntArray, num_classes: int) -> Speller:
+def _from_pattern(lib: Any, pattern: Speller, new_class: bytes, num_classes: int) -> Speller:
     table = np.empty_like(pattern.table)
-    reach = np.zeros((len(table), num_classes), np.uint8)
-    parts = (given(pattern.table), given(new_class), written(table), written(reach))
+    reach = np.zeros((len(table), num_classes), bool)
+    parts = (given(pattern.table), new_class, written(table), written(reach))
     count = lib.speller_from_pattern(len(table), num_classes, *parts)
-    return Speller(table[:count].copy(), reach[:count].view(bool).copy())
+    return Speller(table, reach) if count == len(table) else Speller(table[:count].copy(), reach[:count].copy())
 
 
 def speller_of(bounds: IntArray, classes: IntArray, spelling: Spelling) -> Speller:
