@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from support.random_sources import make_source
+from support import random_forms, random_sources
 from support.scripted import ScriptedBackend
 from support.tiny_models import tiny_checkpoint
 
@@ -23,11 +23,12 @@ from dslc.lang.walker import walk_plan
 NUMBERS = itertools.count()
 
 
-def load(seed, folder):
+def load(source, folder):
     """The module of a random program, from a file, so that its source can be read."""
-    path = folder / f"program_{seed}.py"
-    path.write_text(make_source(seed))
-    spec = importlib.util.spec_from_file_location(f"random_program_{next(NUMBERS)}", path)
+    number = next(NUMBERS)
+    path = folder / f"program_{number}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(f"random_program_{number}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -49,6 +50,8 @@ def arguments_of(seed):
 def told(module, run):
     """Everything that a run shows."""
     module.CALLS.clear()
+    if hasattr(module, "STATE"):
+        module.STATE["n"] = 0
     try:
         state = run()
     except Exception as error:
@@ -69,16 +72,17 @@ def loaded_run(function, backend, arguments, options):
     return ProgramState(executor)
 
 
-def check(seed, folder, backend_of, options):
-    module = load(seed, folder)
+def check(seed, folder, backend_of, options, make_source=random_sources.make_source):
+    source = make_source(seed)
+    module = load(source, folder)
     function, arguments = module.program, arguments_of(seed)
     interpreted = told(module, lambda: function.run(**arguments, backend=backend_of(), compiled=False, **options))
     chosen = told(module, lambda: function.run(**arguments, backend=backend_of(), **options))
-    assert chosen == interpreted, make_source(seed)
-    if not function.compile().is_whole:
+    assert chosen == interpreted, source
+    if interpreted[0] == "UndefinedVariable" or not function.compile().is_whole:
         return False
     again = told(module, lambda: loaded_run(function, backend_of(), arguments, options))
-    assert again == interpreted, make_source(seed)
+    assert again == interpreted, source
     return True
 
 
@@ -88,6 +92,41 @@ def test_random_programs_on_a_scripted_backend(first, tmp_path):
         check(seed, tmp_path, lambda seed=seed: scripted(seed), {"seed": 1}) for seed in range(first, first + 20)
     )
     assert whole >= 12  # else the law would say nothing of compiled programs
+
+
+@pytest.mark.parametrize("first", range(0, 60, 20))
+def test_random_programs_of_many_forms(first, tmp_path):
+    whole = sum(
+        check(seed, tmp_path, lambda seed=seed: scripted(seed), {"seed": 1}, random_forms.make_source)
+        for seed in range(first, first + 20)
+    )
+    assert whole >= 4
+
+
+# What the random programs of many forms have found.
+FOUND = [
+    11,  # an attribute read again after it was set
+    14,  # the same, in a pattern of a `match`
+    230,  # a class pattern on a value that is not known yet
+    291,  # the `else` of a loop that is left by a `break`
+    305,  # a class pattern in a loop
+    320,  # the `else` of a loop with another `else` behind it
+    439,  # a class pattern behind a variable scope
+    668,  # a loop in a function inside that appends to a list of the function around it
+    2091,  # a `break` with a `finally` around it
+]
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_random_programs_that_have_failed(seed, tmp_path):
+    check(seed, tmp_path, lambda: scripted(seed), {"seed": 1}, random_forms.make_source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(10_000, 11_000, 100))
+def test_a_thousand_random_programs_of_many_forms(first, tmp_path):
+    for seed in range(first, first + 100):
+        check(seed, tmp_path, lambda seed=seed: scripted(seed), {"seed": 1}, random_forms.make_source)
 
 
 @pytest.mark.slow
