@@ -17,9 +17,13 @@ typedef uint64_t u64;
 void distances(i32 S, i32 C, const i32 *delta, const u8 *accept, i64 *shortest, i64 *longest) {
     i32 *first = calloc(S + 2, sizeof(i32)), *from = malloc(sizeof(i32) * ((i64)S * C + 1));
     i32 *todo = malloc(sizeof(i32) * (S + 1)), *degree = calloc(S + 1, sizeof(i32)), count = 0;
-    for (i64 e = 0; e < (i64)S * C; e++) first[delta[e] + 2]++;
+    for (i32 s = 0; s < S; s++) /* ways to the dead state count for nothing, and neighbours often lead to the same one */
+        for (i32 c = 0, t, last = 0; c < C; c++, last = t)
+            if ((t = delta[(i64)s * C + c]) && t != last) first[t + 2]++;
     for (i32 s = 0; s <= S; s++) first[s + 1] += first[s];
-    for (i64 e = 0; e < (i64)S * C; e++) from[first[delta[e] + 1]++] = (i32)(e / C);
+    for (i32 s = 0; s < S; s++)
+        for (i32 c = 0, t, last = 0; c < C; c++, last = t)
+            if ((t = delta[(i64)s * C + c]) && t != last) from[first[t + 1]++] = s;
     for (i32 s = 0; s < S; s++) {
         shortest[s] = accept[s] ? 0 : -1;
         if (accept[s]) todo[count++] = s;
@@ -223,8 +227,8 @@ i32 canonical(i32 S, i32 C, const i32 *delta, const i32 *labels, i32 start, i32 
     for (i32 i = n - 1; i >= 0; i--) first[block[live[i]]] = live[i];
     /* Classes with equal columns are one; the dead column is class 0. */
     i32 *columns = calloc((i64)(num_order + 1) * (count + 1), sizeof(i32)), *number = malloc(sizeof(i32) * (num_order + 1));
-    for (i32 k = 0; k < num_order; k++)
-        for (i32 b = 1; b <= count; b++)
+    for (i32 b = 1; b <= count; b++)
+        for (i32 k = 0; k < num_order; k++)
             columns[(i64)(k + 1) * (count + 1) + b] = block[delta[(i64)first[b] * C + order[k]]];
     i32 width_out = number_keys(num_order + 1, count + 1, columns, number); /* column 0 is the dead one, so number 0 */
     i32 *source = malloc(sizeof(i32) * (width_out + 1));

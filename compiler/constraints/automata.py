@@ -21,7 +21,7 @@ from .worker import WorkerUnavailable, compile_apart
 KEPT_SECONDS = 0.02  # what takes longer to build is kept on disk: loading takes a few milliseconds
 MAX_REMEMBERED_BYTES = 64 * 2**20
 QUICK_STEPS = 4_000  # under 10 ms: while a caller waits
-INLINE_STEPS = 100_000  # about 0.2 s: starting a process takes longer
+INLINE_STEPS = 200_000  # about 0.4 s: starting a process takes as long
 _MAX_SLOW = 10_000
 
 

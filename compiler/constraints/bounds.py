@@ -6,10 +6,12 @@ Small ones are compiled where they are asked for, the rest in a process of their
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from ...core.constraint import Constraint
-from .nfa import MAX_POSITIONS, count_positions
+from .char_dfa import MAX_STATES
+from .nfa import MAX_POSITIONS, count_positions, text_lengths
 from .regex_ast import Alt, Cat, Regex, Repeat
 from .regex_syntax import RegexError, parse_regex
 
@@ -31,7 +33,7 @@ def work_of(constraint: Constraint, limit: int = INLINE_WORK) -> int:
             return 0
     if work <= limit and constraint.kind == "regex":
         positions = positions_of(source)
-        return work if positions > MAX_POSITIONS and is_refused(source) else work + _PER_POSITION * positions
+        return work if positions >= MAX_STATES and is_refused(source) else work + _PER_POSITION * positions
     return work
 
 
@@ -44,9 +46,10 @@ def positions_of(pattern: str) -> int:
 
 
 def is_refused(pattern: str) -> bool:
-    """Whether a pattern has more characters once its repeats are written out than are taken."""
+    """Whether a pattern has more characters once its repeats are written out, or longer texts, than are taken."""
     try:
-        return count_positions(parse_regex(pattern)) > MAX_POSITIONS
+        tree = parse_regex(pattern)
+        return count_positions(tree) > MAX_POSITIONS or MAX_STATES < text_lengths(tree)[1] < math.inf
     except (RegexError, RecursionError):
         return True
 
@@ -70,6 +73,7 @@ def _in_schema(schema: Any, num_chars: int) -> int:
         elif isinstance(at, dict):
             if isinstance(at.get("enum"), list):
                 constants += sum(len(value) + 4 for value in at["enum"] if isinstance(value, str))
+                constants += sum(len(str(value)) + 2 for value in at["enum"] if isinstance(value, int))
             todo += (value for value in at.values() if isinstance(value, (dict, list)))
             patterns = [at["pattern"]] if isinstance(at.get("pattern"), str) else []
             if isinstance(at.get("patternProperties"), dict):

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from .char_dfa import MAX_CELLS, MAX_STEPS, CharDfa, IntArray, class_map, from_regex, read_table, tidy
+from .char_dfa import MAX_STEPS, CharDfa, IntArray, class_map, from_regex, read_table, tidy
 from .charset import ANY, MAX_CODE_POINT
 from .effort import spend
 from .minimise import LongArray
@@ -22,7 +22,7 @@ from .regex_ast import ANY_TEXT, NEVER, Chars, repeat
 
 # Longer than the text of any context: a bound beyond it is none.
 MAX_COUNTED_LENGTH = 2**20
-MAX_PRODUCT_STATES = 200_000
+MAX_PRODUCT_STATES, MAX_PRODUCT_CELLS = 500_000, 10_000_000  # a URI of up to 2,083 characters has 370,000
 _FEW_STATES, _FEW_TEXTS = 100, 20  # of languages that are joined text by text
 
 ALL = from_regex(ANY_TEXT)
@@ -149,7 +149,7 @@ def _compiled_product(
     """The states reached, as those of each part (0: both dead, 1: the start), and their table."""
     width = delta_a.shape[1]
     tables = [np.ascontiguousarray(delta, np.int32) for delta in (delta_a, delta_b)]
-    limit = min(MAX_PRODUCT_STATES, MAX_CELLS // width)
+    limit = min(MAX_PRODUCT_STATES, MAX_PRODUCT_CELLS // width)
     made = lib.product_new(width, *(t.ctypes.data for t in tables), start_a, start_b, need_a, need_b, limit)
     if made is None:
         raise TooLarge(f"more than {limit} states where two conditions meet")
@@ -183,7 +183,7 @@ def _reachable_product(
         known = np.insert(known, np.searchsorted(known, frontier), frontier)
         codes.append(frontier)
         count += len(frontier)
-        if count > MAX_PRODUCT_STATES or count * delta_a.shape[1] > MAX_CELLS:
+        if count > MAX_PRODUCT_STATES or count * delta_a.shape[1] > MAX_PRODUCT_CELLS:
             raise TooLarge(f"more than {count} states where two conditions meet")
     every = np.concatenate(codes)
     order = np.argsort(every, kind="stable")

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from .charset import MAX_CODE_POINT, Ranges
 from .effort import left, spend
 from .minimise import CYCLIC, LongArray, distances, minimise, partition
 from .native import library
-from .nfa import Nfa, TooLarge, build_nfa
+from .nfa import Nfa, TooLarge, build_nfa, text_lengths
 from .regex_ast import Regex
 
 IntArray = np.ndarray[Any, np.dtype[np.int32]]
@@ -32,7 +34,6 @@ MAX_STATES = 50_000
 MAX_WORK = 4_000_000  # state-set members looked at while making sets of positions into states
 MAX_CELLS = 8_000_000  # states x classes
 MAX_STEPS = 100_000_000  # of a compiled minimisation
-MAX_FOLLOW = 4_000_000  # pairs of positions of which one follows the other
 MAX_SUBSET_STEPS = 200_000_000  # of making sets of positions into states, compiled: about a second
 COMPILED_STEPS = 20  # as long as one of `effort`'s
 _TOO_MANY_STATES = 1  # as in determinise.c
@@ -223,6 +224,9 @@ def _quotient(delta: IntArray, blocks: LongArray, start: int) -> tuple[IntArray,
 
 def from_regex(node: Regex) -> CharDfa:
     """The minimal automaton of a regex tree. Raises TooLarge within about a second, RegexError for inner anchors."""
+    shortest, longest = text_lengths(node)
+    if shortest > MAX_STATES or MAX_STATES < longest < math.inf:  # each place in a longest text is a state
+        raise TooLarge(f"texts of more than {MAX_STATES} characters")
     return from_nfa(build_nfa(node))
 
 
@@ -230,7 +234,7 @@ def from_nfa(nfa: Nfa) -> CharDfa:
     """The minimal automaton of sets of positions. Raises TooLarge."""
     lib = library()
     parts = charset.minterms(nfa.sets)
-    if lib is not None and sum(f.bit_count() for f in nfa.follow) <= MAX_FOLLOW:
+    if lib is not None:
         bounds, classes = class_map(parts)
         return tidy(bounds, classes, *_compiled_subsets(lib, nfa, parts))
     return from_nfa_in_python(nfa)
@@ -239,14 +243,14 @@ def from_nfa(nfa: Nfa) -> CharDfa:
 def _compiled_subsets(lib: ctypes.PyDLL, nfa: Nfa, parts: list[Ranges]) -> tuple[IntArray, IntArray, int]:
     """Table, labels and start of the sets of positions that can be reached. Raises TooLarge, and TakesLong."""
     allowed = left()
-    follow = [*map(_members, (*nfa.follow, nfa.start))]
+    follow = [*nfa.follow, nfa.start]
     first = np.zeros(len(follow) + 1, np.int64)
     np.cumsum([len(f) for f in follow], out=first[1:])
     sets = [np.array([bool(charset.intersect(part, s)) for part in parts], np.uint8) for s in nfa.sets]
     inputs = (
         np.array(nfa.chars, np.int32),
         first,
-        np.array([p for f in follow for p in f], np.int32),
+        np.fromiter(chain.from_iterable(follow), np.int32, int(first[-1])),
         np.array(sets, np.uint8),
     )
     limits = min(MAX_STATES, MAX_CELLS // (len(parts) + 1)), MAX_WORK, MAX_SUBSET_STEPS
@@ -264,17 +268,6 @@ def _compiled_subsets(lib: ctypes.PyDLL, nfa: Nfa, parts: list[Ranges]) -> tuple
     return delta, labels, 1 if len(delta) > 1 else 0
 
 
-def _members(bits: int) -> list[int]:
-    """The numbers of the bits that are set."""
-    if bits.bit_count() > 64:
-        return [i for i, bit in enumerate(reversed(bin(bits)[2:])) if bit == "1"]
-    out = []
-    while bits:
-        out.append((bits & -bits).bit_length() - 1)
-        bits &= bits - 1
-    return out
-
-
 def read_table(lib: ctypes.PyDLL, table: int, width: int) -> tuple[IntArray, IntArray]:
     """A table that was made in C, [states, width], and its labels. Frees it."""
     count = lib.table_states(table)
@@ -285,7 +278,9 @@ def read_table(lib: ctypes.PyDLL, table: int, width: int) -> tuple[IntArray, Int
 
 
 def from_nfa_in_python(nfa: Nfa) -> CharDfa:
-    """`from_nfa` without what is compiled: what that is held against, and what takes very many followers."""
+    """`from_nfa` without what is compiled: what that is held against. Bit p of an integer stands for position p."""
+    accept = 1 << len(nfa.chars)
+    follow = [sum(1 << p for p in positions) for positions in nfa.follow]
     parts = charset.minterms(nfa.sets)
     bounds, classes = class_map(parts)
     part_of_set = [[i + 1 for i, part in enumerate(parts) if charset.intersect(part, s)] for s in nfa.sets]
@@ -303,16 +298,16 @@ def from_nfa_in_python(nfa: Nfa) -> CharDfa:
             order.append(positions)
         return number[positions]
 
-    start = visit(nfa.start)
+    start = visit(sum(1 << p for p in nfa.start))
     at = 1
     while at < len(order):
-        positions = order[at] & ~nfa.accept
+        positions = order[at] & ~accept
         by_set: dict[int, int] = {}
         while positions:
             low = positions & -positions
             p = low.bit_length() - 1
             positions ^= low
-            by_set[nfa.chars[p]] = by_set.get(nfa.chars[p], 0) | nfa.follow[p]
+            by_set[nfa.chars[p]] = by_set.get(nfa.chars[p], 0) | follow[p]
             work += 1
         if work > MAX_WORK:
             raise TooLarge("too many combinations of positions")
@@ -339,7 +334,7 @@ def from_nfa_in_python(nfa: Nfa) -> CharDfa:
             if group not in columns:
                 columns[group] = [i for i in range(len(parts) + 1) if group >> i & 1]
             delta[state, columns[group]] = target
-    labels = np.array([1 if s & nfa.accept else 0 for s in order], np.int32)
+    labels = np.array([1 if s & accept else 0 for s in order], np.int32)
     return tidy(bounds, classes, delta, labels, start)
 
 

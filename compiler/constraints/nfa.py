@@ -1,7 +1,8 @@
-"""From a regex tree to an automaton without empty moves: sets of positions as Python integers (bit p = position p)."""
+"""From a regex tree to an automaton without empty moves, whose states are the places of the characters in it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from . import charset
@@ -11,6 +12,7 @@ from .regex_ast import Alt, Anchor, Cat, Chars, Regex, Repeat, has_anchor, nonem
 from .regex_syntax import RegexError
 
 MAX_POSITIONS = 60_000
+MAX_FOLLOWERS = 8_000_000
 
 
 class TooLarge(ValueError):
@@ -21,14 +23,13 @@ class TooLarge(ValueError):
 class Nfa:
     """Position p reads one character of `sets[chars[p]]` and goes to the positions in `follow[p]`.
 
-    The last bit, `accept`, stands for the end of the text.
+    The last one, `len(chars)`, stands for the end of the text.
     """
 
     sets: tuple[Ranges, ...]
     chars: tuple[int, ...]
-    follow: tuple[int, ...]
-    start: int
-    accept: int
+    follow: tuple[tuple[int, ...], ...]
+    start: tuple[int, ...]
 
 
 class _Builder:
@@ -106,6 +107,20 @@ def count_positions(node: Regex) -> int:
     return 0
 
 
+def text_lengths(node: Regex) -> tuple[int, float]:
+    """Bounds on the lengths of texts: none is shorter than the first, none longer than the second."""
+    if isinstance(node, Chars):
+        return 1, 1
+    if isinstance(node, Repeat):
+        low, high = text_lengths(node.item)
+        return low * node.low, (high * node.high if node.high is not None else math.inf if high else 0)
+    if isinstance(node, Anchor):
+        return 0, 0
+    parts = [text_lengths(part) for part in (node.parts if isinstance(node, Cat) else node.options)]
+    combine_low, combine_high = (sum, sum) if isinstance(node, Cat) else (min, max)
+    return combine_low(low for low, _ in parts), combine_high(high for _, high in parts)
+
+
 def build_nfa(node: Regex) -> Nfa:
     """The automaton of `node`. Raises TooLarge, and RegexError for an anchor that does not stand at an end."""
     if (size := count_positions(node)) > MAX_POSITIONS:
@@ -115,14 +130,14 @@ def build_nfa(node: Regex) -> Nfa:
     begin = builder.state()
     end = builder.add(node, begin)
     position = {state: i for i, state in enumerate(builder.reads)}
-    accept = 1 << len(position)
+    accept = len(position)
     sets = tuple(builder.sets)
     if any(not anchor.strict for anchor, _ in builder.anchors.values()):
         _refuse_inner_anchors(builder, sets, end)
 
-    def closure(state: int, *, at_start: bool) -> int:
+    def closure(state: int, *, at_start: bool) -> tuple[int, ...]:
         """Positions reachable by empty moves; behind an end anchor only the end itself counts."""
-        found = 0
+        found: set[int] = set()
         seen: set[tuple[int, bool]] = set()
         todo = [(state, False)]
         while todo:
@@ -132,9 +147,9 @@ def build_nfa(node: Regex) -> Nfa:
             seen.add(entry)
             s, at_end = entry
             if s == end:
-                found |= accept
+                found.add(accept)
             if s in position and not at_end:
-                found |= 1 << position[s]
+                found.add(position[s])
             if s in builder.anchors:
                 anchor, target = builder.anchors[s]
                 if anchor.kind == "end":
@@ -142,16 +157,21 @@ def build_nfa(node: Regex) -> Nfa:
                 elif at_start:
                     todo.append((target, at_end))
             todo.extend((target, at_end) for target in builder.moves[s])
-        return found
+        nonlocal num_followers
+        num_followers += len(found)
+        if num_followers > MAX_FOLLOWERS:
+            raise TooLarge(f"more than {MAX_FOLLOWERS} pairs of positions that follow one another")
+        return tuple(sorted(found))
 
-    closures: dict[int, int] = {}
+    num_followers = 0
+    closures: dict[int, tuple[int, ...]] = {}
     follow = []
     for _, target in builder.reads.values():
         if target not in closures:
             closures[target] = closure(target, at_start=False)
         follow.append(closures[target])
     chars = tuple(which for which, _ in builder.reads.values())
-    return Nfa(sets, chars, tuple(follow), closure(begin, at_start=True), accept)
+    return Nfa(sets, chars, tuple(follow), closure(begin, at_start=True))
 
 
 def _refuse_inner_anchors(builder: _Builder, sets: tuple[Ranges, ...], end: int) -> None:

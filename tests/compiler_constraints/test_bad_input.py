@@ -6,11 +6,12 @@ import json
 import re
 import socket
 
+import jsonschema
 import pytest
 from support.constraint_support import mask_of, small_vocabulary
 
 from dslc.compiler.constraints import check_constraint, compile_constraint
-from dslc.compiler.constraints.compile import ConstraintCache
+from dslc.compiler.constraints.compile import ConstraintCache, build_automaton
 from dslc.core.constraint import Constraint
 from dslc.core.errors import ConstraintError
 
@@ -32,6 +33,8 @@ REGEXES = {
     r"[^\s\S]": "matches no text",
     "a^b": "matches no text|start|anchor",
     ".*" + "a" + ".{20}": "too large",
+    ".{0,60000}": "texts of more than 50000 characters",
+    "(ab){30000}.*": "texts of more than 50000 characters",
 }
 
 
@@ -69,6 +72,11 @@ def test_schemas_that_are_refused_name_the_keyword():
     refused({"allOf": [{"type": "string"}, {"type": "integer"}]}, "", "no value meets")
     refused({"properties": {"a": {"enum": []}}, "required": ["a"], "type": "object"}, "", "no value meets")
     refused({"$ref": "#"}, "", "refers to itself")
+    refused({"minLength": 1.5}, "/minLength", "not 1.5$")
+    refused({"type": "integer", "multipleOf": 999983}, "/multipleOf", "remainders")
+    refused({"items": {"enum": [[i, i] for i in range(1001)]}}, "/items/enum", "1000 arrays and objects")
+    with pytest.raises(ConstraintError, match=r"^json_schema: at '': NaN is not JSON$"):
+        check_constraint(Constraint("json_schema", '{"minimum": NaN}'))
 
 
 def test_remote_references_are_refused_and_never_fetched(monkeypatch):
@@ -89,7 +97,10 @@ def test_large_schemas_compile_in_bounds():
         {"type": "object", "minProperties": 1, "maxProperties": 10**6},
         {"enum": [f"v{i}" for i in range(20_000)]},
         {"properties": {f"p{i}": {"type": "integer"} for i in range(3000)}, "type": "object"},
-    ):
+        {"type": "integer", "multipleOf": 3600},
+        {"oneOf": [{"type": "object", "properties": {"k": {"const": f"kind {i}"}, "v": {"type": "string"}},
+                    "required": ["k"]} for i in range(300)]},
+    ):  # fmt: skip
         compiled = ConstraintCache().get(Constraint("json_schema", json.dumps(schema)), small_vocabulary())
         assert mask_of(compiled.start(), small_vocabulary().size)
         assert compiled.stats.num_bytes < 64 * 2**20
@@ -121,3 +132,32 @@ def test_many_distinct_schemas_and_grammars_in_a_row_do_not_grow_without_bound()
     counters = cache.counters
     assert counters.compiled == 800 and counters.evicted > 100
     assert counters.num_bytes < 6 * 2**20
+
+
+def test_a_url_as_long_as_pydantic_has_them():
+    """370,000 states: an automaton of URIs, for each number of characters that are left."""
+    compiled = build_automaton(Constraint("json_schema", '{"type": "string", "format": "uri", "maxLength": 2083}'))
+    for text, right in (("http://a.org/" + "b" * 2070, True), ("http://a.org/" + "b" * 2071, False), ("a b", False)):
+        state = compiled.start
+        for byte in json.dumps(text).encode():
+            state = compiled.step(state, byte) if state >= 0 else state
+        assert (state >= 0 and compiled.accepting(state)) == right
+
+
+def test_options_are_told_apart_by_their_tags_as_jsonschema_does():
+    """Exactly one of several, where constants tell most of them apart, and some of them not."""
+    values = [["a"], ["a", "b"], [1], [True], [1.0], [None], ["b", 2], [False], [0]]
+    options = [{"type": "object", "properties": {"k": {"enum": v}}, "required": ["k"]} for v in values]
+    options += [{"$ref": "#/$defs/c"}, {"properties": {"k": {"const": "d"}}, "required": ["k"]}]
+    schema = {"$defs": {"c": {"$ref": "#/$defs/d"}, "d": {"type": "object", "required": ["k"],
+              "properties": {"k": {"const": "c"}}}}, "oneOf": options}  # fmt: skip
+    automaton = build_automaton(Constraint("json_schema", json.dumps(schema)))
+    checker, taken = jsonschema.Draft202012Validator(schema), 0
+    for value in ("a", "b", "c", "d", 0, 1, 2, 3, True, False, None):
+        state = automaton.start
+        for byte in json.dumps({"k": value}).encode():
+            state = automaton.step(state, byte) if state >= 0 else state
+        accepted = state >= 0 and automaton.accepting(state)
+        assert accepted == checker.is_valid({"k": value}), value
+        taken += accepted
+    assert 2 < taken < 9

@@ -177,11 +177,13 @@ def parse_json(source: str) -> Any:
         raise schema_error(f"not JSON: {error}", "") from None
     except RecursionError:
         raise schema_error(f"nested more than {MAX_DEPTH} deep", "") from None
+    except ConstraintError:
+        raise
     except ValueError as error:  # an integer with thousands of digits
         raise schema_error(f"not usable: {error}", "") from None
 
 
 def shown(value: Any) -> str:
     """A value for a message, cut short."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=float)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -59,14 +59,49 @@ def _one_of(lowering: Lowering, options: list[Formula], within: Shape) -> Formul
     """Exactly one option: the plain union where no two can hold together, else each without the others."""
     formulas = lowering.formulas
     overlaps: list[list[Formula]] = [[] for _ in options]
+    tags = [_tags(lowering, option) for option in options]
     for i, option in enumerate(options):
         for j in range(i):
-            if not lowering.disjoint(options[j], option, within):
+            if not _told_apart(tags[i], tags[j]) and not lowering.disjoint(options[j], option, within):
                 overlaps[i].append(options[j])
                 overlaps[j].append(option)
     return formulas.any(
         formulas.all((option, *map(formulas.negate, others))) for option, others in zip(options, overlaps, strict=True)
     )
+
+
+Tags = dict[str, frozenset[tuple[bool, object]]]
+
+
+def _tags(lowering: Lowering, option: Formula) -> Tags:
+    """The scalars that each required property of an option can be, where option says so itself: what tells most options
+    apart, without making automata."""
+    node, value = option.node, option.node.value if option.node is not None else None
+    for _ in range(_MAX_STEPS):
+        if node is None or not isinstance(value, dict) or "$ref" not in value:
+            break
+        node = target(lowering, node, "$ref")
+        value = node.value
+    if not isinstance(value, dict) or value.get("type") != "object" or "$ref" in value:
+        return {}
+    properties, required = value.get("properties"), value.get("required")
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return {}
+    found: Tags = {}
+    for name in required:
+        inner = properties.get(name) if isinstance(name, str) else None
+        if isinstance(inner, dict) and "$ref" not in inner:
+            constants = [inner["const"]] if "const" in inner else inner.get("enum")
+            if isinstance(constants, list) and not any(isinstance(c, (list, dict)) for c in constants):
+                found[name] = frozenset((isinstance(c, bool), c) for c in constants)
+    return found
+
+
+_MAX_STEPS = 20  # references that are followed
+
+
+def _told_apart(a: Tags, b: Tags) -> bool:
+    return any(name in b and a[name].isdisjoint(b[name]) for name in a)
 
 
 def _dependencies(lowering: Lowering, node: Node) -> Iterator[tuple[str, Formula]]:

@@ -12,7 +12,7 @@ from . import arrays, logic, objects, scalars
 from .document import Document, Node, schema_error, shown
 from .formula import Formula, Formulas
 from .numbers import numbers_of
-from .shape import ArrayAtom, ObjectAtom, Property, Shape, ShapeAlgebra, Unsupported
+from .shape import MAX_ATOMS, ArrayAtom, ObjectAtom, Property, Shape, ShapeAlgebra, Unsupported
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 MAX_NESTING = 150  # schemas applied to one value through references and combinators
@@ -191,6 +191,8 @@ class Lowering(ShapeAlgebra):
 
     def constants(self, values: list[Any], pointer: str) -> Shape:
         """The finite set of these JSON values."""
+        if sum(isinstance(v, (list, dict)) for v in values) > MAX_ATOMS:
+            raise schema_error(f"more than {MAX_ATOMS} arrays and objects in it are not supported", pointer)
         texts = [v for v in values if isinstance(v, str)]
         numbers = [v for v in values if isinstance(v, (int, Decimal)) and not isinstance(v, bool)]
         try:

@@ -17,7 +17,7 @@ from ..nfa import TooLarge
 from ..regex_syntax import parse_regex
 
 MAX_DIGITS = 400  # of a bound; the largest double has 309
-MAX_MODULUS = 3_000  # automata of that many states are joined one behind the other: about a second
+MAX_MODULUS = 4_000  # automata of that many states are joined one behind the other: about a second
 
 _DIGITS = "0123456789"
 
@@ -32,8 +32,13 @@ NO_NUMBERS = from_texts([])
 _ZERO = from_texts(["0"])
 
 
+_PLAIN = 10**15
+
+
 def spelling_of(value: int | Decimal) -> str:
     """The one spelling of a number. Raises TooLarge for more than MAX_DIGITS digits."""
+    if type(value) is int and -_PLAIN < value < _PLAIN:
+        return str(value)
     number = Decimal(value)
     if number and (number.adjusted() > MAX_DIGITS or -int(number.as_tuple().exponent) > MAX_DIGITS):
         raise TooLarge(f"a number with more than {MAX_DIGITS} digits")
@@ -132,7 +137,10 @@ def multiples_of(divisor: int | Decimal) -> CharDfa:
     modulus, power = int("".join(map(str, digits))), int(exponent)
     places = max(-power, 0)
     if modulus > MAX_MODULUS or modulus * (places + 2) > 8 * MAX_MODULUS or power > MAX_DIGITS:
-        raise TooLarge(f"multiples of {divisor} (more than {MAX_MODULUS} remainders)")
+        raise TooLarge(
+            f"{divisor} has too many remainders to keep count of: its digits, without zeros at the end, are those of a "
+            f"number of up to {MAX_MODULUS}"
+        )
     digit_language = _divisible_digits(modulus, places, max(power, 0))
     signed = union(digit_language, _with_minus(digit_language))
     return intersect(ALL_NUMBERS, signed)
