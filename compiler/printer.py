@@ -47,7 +47,9 @@ def print_op(op: AnyOp) -> str:
 
 def string_text(value: str) -> str:
     """A quoted string; everything that is not printable is escaped, so that a string is always on one line."""
-    return '"' + "".join(_char_text(char) for char in value) + '"'
+    if value.isprintable():  # nearly all are, and some, as a schema with its values, are long
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + "".join(map(_char_text, value)) + '"'
 
 
 def _char_text(char: str) -> str:

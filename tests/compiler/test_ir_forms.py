@@ -2,6 +2,7 @@
 # ruff: noqa: E501 (tables with one case a line)
 
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from dslc.compiler import fields, parser, printer, serial
 from dslc.compiler.fields import FIELDS, POSITIONAL, Kind
 from dslc.compiler.ir import IR_VERSION, OP_CLASSES, Program, Ref, Return, Text, walk
 from dslc.compiler.parser import parse_ops, parse_program
-from dslc.compiler.printer import print_op, print_program
+from dslc.compiler.printer import print_op, print_program, string_text
 from dslc.compiler.serial import from_json, to_json
 from dslc.core.errors import IRSyntaxError
 
@@ -187,3 +188,15 @@ def test_other_json_is_refused(text):
 
 def test_refs_are_values_not_numbers():
     assert parse_program(TRIAGE).body[-1].value[0] == Ref(3)
+
+
+def test_strings_are_quoted_as_character_by_character():
+    rng = random.Random(1)
+    for _ in range(500):
+        text = "".join(rng.choices('a"\\\n\t é\u200b\U0001f600', k=rng.randrange(6)))
+        quoted = string_text(text)
+        assert quoted == '"' + "".join(map(string_text_of_char, text)) + '"' and quoted.isprintable()
+
+
+def string_text_of_char(char: str) -> str:
+    return string_text(char)[1:-1]
