@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...core.errors import SourceLoc
+from .effects import Effects, effects_of
 from .hooks import Hooks
 from .host import HostTable, mentions_language
 from .language import is_language
@@ -25,6 +26,7 @@ class Copies:
         self.forced_loops: set[tuple[str, int]] = set()  # loops not to be unrolled
         self.forced_branches: set[tuple[str, int]] = set()  # lines of `if`s that are to be regions
         self._changed: dict[int, Any] = {}  # objects of the process that calls of the run may change, by id
+        self._effects: dict[int, tuple[Any, Effects]] = {}
         self.rebound: set[tuple[int, str]] = set()  # globals that they set: the id of their dict, and the name
         self.read: dict[int, Any] = {}  # objects of the process that the trace has read, by id
         self.num_arguments = 0  # they are the first values
@@ -77,6 +79,13 @@ class Copies:
             self.forced_branches |= new
             self._copies.clear()
         return bool(new)
+
+    def effects(self, function: Any) -> Effects:
+        """What calling a function may change; looked for once in a trace."""
+        found = self._effects.get(id(function))
+        if found is None:
+            found = self._effects[id(function)] = (function, effects_of(function))
+        return found[1]
 
     def note_changes(self, objects: Iterable[Any], names: Iterable[tuple[int, str]]) -> bool:
         """A call of the run may change these objects and what they hold, and set these globals.

@@ -38,7 +38,7 @@ from ..ir import (
     Text,
 )
 from .copies import Copies
-from .effects import changes_argument, effects_of
+from .effects import changes_argument
 from .events import Decision, Enter, Leave, NotInline, PathEvent, TraceStop
 from .hooks import Recipe
 from .host import is_immutable, module_name
@@ -470,13 +470,13 @@ class PathTracer:
             if isinstance(value, (Symbol, str, int, float)) or value is None:
                 continue
             if isinstance(value, (types.FunctionType, types.MethodType)):
-                found = effects_of(value)
+                found = self._copies.effects(value)
                 objects += found.objects
                 names += found.names
             elif self.is_captured(value) and changes_argument(function, position, value):
                 objects.append(value)
         if isinstance(function, (types.FunctionType, types.MethodType, type)):
-            found = effects_of(function)
+            found = self._copies.effects(function)
             objects += found.objects
             names += found.names
         if not objects and not names:
