@@ -5,6 +5,7 @@ import pytest
 from dslc.compiler.ir import Gen, Opaque, Role, Scope, Select, Set, Text, walk
 from dslc.compiler.printer import print_program
 from dslc.compiler.tracing import Symbol, operand, strict_error, trace
+from dslc.compiler.tracing.tracer import PathTracer
 from dslc.compiler.verifier import verify
 from dslc.core.errors import ProgramError, SourceLoc, UndefinedVariable
 
@@ -456,3 +457,29 @@ def test_a_loop_on_a_generated_value_is_bounded():
     assert [op.name for op in walk(program_of(until).body)] == [
         "arg", "gen", "loop", "expr", "expr", "switch", "gen", "next", "break",
     ]  # fmt: skip
+
+
+def found_in(value):
+    return next((word for word in ("one", "two") if word in value), "none")
+
+
+def test_what_one_path_has_attempted_in_vain_the_next_does_not_attempt_again(monkeypatch):
+    def body(s):
+        for step in range(3):
+            s += gen(f"x{step}")
+            if s[f"x{step}"] == "stop":
+                return
+            s += found_in(s[f"x{step}"])
+
+    attempts = []
+    attempted = PathTracer._attempted
+
+    def counting(self, compute):
+        found = attempted(self, compute)
+        attempts.extend([found] if not self._num_inline else [])
+        return found
+
+    monkeypatch.setattr(PathTracer, "_attempted", counting)
+    text = "\n".join(body_text(body))
+    assert attempts == [None] * 3  # a branch on what is not known yet: the run calls the function
+    assert text.count("= host") == 3 and text.count("switch") == 3

@@ -1,11 +1,13 @@
 """Every option of gen() and run() reaches the request; gen's go before run's; wrong ones are refused at their line."""
 
 import inspect
+import json
 
 import pytest
 from support.scripted import ScriptedBackend
 
 import dslc
+from dslc.core.errors import ConstraintError
 from dslc.core.sampling import SAMPLING_FIELDS, SamplingParams
 
 # name at gen(), field of SamplingParams, a value, what is stored
@@ -277,3 +279,23 @@ def test_unnamed_gens_do_not_collide():
 
     state = program.run(backend=backend)
     assert state.text() == "a:one b:two c:three" and state["b"] == "two"
+
+
+def test_a_line_asks_for_what_its_lists_and_dicts_hold_now():
+    stops, schema = ["a"], {"const": 1}
+
+    def line():
+        return dslc.gen("x", stop=stops, json_schema=schema)
+
+    first = line()
+    assert line() is first  # the same line, the same contents
+    stops.append("b")
+    second = line()
+    assert (dict(first.sampling)["stop"], dict(second.sampling)["stop"]) == (("a",), ("a", "b"))
+    schema["const"] = True  # equal to 1, and another schema
+    third = line()
+    consts = [json.loads(g.constraint.source)["const"] for g in (second, third)]
+    assert [type(value) for value in consts] == [int, bool]
+    schema["const"] = {1}
+    with pytest.raises(ConstraintError):
+        line()
