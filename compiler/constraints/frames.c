@@ -127,6 +127,7 @@ static void make_room(Machine *m, i64 number) {
     i64 room = number + 1 + number / 2 + 16;
     m->contexts = realloc(m->contexts, room * sizeof(Context));
     memset(m->contexts + m->room, 0, (room - m->room) * sizeof(Context));
+    m->num_bytes += (room - m->room) * (i64)sizeof(Context);
     m->room = room;
 }
 
@@ -146,6 +147,7 @@ void define_python(Machine *m, i64 number) { fresh(m, number, PYTHON); }
 
 void define_moves(Machine *m, i64 number, i32 count, const u8 *bytes, const i64 *targets) {
     Context *c = fresh(m, number, MOVES);
+    m->num_bytes += 550 + 9 * count;
     c->length = count;
     c->targets = copied(targets, sizeof(i64) * count);
     c->bytes = calloc(512 + count, 1); /* by byte; then the bytes themselves */
@@ -158,6 +160,7 @@ void define_moves(Machine *m, i64 number, i32 count, const u8 *bytes, const i64 
 
 void define_leaf(Machine *m, i64 number, int is_string, Dfa *dfa, i32 num_labels, const i32 *outcomes) {
     Context *c = fresh(m, number, is_string ? STRING : PLAIN);
+    m->num_bytes += 50 + 12 * num_labels;
     c->dfa = dfa;
     c->length = num_labels;
     c->outcomes = copied(outcomes, sizeof(i32) * num_labels), c->owns_outcomes = 1;
@@ -170,6 +173,7 @@ void define_leaf(Machine *m, i64 number, int is_string, Dfa *dfa, i32 num_labels
 void define_name(Machine *m, i64 number, const Names *names, const u8 *allowed, i32 num_bytes) {
     Context *c = fresh(m, number, NAME);
     i32 count = names->num_names, *running = malloc(sizeof(i32) * (count + 1));
+    m->num_bytes += 50 + 12 * count;
     c->names = names;
     c->length = count;
     c->targets = unknown(count);
@@ -220,6 +224,7 @@ static void enlarge(Machine *m) {
     free(m->table);
     m->table = malloc(sizeof(i32) * (m->mask + 1));
     memset(m->table, 0xFF, sizeof(i32) * (m->mask + 1));
+    m->num_bytes += 2 * (i64)(m->mask + 1);
     for (i32 i = 0; i < m->num_contexts; i++) {
         const Context *c = &m->contexts[i];
         u64 at = hash_of(c->frame, c->x, c->y, c->parent) & m->mask;
@@ -325,6 +330,7 @@ i32 stack_object(Machine *m, i32 count, const i32 *lengths, const u8 *text, cons
     memcpy(o->first_required, first_required, sizeof(i32) * (count + 1));
     memcpy(o->demands, demands, sizeof(i32) * (count + 1));
     for (i32 i = 0; i < count; i++) o->possible[i] = possible[i] && lengths[i] >= 0;
+    m->num_bytes += 300 + 20 * (i64)count + 40 * (i64)o->names->num_nodes;
     return m->num_objects++;
 }
 
@@ -374,10 +380,11 @@ static int may_come(const Object *o, i32 at, i32 property) {
 static int undeclared_may_come(const Object *o, i32 at) { return o->open && o->first_required[at] == o->count; }
 
 /* The running count, in the order of the tree, of the names that may come at property `at`. */
-static const i32 *allowed_names(Object *o, i32 at) {
+static const i32 *allowed_names(Machine *m, Object *o, i32 at) {
     if (!o->allowed[at]) {
         i32 count = o->names->num_names, *running = o->allowed[at] = malloc(sizeof(i32) * (count + 1));
         running[0] = 0;
+        m->num_bytes += 4 * (i64)count;
         for (i32 i = 0; i < count; i++) running[i + 1] = running[i] + may_come(o, at, o->names->number[i]);
     }
     return o->allowed[at];
@@ -564,7 +571,7 @@ i64 machine_step(Machine *m, i64 state, u8 b) {
         }
         case NAME:
         case S_NAME: {
-            const i32 *running = c->how == NAME ? c->outcomes : allowed_names(&m->objects[c->x], (i32)c->y);
+            const i32 *running = c->how == NAME ? c->outcomes : allowed_names(m, &m->objects[c->x], (i32)c->y);
             i32 node = (i32)leaf, place = c->names->low[node], child = name_child(c->names, node, b);
             if (b == '"' && child < 0) /* with a child it is the name's own, behind a backslash */
                 return c->names->end[node] >= 0 && running[place + 1] > running[place] ? leave(m, number, place) : DEAD;
@@ -697,7 +704,7 @@ static int meet_targets(Machine *m, i64 number, Ahead *a) {
         return 0;
     case NAME:
     case S_NAME: {
-        const i32 *running = c.how == NAME ? c.outcomes : allowed_names(&m->objects[c.x], (i32)c.y);
+        const i32 *running = c.how == NAME ? c.outcomes : allowed_names(m, &m->objects[c.x], (i32)c.y);
         for (i32 k = 0; k < c.names->num_names && target != FAILED; k++)
             if (running[k + 1] > running[k]) meet(a, target = leave(m, number, k));
         return target == FAILED ? FAILED : 0;

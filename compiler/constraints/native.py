@@ -119,7 +119,7 @@ def given(array: np.ndarray[Any, Any]) -> bytes | int:
 
 def written(array: np.ndarray[Any, Any]) -> int:
     """An array as an argument that is written to."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.nbytes else 0
+    return ctypes.addressof(ctypes.c_char.from_buffer(array.data)) if array.nbytes else 0
 
 
 def why_not() -> str | None:

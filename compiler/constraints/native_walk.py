@@ -287,7 +287,7 @@ class NativeMachine:
         this = weakref.ref(self)  # no cycle through the callbacks
         self._callbacks = (RESOLVE(partial(_resolve, this)), STEP(partial(_step, this)))
         self.handle: int = lib.machine_new(*self._callbacks)
-        self._count = ctypes.c_int64.from_address(self.handle)
+        self._sizes = (ctypes.c_int64 * 2).from_address(self.handle)  # contexts, bytes
         weakref.finalize(self, lib.machine_free, self.handle)
 
     @property
@@ -298,7 +298,7 @@ class NativeMachine:
 
     @property
     def num_contexts(self) -> int:
-        return self._count.value
+        return self._sizes[0]
 
     def define(self, context: int) -> None:
         """Describe a context."""
@@ -351,7 +351,8 @@ class NativeMachine:
 
     @property
     def num_bytes(self) -> int:
-        return 250 * self.num_contexts + 2000
+        """Of all tables, the automata that they point to left out."""
+        return 2000 + self._sizes[1]
 
     def explore(self, state: int, limit: int) -> int:
         """Meet up to `limit` contexts ahead of their use, those nearest to `state`; returns how many."""

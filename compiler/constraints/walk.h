@@ -132,7 +132,7 @@ typedef i64 (*Resolve)(i64 context, i64 outcome);
 typedef i64 (*Step)(i64 state, i64 byte);
 
 struct Machine {
-    i64 num_contexts; /* read by Python */
+    i64 num_contexts, num_bytes; /* both read by Python */
     i64 room;
     Context *contexts;
     Resolve resolve;
