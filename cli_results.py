@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import decimal
+import enum
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +71,7 @@ class Results:
     def write(self, index: int, seed: int, arguments: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         """A row's line, handed to the system before this returns."""
         line = {"index": index, "seed": seed, "run": self.run, "arguments": arguments, **found}
-        self._file.write(json.dumps(line, ensure_ascii=False, default=repr).encode() + b"\n")
+        self._file.write(json.dumps(line, ensure_ascii=False, default=plain).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -76,7 +81,23 @@ class Results:
 
 def as_json(value: Any) -> Any:
     """A value as it comes back from a file of results."""
-    return json.loads(json.dumps(value, default=repr))
+    return json.loads(json.dumps(value, default=plain))
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON has no form for, as one that it has: pydantic models and dataclasses as objects, sets and enums
+    by what they hold, dates and the like as the text of their types, anything else as its `repr`."""
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return str(value) if isinstance(value, (decimal.Decimal, uuid.UUID)) else repr(value)
 
 
 def run_name(fingerprint: str, model: str | None, sampling: Mapping[str, Any]) -> str:

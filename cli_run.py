@@ -201,13 +201,15 @@ def _seed(sampling: dict[str, Any], results: Results | None, kept: Kept | None) 
 
 
 def _print_state(state: ProgramState, as_json: bool) -> None:
+    from .cli_results import plain
+
     result = _result(state)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False, default=repr))
+        print(json.dumps(result, ensure_ascii=False, default=plain))
         return
     if result["text"] is not None:
         print(result["text"])
-    print(json.dumps(result["variables"], ensure_ascii=False, indent=1, default=repr))
+    print(json.dumps(result["variables"], ensure_ascii=False, indent=1, default=plain))
     if result["ret_value"] is not None:
         print(f"returned {result['ret_value']!r}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.events import Failed, Finished
@@ -37,6 +37,8 @@ h1 { font-size: 1.1rem; margin: 0 } #facts { min-height: 1.4em; color: var(--dim
 .lane .forced { top: 70%; height: 30%; width: 4px; background: #da2 }
 .lane .preempted { top: 0; height: 100%; width: 3px; background: #c33 }
 .failed { background: #c33 } .replayed { background: #a6a } .finished { border-right: 2px solid #173 }
+.key i { display: inline-block; width: 1.2em; height: .8em; margin: 0 .4em 0 1.2em; vertical-align: middle }
+.axis .lane { color: var(--dim) } .axis span { position: absolute }
 .forwards { height: 4em } .lane.forwards i { top: auto; bottom: 0; background: #c82; height: calc(var(--rows) * 100%) }
 """
 _SCRIPT = """
@@ -69,13 +71,37 @@ def print_timeline(trace: RunTrace, plan: Plan | None = None) -> str:
         [
             f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
             f"<style>{_STYLE}</style></head><body>",
-            f"<header><h1>{html.escape(title)}</h1>{html.escape(summary)}<div id=facts></div></header>",
+            f"<header><h1>{html.escape(title)}</h1>{html.escape(summary)}<div class=key>{_key(spans)}</div>"
+            "<div id=facts>Point at a request to see its numbers.</div></header>",
+            _axis(scale),
             *_forwards(trace, scale),
             *_lines(shown, names, scale),
             f'<script type="application/json" id="data">{data}</script>',
             f"<script>{_SCRIPT}</script></body></html>",
         ]
     )
+
+
+_KEY = {  # the colours of _STYLE
+    "queued": ("#8885", "waits"), "cached": ("#136", "prompt, from the cache"), "prefill": ("#48c", "prompt, computed"),
+    "decode": ("#2a75", "generates"), "scored": ("#27a", "scores choices"), "token": ("#173", "a token"),
+    "forced": ("#da2", "forced tokens"), "preempted": ("#c33", "preempted"), "replayed": ("#a6a", "replayed"),
+    "failed": ("#c33", "failed"),
+}  # fmt: skip
+
+
+def _key(spans: Sequence[Span]) -> str:
+    """What the colours mean, those that the page may hold."""
+    rare = {"preempted": any(s.preempted for s in spans), "replayed": any(s.is_replayed for s in spans)}
+    rare["failed"] = any(isinstance(s.ended, Failed) for s in spans)
+    shown = [_KEY[kind] for kind in _KEY if rare.get(kind, True)]
+    return "".join(f'<i style="background:{color}"></i>{text}' for color, text in shown)
+
+
+def _axis(scale: _Scale) -> str:
+    """Seconds since the first request, at every fifth of the run."""
+    marks = "".join(f'<span style="left:{20 * i}%">{scale.seconds * i / 5:.3g} s</span>' for i in range(5))
+    return f'<div class="run axis"><div class="name">time</div><div class="lane">{marks}</div></div>'
 
 
 class _Scale:
