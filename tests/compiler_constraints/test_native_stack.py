@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
 import pytest
 from support.constraint_samples import random_schema
 from support.constraint_support import mask_of, small_vocabulary
@@ -16,6 +17,7 @@ from dslc.compiler.constraints.native import library
 from dslc.compiler.constraints.schema.frames import SHIFT, Kind, Phase
 from dslc.compiler.constraints.schema.machine import SchemaMachine
 from dslc.compiler.constraints.schema.native_stack import NativeStack
+from dslc.compiler.constraints.token_index import TokenIndex
 from dslc.core.constraint import Constraint
 from dslc.core.errors import ConstraintError
 
@@ -158,3 +160,33 @@ def test_frames_keep_their_numbers_when_the_walk_begins_late():
     assert isinstance(machine._stack, NativeStack)
     assert [machine._at(context) for context in range(len(before))] == before
     assert machine.accepting(made.index.step_bytes(state, b'me": "y"}'))
+
+
+def test_the_inside_of_strings_begins_with_a_row_that_is_shared():
+    schema = {"type": "object", "properties": {"a": STRING, "b": {"type": "string", "maxLength": 300}}}
+    index = compiled(json.dumps(schema), "spaced").index
+    rows = {id(row) for row in index.trie.native.rows}
+    for text in (b'{"', b'{"a": "', b'{"a": "xyz', b'{"b": "', b'{"b": "12'):
+        mask = index.mask(index.step_bytes(index.automaton.start, text))
+        assert id(mask.base) in rows, text
+        row, other = mask_rows(index, text)
+        assert (row == other).all()
+
+
+def mask_rows(index: TokenIndex, text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The row of the compiled walk, and the Python one's."""
+    state = index.step_bytes(index.automaton.start, text)
+    rows = [np.full(index.trie.num_words + 2, -1, np.int32) for _ in range(2)]
+    index.mask(state).write(rows[0])
+    index.compute_in_python(state).write(rows[1])
+    return rows[0], rows[1]
+
+
+def test_memory_grows_with_what_is_read():
+    properties = {f"property {i}": INTEGER for i in range(400)}
+    made = compiled(json.dumps({"type": "object", "properties": properties, "additionalProperties": False}), "spaced")
+    before, state = made.num_bytes, made.index.automaton.start
+    for byte in b"{" + b", ".join(b'"property %d": 1' % i for i in range(400)) + b"}":
+        state = made.index.step_bytes(state, bytes([byte]))
+    assert made.index.accepting(state)
+    assert 400 * 400 * 4 < made.num_bytes - before < 4_000_000  # the names that may come, at each property
