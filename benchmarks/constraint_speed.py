@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import random
 import resource
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -87,6 +88,7 @@ def masks(items: list[Item], engines: list[Engine], tekken: Tekken, limit_s: flo
     results = {engine.name: MaskTimes() for engine in engines}
     row = np.zeros(tekken.row_words, np.int32)
     done = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it runs in the background
     try:
         for item in items:
             for engine in engines:  # interleaved, so that noise of the machine falls on all
