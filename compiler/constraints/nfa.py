@@ -135,6 +135,8 @@ def build_nfa(node: Regex) -> Nfa:
     if any(not anchor.strict for anchor, _ in builder.anchors.values()):
         _refuse_inner_anchors(builder, sets, end)
 
+    num_followers = 0
+
     def closure(state: int, *, at_start: bool) -> tuple[int, ...]:
         """Positions reachable by empty moves; behind an end anchor only the end itself counts."""
         found: set[int] = set()
@@ -163,7 +165,6 @@ def build_nfa(node: Regex) -> Nfa:
             raise TooLarge(f"more than {MAX_FOLLOWERS} pairs of positions that follow one another")
         return tuple(sorted(found))
 
-    num_followers = 0
     closures: dict[int, tuple[int, ...]] = {}
     follow = []
     for _, target in builder.reads.values():
