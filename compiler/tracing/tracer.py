@@ -52,7 +52,7 @@ new_expr = maker(Expr)
 
 MAX_PATHS = 256
 MAX_OPS = 4096
-MAX_EVENTS = 60_000  # of all paths, as often as they are recorded: what bounds the time
+MAX_EVENTS = 20_000  # of all paths, as often as they are recorded: what bounds the time
 MAX_TICKS = 1_000_000  # hook calls of one path: bounds pure Python loops
 MAX_ROUNDS = 8  # of a loop that is unrolled, where the paths turn out to be too many or too long
 MAX_DEPTH = 64  # functions followed into one another
