@@ -64,19 +64,12 @@ class Compiling:
             verify(program)
 
     def stats(self, program: Program, plan: Plan) -> dict[str, str]:
-        """Counts of a plan by name, its automata, and what a run of it will cost, as far as that is known."""
+        """Counts of a plan by name, and what a run of it will cost, as far as that is known."""
         from .compiler.budget import budget
-        from .compiler.constraints import compile_constraint
         from .compiler.pipeline import plan_stats
         from .core.picture_tokens import picture_tokens
 
         found = {name: str(count) for name, count in plan_stats(plan).items()}
-        vocabulary = self.tokenizer.vocabulary if plan.constraints else None
-        states = 0
-        for constraint in plan.constraints:
-            assert vocabulary is not None
-            states += compile_constraint(constraint, vocabulary, encode=self.tokenizer.encode).stats.num_states
-        found["constraint_states"] = str(states)
         cost = budget(plan.program, self.tokenizer, pictures=picture_tokens(self.model))
         for name in ("requests", "prompt_tokens", "computed", "generated_tokens", "scored_tokens", "forwards", "rows"):
             found[f"run_{name}"] = str(getattr(cost, name))
