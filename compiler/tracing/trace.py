@@ -19,10 +19,14 @@ from .events import Decision, PathEvent, TraceStop
 from .hooks import is_traceable
 from .loops import Retrace
 from .merge import merge, tree_of
+from .recorder import MAX_OPS, Way
 from .rewrite import CannotRewrite, location
 from .source import parameters
 from .symbols import Symbol, operand
-from .tracer import MAX_EVENTS, MAX_OPS, MAX_PATHS, PathTracer, Way
+from .tracer import PathTracer
+
+MAX_PATHS = 256
+MAX_EVENTS = 20_000  # of all paths, as often as they are recorded: what bounds the time
 
 
 @dataclass(frozen=True, slots=True)
