@@ -630,45 +630,76 @@ i64 step_bytes(Machine *m, i64 state, const u8 *data, i32 length) {
     return state;
 }
 
+static i32 add_few(const u8 *bytes, i32 count, u8 *into, i32 found) {
+    if (found < 0 || found + count > FEW) return NONE;
+    memcpy(into + found, bytes, count);
+    return found + count;
+}
 
-
-/* The bytes that may come at `state` and maybe a few others, where there are at most FEW and that is known; else NULL. */
-const u8 *few_bytes(Machine *m, i64 state, i32 *count) {
-    i64 number = state >> 32, leaf = state & 0xFFFFFFFFll;
-    if (number >= m->num_contexts) return 0;
-    const Context *c = &m->contexts[number];
-    switch (c->how) {
-    case MOVES:
-        *count = c->length;
-        return c->length <= FEW ? c->bytes + 512 : 0;
-    case NAME:
-    case S_NAME:
-        if (c->names->end[leaf] >= 0) return 0;
-        *count = c->names->first[leaf + 1] - c->names->first[leaf];
-        return *count <= FEW ? c->names->byte + c->names->first[leaf] : 0;
-    case S_TEXT:
-        *count = 1;
-        return m->texts[c->x].bytes + leaf;
-    case S_VALUE: {
-        const Value *v = value_of(m, c->x);
-        if (!v || v->count > FEW) return 0;
-        *count = v->count;
-        return v->begins;
+/* The bytes that a character automaton takes in a state between two characters; NONE where they are many. */
+static i32 few_of_dfa(Dfa *d, i64 leaf, u8 *into) {
+    if (!d->few) d->few = calloc(d->num_states, FEW + 1);
+    u8 *kept = d->few + (i64)(leaf / d->width) * (FEW + 1); /* [0]: 0 not yet asked, one more than their number, or 255 */
+    if (!kept[0]) {
+        i32 count = 0;
+        for (i32 b = 0; b < 256 && count <= FEW; b++)
+            if (dfa_step(d, leaf, (u8)b) >= 0 && count++ < FEW) kept[count] = (u8)b;
+        kept[0] = count > FEW ? 255 : (u8)(count + 1);
     }
-    case S_OPEN_OBJECT:
-        *count = 2;
-        return (const u8 *)"\"}";
-    case S_AFTER_OBJECT:
-        *count = 2;
-        return m->after; /* a comma, "}", "]" */
-    case S_AFTER_ARRAY:
-        *count = 3;
-        return m->after;
-    case S_NOTHING:
-        *count = 0;
-        return m->after;
-    default:
-        return 0;
+    return kept[0] == 255 ? NONE : add_few(kept + 1, kept[0] - 1, into, 0);
+}
+
+/* The bytes that may come at `state` and maybe a few others, in `into` [FEW]: their number, or NONE where they are many or that
+   is not known. */
+i32 few_bytes(Machine *m, i64 state, u8 *into) {
+    i32 found = 0;
+    for (;;) { /* a frame that may be over, or hold nothing, adds its bytes to those of what is behind it */
+        i64 number = state >> 32, leaf = state & 0xFFFFFFFFll;
+        if (number >= m->num_contexts) return NONE;
+        const Context *c = &m->contexts[number];
+        switch (c->how) {
+        case MOVES:
+            return add_few(c->bytes + 512, c->length, into, found);
+        case NAME:
+        case S_NAME: {
+            i32 first = c->names->first[leaf];
+            if (c->names->end[leaf] >= 0) found = add_few((const u8 *)"\"", 1, into, found);
+            return add_few(c->names->byte + first, c->names->first[leaf + 1] - first, into, found);
+        }
+        case PLAIN: {
+            if (leaf % c->dfa->width) return NONE;
+            i32 label = c->dfa->labels[leaf / c->dfa->width];
+            i32 more = found ? NONE : few_of_dfa(c->dfa, leaf, into);
+            if (more < 0 || !label || !c->outcomes[label]) return more;
+            if ((state = leave(m, number, label)) < 0) return state == DEAD ? more : NONE;
+            found = more;
+            continue;
+        }
+        case S_TEXT:
+            return add_few(m->texts[c->x].bytes + leaf, 1, into, found);
+        case S_GAP:
+            found = add_few((const u8 *)" \n\r\t", 4, into, found);
+            state = c->parent << 32 | c->y;
+            continue;
+        case S_VALUE: {
+            const Value *v = value_of(m, c->x);
+            return v ? add_few(v->begins, v->count, into, found) : NONE;
+        }
+        case S_OPEN_OBJECT:
+            return add_few((const u8 *)"\"}", 2, into, found);
+        case S_AFTER_OBJECT:
+            return add_few(m->after, 2, into, found); /* a comma, "}", "]" */
+        case S_OPEN_ARRAY:
+            found = add_few((const u8 *)"]", 1, into, found);
+            if ((state = array_item(m, number)) < 0) return state == DEAD ? found : NONE;
+            continue;
+        case S_AFTER_ARRAY:
+            return add_few(m->after, 3, into, found);
+        case S_NOTHING:
+            return found;
+        default:
+            return NONE;
+        }
     }
 }
 

@@ -173,7 +173,7 @@ Dfa *dfa_new(i32 num_states, i32 num_classes, i32 width, const i32 *table, const
 }
 
 void dfa_free(Dfa *d) {
-    free((void *)d->wide), free(d->closures), free(d->known), free(d->alike), free(d->freedom);
+    free((void *)d->wide), free(d->closures), free(d->known), free(d->alike), free(d->freedom), free(d->few);
     free(d->stamps), free(d);
 }
 
@@ -381,14 +381,15 @@ static i32 walk(Machine *m, const Scratch *at, const Trie *t, i64 state, const C
     while (top) {
         i32 node = t->nodes[--top];
         state = t->states[top];
-        i32 i = t->children[node] - 1, last = t->children[node + 1], few = 0;
-        const u8 *bytes = last - i > MANY_CHILDREN ? few_bytes(m, state, &few) : 0;
+        i32 i = t->children[node] - 1, last = t->children[node + 1];
+        u8 bytes[FEW];
+        i32 few = last - i > MANY_CHILDREN ? few_bytes(m, state, bytes) : NONE, next = 0;
         const Context *in = (state >> 32) < m->num_contexts ? &m->contexts[state >> 32] : 0;
         Dfa *inside = in && in->how == STRING ? in->dfa : 0; /* no byte but a quote leads elsewhere */
         i64 base = state & ~0xFFFFFFFFll, leaf = state & 0xFFFFFFFFll;
-        while (bytes ? few-- > 0 : ++i < last) {
-            if (bytes) { /* so few may come that they are looked for */
-                const u8 *found = memchr(t->bytes + t->children[node], *bytes++, last - t->children[node]);
+        while (few >= 0 ? next < few : ++i < last) {
+            if (few >= 0) { /* so few may come that they are looked for */
+                const u8 *found = memchr(t->bytes + t->children[node], bytes[next++], last - t->children[node]);
                 if (!found) continue;
                 i = (i32)(found - t->bytes);
             }

@@ -26,6 +26,7 @@ typedef uint64_t u64;
 #define SPACES 4 /* separators beyond ASCII, which `.` or \S leave out */
 #define UNBOUNDED 255
 #define MAX_LOOKED_AT 1000
+#define FEW 24 /* bytes that are looked for one by one */
 
 /* The tree */
 
@@ -70,6 +71,7 @@ typedef struct {
     u8 *alike;         /* [S] one more than `alike_for`; 0: not yet asked */
     i32 *freedom;      /* [S] one more than `dfa_freedom`; 0: not yet asked */
     i32 alphabet;      /* of all characters, in a spelling that is usual; or NONE */
+    u8 *few;           /* [S, FEW + 1] the bytes that a state takes, where that was asked; see `few_of_dfa` */
 } Dfa;
 
 /* The state after a byte, DEAD if it is not allowed. */
@@ -115,7 +117,6 @@ typedef struct {
 } Context;
 
 #define ODD (-2)
-#define FEW 24 /* bytes that are looked for one by one */
 /* What `Resolve` is asked, beside the state behind a text that ends with outcome >= 0: */
 #define ASK_DESCRIPTION (-1)
 #define ASK_VALUE (-2) /* the program of a demand */
@@ -153,4 +154,4 @@ struct Machine {
 INTERNAL i64 machine_step(Machine *m, i64 state, u8 b);
 INTERNAL int stack_accepts(Machine *m, i64 state);
 INTERNAL int machine_define(Machine *m, i64 number);
-INTERNAL const u8 *few_bytes(Machine *m, i64 state, i32 *count);
+INTERNAL i32 few_bytes(Machine *m, i64 state, u8 *into);
