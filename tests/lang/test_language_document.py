@@ -133,8 +133,8 @@ def test_the_page_has_every_public_name_and_option():
     missing += [name for name in (*GEN_OPTIONS, *RUN_NAMES) if name not in words]
     methods = [name for name in dir(dslc.ProgramState) if not name.startswith("_")]
     inner = {
-        "append", "begin_role", "end_role", "role_region", "emit_gen", "emit_media", "emit_select", "emit_special",
-        "forget_types", "go_on_with", "open_turn", "sink", "stream",
+        "append", "append_text", "begin_role", "end_role", "role_region", "emit_gen", "emit_media", "emit_select",
+        "emit_special", "emit_turn", "forget_types", "go_on_with", "open_turn", "sink", "stream",
     }  # fmt: skip
     missing += [name for name in methods if name not in words and name not in inner]
     assert not missing, f"docs/language.md does not tell of {', '.join(missing)}"
