@@ -23,6 +23,7 @@ from ..core.backend import Capabilities, Counters, EventSink
 from ..core.config import EngineConfig
 from ..core.errors import Aborted, EngineClosed, EngineError, ErrorInfo, RequestError
 from ..core.events import Event, Failed
+from .collector import without_old_objects
 from .encode_api import EncodeAPI
 from .encoding import EncodeDefaults, Encoder, Job, labels_of
 from .generate import GenerateAPI
@@ -488,7 +489,7 @@ class Engine(GenerateAPI, EncodeAPI):
                 atexit.register(self.close)  # a thread must not be in a forward when the interpreter goes
 
     def _run(self) -> None:
-        with self._drive:
+        with without_old_objects(), self._drive:
             while not self._is_closed:
                 seen = self._mailbox.version
                 try:
