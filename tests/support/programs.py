@@ -199,6 +199,8 @@ class _Builder:
         if "branch" in self.ops and self.draw(st.integers(0, 2)) == 0:
             group, self.next_stream = self.next_stream, self.next_stream + 1
             scope.groups[group] = (stream, size, set(scope.variables[stream]), -1)
+            if stream in scope.roles:  # its branches begin inside that role
+                scope.roles.add(group)
             return Fork(stream=stream, streams=(group,), count=size)
         streams = tuple(self._new_stream(scope, stream) for _ in range(size))
         scope.forks[self.next_fork] = (stream, streams)
@@ -218,6 +220,8 @@ class _Builder:
         scope.variables.pop(before, None)
         target, self.next_stream = self.next_stream, self.next_stream + 1
         scope.variables[target] = names
+        if group in scope.roles:
+            scope.roles.add(target)
         scope.groups[group] = (parent, size, names, target)
         return Branch(stream=group, target=target, index=self.draw(st.integers(0, size - 1)))
 
