@@ -41,12 +41,13 @@ BOOLEAN: frozenset[str] = frozenset(
         "islower",
     }
 )
+# Their value is a string.
+TEXTUAL: frozenset[str] = frozenset(
+    {"text", "format", "str", "repr", "concat", "join", "strip", "lstrip", "rstrip", "lower", "upper", "title",
+     "capitalize", "replace", "casefold", "zfill", "removeprefix", "removesuffix"}
+)  # fmt: skip
 # Their value is a string, a number or a truth value: nobody can change it later, whatever the operands are.
-SCALAR: frozenset[str] = BOOLEAN | {
-    "text", "format", "str", "repr", "concat", "join", "strip", "lstrip", "rstrip", "lower", "upper", "title",
-    "capitalize", "replace", "casefold", "zfill", "removeprefix", "removesuffix", "len", "int", "float", "find",
-    "rfind", "count", "unordered",
-}  # fmt: skip
+SCALAR: frozenset[str] = BOOLEAN | TEXTUAL | {"len", "int", "float", "find", "rfind", "count", "unordered"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from ..expressions import SCALAR, STATEFUL
 from ..fields import all_defined, refs_in, used
-from ..ir import AnyOp, Arg, Expr, Gen, Host, Loop, Ref, Scope, Select, walk
+from ..ir import AnyOp, Arg, Expr, Gen, Host, Loop, Scope, Select, walk
 
 
 class Changes:
     """Of the values of a program, which a call of the user's may change."""
 
     def __init__(self, body: Sequence[AnyOp]) -> None:
-        self._ops = list(walk(tuple(body)))
-        self._made_by = {ref.id: op for op in self._ops for ref in all_defined(op)}
-        calls = [op for op in self._ops if isinstance(op, Host) and not op.is_pure]
+        ops = list(walk(tuple(body)))
+        self._made_by: dict[int, AnyOp] = {}
+        self._made_at: dict[int, int] = {}
+        self._used_last: dict[int, int] = {}
+        self._loops: list[tuple[int, int]] = []  # where they begin, and where they end
+        self._calls: list[int] = []
+        calls: list[Host] = []
+        for at, op in enumerate(ops):
+            for ref in all_defined(op):
+                self._made_by[ref.id], self._made_at[ref.id] = op, at
+            self._used_last.update((ref.id, at) for ref in used(op))
+            if isinstance(op, Loop):
+                self._loops.append((at, at + sum(1 for _ in walk((op,)))))
+            elif isinstance(op, Host) and not op.is_pure:
+                self._calls.append(at)
+                calls.append(op)
         self.num_calls = len(calls)
         self._known: dict[int, bool] = {}
         self._handed: set[int] = set()
@@ -48,8 +62,8 @@ class Changes:
 
     def is_used_before_calls(self, number: int) -> bool:
         """Whether no call lies between where a value is made and where it is used last, in no loop around its use."""
-        at = next(i for i, op in enumerate(self._ops) if Ref(number) in all_defined(op))
-        last = max((i for i, op in enumerate(self._ops) if Ref(number) in used(op)), default=at)
-        loops = [op for op in self._ops[at:last] if isinstance(op, Loop)]
-        between = [*self._ops[at:last], *(op for loop in loops for op in walk((loop,)))]
-        return not any(isinstance(op, Host) and not op.is_pure for op in between)
+        made = self._made_at[number]
+        last = self._used_last.get(number, made)
+        until = max((end for begin, end in self._loops if made <= begin < last), default=last)
+        at = bisect_left(self._calls, made)
+        return at == len(self._calls) or self._calls[at] >= max(last, until)

@@ -7,6 +7,7 @@ A program that reads such an object itself must look at it when it runs, not whe
 from __future__ import annotations
 
 import ast
+import dis
 import types
 import weakref
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from .source import statements
 
 _PLAIN = (str, int, float, bool, complex, bytes, type(None))
 _CONTAINERS = (list, dict, set, tuple, frozenset)
-_LIMIT = 256  # functions that are looked into from one
+_LIMIT = 256  # functions whose source is read for one; of the others it is only known what they read and set
 
 
 class Effects(NamedTuple):
@@ -41,13 +42,13 @@ def effects_of(function: Any) -> Effects:
     """The effects of a function, method or class of the user's, and of those that it reads."""
     objects: list[Any] = []
     names: list[tuple[int, str]] = []
-    todo, seen = [_plain_function(function)], set[types.CodeType]()
-    while todo and len(seen) < _LIMIT:
+    todo, seen = [_plain_function(function)], set[int]()  # not of code: closures share theirs
+    while todo:
         current = todo.pop()
-        if current is None or current.__code__ in seen or not is_users_function(current):
+        if current is None or id(current) in seen or not is_users_function(current):
             continue
-        seen.add(current.__code__)
-        uses = _uses(current)
+        seen.add(id(current))
+        uses = _uses(current) if len(seen) <= _LIMIT else _without_source(current)
         names += [(id(current.__globals__), name) for name in uses.sets]
         for name, value in _read_by(current):
             if isinstance(value, (types.FunctionType, types.MethodType)) or _is_users_class(value):
@@ -129,12 +130,26 @@ def _uses(function: types.FunctionType) -> _Uses:
     if found is None:
         try:
             tree = statements(function)[0]
-        except (OSError, TypeError, SyntaxError, IndexError):  # no source: it may do anything with what it reads
-            found = _Uses({}, ())
+        except (OSError, TypeError, SyntaxError, IndexError):
+            found = _without_source(function)
         else:
             found = _Reader(function, tree).uses()
         _known[function.__code__] = found
     return found
+
+
+def _without_source(function: types.FunctionType) -> _Uses:
+    """It may do anything with what it reads."""
+    sets: dict[str, None] = {}
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        sets.update(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname in _SETTING))
+        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return _Uses({}, tuple(sets))
+
+
+_SETTING = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 
 
 class _Reader:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ...core.errors import SourceLoc
 from ...core.quick import maker
-from ..expressions import BOOLEAN, FUNCTIONS, SCALAR
+from ..expressions import BOOLEAN, FUNCTIONS, SCALAR, TEXTUAL
 from ..ir import AnyOp, Expr, Host, Opaque, Operand, Ref
 from .copies import Copies
 from .effects import changes_argument
@@ -35,11 +35,7 @@ MAX_DECISIONS = 64  # of one path: they nest in the IR, and everything that read
 # Exprs that read the state: never shared between two places.
 _STATEFUL = frozenset({"get", "has", "text", "typed", "unordered"})
 
-TEXT_FUNCTIONS = frozenset(
-    {"text", "format", "str", "repr", "concat", "join", "strip", "lstrip", "rstrip", "lower", "upper", "title",
-     "capitalize", "replace", "casefold", "zfill", "removeprefix", "removesuffix"}
-)  # fmt: skip
-_STRING_METHODS = TEXT_FUNCTIONS | {
+_STRING_METHODS = TEXTUAL | {
     "startswith", "endswith", "find", "rfind", "count", "isdigit", "isalpha", "isalnum", "isspace", "isupper",
     "islower", "splitlines", "len", "slice",
 }  # fmt: skip
@@ -195,7 +191,7 @@ class PathRecorder:
             return symbol
         symbol = self.symbol()
         self._record(new_expr(out=symbol.ref, fn=fn, args=operands, where=self.here()))
-        if fn in TEXT_FUNCTIONS:
+        if fn in TEXTUAL:
             self._texts.add(symbol.ref.id)
         self._exprs[key] = (symbol, self.num_decisions)
         self._keys[symbol.ref.id] = key

@@ -242,3 +242,34 @@ def test_what_a_function_may_change():
     for function in (hands_on, stores_in_a_part, stores_by_another_name, calls_one_that_stores):
         assert any(value is EXAMPLES for value in effects_of(function).objects), function.__name__
     assert [name for _, name in effects_of(bump).names] == ["COUNT"]
+
+
+def test_beyond_many_functions_and_without_source_whatever_is_read_may_change(tmp_path):
+    """A chain longer than the functions whose source is read, and code that has none."""
+    table, names = {}, {"LAST": [], "NUMBER": 0, "__name__": __name__}
+    source = "def last():\n    global NUMBER\n    NUMBER += 1\n    return len(LAST)\n"
+    exec(compile(source, str(tmp_path / "gone.py"), "exec"), names)
+    found = effects_of(names["last"])
+    assert names["LAST"] in found.objects and (id(names), "NUMBER") in found.names
+
+    for number in range(300):
+        scope = {"inner": table.get(number - 1), "MEMORY": MEMORY, "__name__": __name__}
+        text = "def step():\n    return inner()\n" if number else "def step():\n    return MEMORY.append('x')\n"
+        exec(compile(text, str(tmp_path / f"gone{number}.py"), "exec"), scope)
+        table[number] = scope["step"]
+    assert any(value is MEMORY for value in effects_of(table[299]).objects)
+
+
+def test_closures_that_share_their_code_are_looked_into_one_by_one():
+    first, second = [], []
+
+    def keeper(kept):
+        return lambda x: kept.append(x)
+
+    keep_first, keep_second = keeper(first), keeper(second)
+
+    def both(x):
+        keep_first(x)
+        keep_second(x)
+
+    assert {id(value) for value in effects_of(both).objects} == {id(first), id(second)}
